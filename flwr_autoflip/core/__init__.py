@@ -1,0 +1,1 @@
+"""The method itself, as pure functions; nothing here imports Flower."""

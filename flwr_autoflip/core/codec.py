@@ -1,0 +1,317 @@
+"""Arrays + plan <-> one flat array of values; plan <-> bytes (wire version 1).
+
+Bytes of a plan, in this order, nothing else:
+
+=====================  ==============================================================
+bytes                  meaning
+=====================  ==============================================================
+1                      version, 1
+16                     digest of the layout
+1                      1 if element bitmaps follow, else 0
+ceil(num_units / 8)    one bit a unit, 1 = kept, most significant bit first
+per masked tensor      only if element bitmaps follow: for each trainable tensor in
+                       the layout's order one byte 0 (all kept) or 1, and after a 1
+                       one bit an element of the *small* tensor, C order, padded to
+                       whole bytes
+=====================  ==============================================================
+"""
+
+from collections.abc import Mapping
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import KeepError, WireError
+from .layout import DIGEST_BYTES, Arrays, Layout
+from .plan import Plan
+
+VERSION = 1
+_HEADER = 1 + DIGEST_BYTES + 1
+VALUE_DTYPES = ("float32", "float16")
+
+
+# --- Plan <-> bytes -------------------------------------------------------------------
+
+
+def encode_plan(plan: Plan) -> bytes:
+    """Write a plan as bytes; see the module's table.
+
+    Parameters
+    ----------
+    plan : Plan
+
+    Returns
+    -------
+    bytes
+    """
+    head = bytes([VERSION]) + plan.layout.digest + bytes([bool(plan.small_mask)])
+    parts = [head, np.packbits(plan.alive).tobytes()]
+    for spec in plan.layout.tensors if plan.small_mask else ():
+        if not spec.trainable:
+            continue
+        mask = plan.small_mask.get(spec.name)
+        parts.append(b"\0" if mask is None else b"\1" + np.packbits(mask).tobytes())
+    return b"".join(parts)
+
+
+def plan_digest(data: bytes) -> bytes:
+    """Sixteen bytes that name an encoded plan (and, through it, its layout)."""
+    return blake2b(data, digest_size=DIGEST_BYTES).digest()
+
+
+def decode_plan(data: bytes, layout: Layout) -> Plan:
+    """Read :func:`encode_plan`.
+
+    Parameters
+    ----------
+    data : bytes
+    layout : Layout
+        The model that both sides hold.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    WireError
+        On another version, another model's plan, missing or surplus bytes.
+    """
+    if len(data) < _HEADER or data[0] != VERSION:
+        raise WireError(
+            f"plan: expected version {VERSION} and at least {_HEADER} bytes, got "
+            f"{data[:1].hex() or 'nothing'} and {len(data)} bytes; install the same "
+            "flwr-autoflip on both sides."
+        )
+    if data[1 : 1 + DIGEST_BYTES] != layout.digest:
+        raise WireError("plan: it was made for another model than this node's.")
+    if data[_HEADER - 1] > 1:
+        raise WireError(f"plan: the element flag must be 0 or 1, got {data[17]}.")
+    alive, rest = _take_bits(data[_HEADER:], (layout.num_units,))
+    try:
+        plan = Plan(
+            layout,
+            {
+                g.name: np.flatnonzero(alive[g.first : g.first + g.size])
+                for g in layout.groups
+            },
+        )
+    except KeepError as error:
+        raise WireError(f"plan: {error}") from error
+    masks: dict[str, NDArray[np.bool_]] = {}
+    if data[_HEADER - 1]:
+        masks, rest = _decode_masks(rest, plan)
+    if rest:
+        raise WireError(f"plan: {len(rest)} bytes too many.")
+    return Plan(layout, plan.keep, masks) if masks else plan
+
+
+def _decode_masks(
+    data: bytes, plan: Plan
+) -> tuple[dict[str, NDArray[np.bool_]], bytes]:
+    masks: dict[str, NDArray[np.bool_]] = {}
+    for spec in plan.layout.tensors:
+        if not spec.trainable:
+            continue
+        if data[:1] not in (b"\0", b"\1"):
+            raise WireError(f"plan: tensor {spec.name!r} has no element flag.")
+        flag, data = data[0], data[1:]
+        if flag:
+            small, data = _take_bits(data, plan.small_shape(spec.name))
+            mask = np.zeros(spec.shape, np.bool_)
+            plan.put(spec.name, mask, small)
+            masks[spec.name] = mask
+    return masks, data
+
+
+def _take_bits(data: bytes, shape: tuple[int, ...]) -> tuple[NDArray[np.bool_], bytes]:
+    count = int(np.prod(shape, dtype=np.int64))
+    length = (count + 7) // 8
+    if len(data) < length:
+        raise WireError(f"plan: {length} bytes of bits expected, {len(data)} came.")
+    bits = np.unpackbits(np.frombuffer(data[:length], np.uint8))
+    if bits[count:].any():
+        raise WireError("plan: padding bits must be 0.")
+    return bits[:count].astype(np.bool_).reshape(shape), data[length:]
+
+
+# --- Arrays <-> values ----------------------------------------------------------------
+
+
+def pack(arrays: Arrays, plan: Plan, dtype: str = "float32") -> NDArray[Any]:
+    """Flatten the kept part of dense arrays, in the layout's order.
+
+    Parameters
+    ----------
+    arrays : mapping of str to ndarray
+        Dense arrays.
+    plan : Plan
+    dtype : {"float32", "float16"} (default: "float32")
+
+    Returns
+    -------
+    ndarray
+        ``(plan.num_values,)`` of ``dtype``.
+    """
+    small = {name: plan.take(name, np.asarray(a)) for name, a in arrays.items()}
+    return pack_small(small, plan, dtype)
+
+
+def pack_small(small: Arrays, plan: Plan, dtype: str = "float32") -> NDArray[Any]:
+    """Flatten the arrays of a small model; the twin of :func:`unpack_small`.
+
+    Values beyond float16's range are clipped to it: infinity would be refused.
+    """
+    if dtype not in VALUE_DTYPES:
+        raise WireError(f"value dtype must be one of {VALUE_DTYPES}, got {dtype!r}.")
+    values = np.empty(plan.num_values, dtype)
+    limit = np.finfo(values.dtype).max
+    start = 0
+    for spec in plan.layout.tensors:
+        mask = plan.small_mask.get(spec.name)
+        tensor = np.asarray(small[spec.name])
+        flat = tensor.ravel() if mask is None else tensor[mask]
+        if dtype == "float16":
+            flat = np.where(np.isfinite(flat), np.clip(flat, -limit, limit), flat)
+        values[start : start + flat.size] = flat
+        start += flat.size
+    return values
+
+
+def unpack_small(values: NDArray[Any], plan: Plan) -> dict[str, NDArray[Any]]:
+    """Rebuild a small model's arrays; single weights that went are 0.
+
+    Parameters
+    ----------
+    values : ndarray
+        ``(plan.num_values,)`` floating point.
+    plan : Plan
+
+    Returns
+    -------
+    dict of str to ndarray
+        Small shapes, the layout's dtypes.
+
+    Raises
+    ------
+    WireError
+        On a wrong length, shape or dtype, or on values that are not finite.
+    """
+    check_values(values, plan)
+    small: dict[str, NDArray[Any]] = {}
+    start = 0
+    for spec in plan.layout.tensors:
+        count = plan.count(spec.name)
+        part = _cast(values[start : start + count], spec.dtype)
+        start += count
+        mask = plan.small_mask.get(spec.name)
+        if mask is None:
+            small[spec.name] = part.reshape(plan.small_shape(spec.name))
+        else:
+            small[spec.name] = np.zeros(mask.shape, spec.dtype)
+            small[spec.name][mask] = part
+    return small
+
+
+def check_values(values: NDArray[Any], plan: Plan) -> None:
+    """Raise :class:`WireError` unless ``values`` can be the plan's values."""
+    if values.shape != (plan.num_values,):
+        raise WireError(
+            f"values: the plan keeps {plan.num_values} values, an array of shape "
+            f"{values.shape} came."
+        )
+    if values.dtype.name not in VALUE_DTYPES:
+        raise WireError(f"values: dtype {values.dtype} is not one of {VALUE_DTYPES}.")
+    if not np.isfinite(values).all():
+        bad = int(np.count_nonzero(~np.isfinite(values)))
+        raise WireError(f"values: {bad} of {values.size} are NaN or infinite.")
+
+
+def _cast(values: NDArray[Any], dtype: str) -> NDArray[Any]:
+    target = np.dtype(dtype)
+    if target.kind in "iu":
+        values = np.rint(values)
+    return values.astype(target)
+
+
+def expand(base: Arrays, values: NDArray[Any], plan: Plan) -> dict[str, NDArray[Any]]:
+    """Put values back into full shape; everything else is ``base``, bit for bit.
+
+    The inverse of :func:`pack` on kept coordinates (DESIGN: shrink / expand).
+
+    Parameters
+    ----------
+    base : mapping of str to ndarray
+        Dense arrays; left untouched.
+    values : ndarray
+        ``(plan.num_values,)``.
+    plan : Plan
+
+    Returns
+    -------
+    dict of str to ndarray
+        New dense arrays in the base's dtypes.
+    """
+    small = unpack_small(values, plan)
+    full: dict[str, NDArray[Any]] = {}
+    for spec in plan.layout.tensors:
+        full[spec.name] = np.array(base[spec.name])
+        part = small[spec.name]
+        mask = plan.small_mask.get(spec.name)
+        if mask is not None:
+            part = np.where(mask, part, plan.take(spec.name, full[spec.name]))
+        plan.put(spec.name, full[spec.name], part)
+    return full
+
+
+# --- Sixteen bits for reports -----------------------------------------------------------
+
+
+def to_half(values: NDArray[Any]) -> tuple[NDArray[np.float16], float]:
+    """Scale by a power of two into float16's range, so that small updates survive.
+
+    Parameters
+    ----------
+    values : ndarray
+        Finite, any range.
+
+    Returns
+    -------
+    half : ndarray
+        Same shape, float16.
+    scale : float
+        Divide by it to get the values back, to about one part in 2000 over 29 bits
+        of range.
+
+    Examples
+    --------
+    >>> half, scale = to_half(np.float32([1e-9, -2e-9]))
+    >>> np.allclose(half / scale, [1e-9, -2e-9], rtol=1e-3)
+    True
+    """
+    largest = float(np.max(np.abs(values), initial=0.0))
+    if not np.isfinite(largest):
+        raise WireError("a report must be finite; training diverged on this node.")
+    exponent = 14 - int(np.frexp(largest)[1]) if largest > 0 else 0
+    scale = float(np.ldexp(1.0, min(exponent, 120)))
+    return (np.asarray(values, np.float64) * scale).astype(np.float16), scale
+
+
+def from_half(half: NDArray[Any], scale: float) -> NDArray[np.float32]:
+    """Undo :func:`to_half`.
+
+    Raises
+    ------
+    WireError
+        If the scale is not a positive finite number.
+    """
+    if not (np.isfinite(scale) and scale > 0):
+        raise WireError(f"a report's scale must be positive and finite, got {scale}.")
+    return (np.asarray(half, np.float64) / scale).astype(np.float32)
+
+
+def as_tensors(arrays: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    """Turn anything array-like into a dict of NumPy arrays."""
+    return {name: np.asarray(value) for name, value in arrays.items()}

@@ -1,0 +1,190 @@
+"""From what explorers report to guidance: Eqs. 7 and 10 of arXiv:2405.10271v4.
+
+A *report* maps names to deviations of one explorer; names are those of trainable
+tensors, or of groups when the explorer summed its deviations per unit.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import AutoFlipError
+from .layout import Arrays, Layout
+
+Report = Mapping[str, NDArray[np.float32]]
+"""Deviations of one explorer by tensor (or group) name, float32, not negative."""
+
+Normalization = Literal["client", "layer"]
+
+
+def deviation(initial: NDArray[Any], final: NDArray[Any]) -> NDArray[np.float32]:
+    """Square how far each parameter moved: ``(initial - final)^2`` (Eq. 7).
+
+    Parameters
+    ----------
+    initial, final : ndarray
+        A parameter before and after exploring, same shape.
+
+    Returns
+    -------
+    ndarray
+        Same shape, float32, at least 0.
+
+    Examples
+    --------
+    >>> deviation(np.array([1.0, 2.0]), np.array([1.5, 2.0]))
+    array([0.25, 0.  ], dtype=float32)
+    """
+    moved = np.asarray(initial, np.float32) - np.asarray(final, np.float32)
+    return np.square(moved)
+
+
+def normalize(
+    reports: Sequence[Report], normalization: Normalization = "layer"
+) -> dict[str, NDArray[np.float32]]:
+    """Combine explorers' deviations into guidance in [0, 1] (Eq. 10).
+
+    Parameters
+    ----------
+    reports : sequence of Report
+        At least one explorer's deviations, all with the same names and shapes.
+    normalization : {"client", "layer"} (default: "layer")
+        ``"client"`` is the paper's: min-max of every coordinate over the explorers,
+        then the mean. ``"layer"`` is the authors' code: the mean over explorers, then
+        min-max over each tensor. 0/0 is 0 in both.
+
+    Returns
+    -------
+    dict of str to ndarray
+        Guidance in the reports' shapes, float32, in [0, 1].
+
+    Raises
+    ------
+    AutoFlipError
+        If there is no report, or an unknown normalization.
+
+    Notes
+    -----
+    With ``"client"`` over K explorers one of them is 0 and one is 1 at every
+    coordinate, so guidance lies in [1/K, 1 - 1/K] wherever explorers differ at all.
+
+    Examples
+    --------
+    >>> a, b = {"w": np.float32([0, 2])}, {"w": np.float32([1, 6])}
+    >>> normalize([a, b], "layer")["w"]
+    array([0., 1.], dtype=float32)
+    >>> normalize([a, b], "client")["w"]
+    array([0.5, 0.5], dtype=float32)
+    """
+    if not reports:
+        raise AutoFlipError("guidance needs at least one explorer's report, got none.")
+    if normalization == "layer":
+        return {name: _minmax(_mean(r[name] for r in reports)) for name in reports[0]}
+    if normalization == "client":
+        return {name: _minmax_clients([r[name] for r in reports]) for name in reports[0]}
+    raise AutoFlipError(
+        f"normalization must be 'client' or 'layer', got {normalization!r}."
+    )
+
+
+def _mean(values: Iterable[NDArray[np.float32]]) -> NDArray[np.float64]:
+    total, count = np.zeros(()), 0
+    for value in values:
+        total, count = total + value, count + 1
+    return np.asarray(total / count)
+
+
+def _minmax(values: NDArray[Any]) -> NDArray[np.float32]:
+    low, span = values.min(), np.ptp(values)
+    return _safe_divide(values - low, span)
+
+
+def _minmax_clients(values: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    low = np.minimum.reduce(values)
+    span = np.maximum.reduce(values).astype(np.float64) - low
+    return _safe_divide(_mean(values) - low, span)
+
+
+def _safe_divide(top: NDArray[Any], bottom: Any) -> NDArray[np.float32]:
+    bottom = np.broadcast_to(bottom, top.shape)
+    out = np.divide(top, bottom, out=np.zeros(top.shape), where=bottom > 0)
+    return np.clip(out, 0, 1).astype(np.float32)
+
+
+def sum_by_unit(layout: Layout, values: Arrays) -> NDArray[np.float64]:
+    """Add up every unit's own parameters: its slices, not the columns it feeds.
+
+    Parameters
+    ----------
+    layout : Layout
+    values : mapping of str to ndarray
+        Dense arrays of trainable tensors; names the layout lacks are an error,
+        tensors that are absent count nothing.
+
+    Returns
+    -------
+    ndarray
+        ``(num_units,)`` float64.
+    """
+    total = np.zeros(layout.num_units)
+    for spec in layout.tensors:
+        if not spec.trainable or spec.name not in values:
+            continue
+        for axis in spec.own_axes:
+            owner = spec.owners[axis]
+            assert owner is not None
+            others = tuple(a for a in range(len(spec.shape)) if a != axis)
+            slices = np.asarray(values[spec.name], np.float64).sum(axis=others)
+            owned = owner >= 0
+            total += np.bincount(owner[owned], slices[owned], minlength=total.size)
+    return total
+
+
+def unit_sizes(layout: Layout) -> NDArray[np.float64]:
+    """Count every unit's own parameters, ``(num_units,)`` float64."""
+    ones = {t.name: np.broadcast_to(1.0, t.shape) for t in layout.tensors}
+    return sum_by_unit(layout, ones)
+
+
+def report_by_unit(layout: Layout, report: Report) -> dict[str, NDArray[np.float32]]:
+    """Sum an explorer's deviations per unit: a few kB instead of a model.
+
+    Parameters
+    ----------
+    layout : Layout
+    report : Report
+        Deviations by tensor name.
+
+    Returns
+    -------
+    dict of str to ndarray
+        Group name to ``(group.size,)`` float32.
+    """
+    return split_by_group(layout, sum_by_unit(layout, report).astype(np.float32))
+
+
+def split_by_group(layout: Layout, values: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """Cut ``(num_units,)`` into group name -> ``(group.size,)`` views."""
+    return {g.name: values[g.first : g.first + g.size] for g in layout.groups}
+
+
+def unit_scores(layout: Layout, guidance: Arrays) -> dict[str, NDArray[np.float64]]:
+    """Score units by the mean guidance of their own parameters.
+
+    Parameters
+    ----------
+    layout : Layout
+    guidance : mapping of str to ndarray
+        Parameter-shaped, or already one value a unit under the groups' names.
+
+    Returns
+    -------
+    dict of str to ndarray
+        Group name to ``(group.size,)`` float64 in [0, 1].
+    """
+    if all(group.name in guidance for group in layout.groups):
+        return {g.name: guidance[g.name].astype(np.float64) for g in layout.groups}
+    mean = sum_by_unit(layout, guidance) / unit_sizes(layout)
+    return split_by_group(layout, mean)

@@ -1,0 +1,233 @@
+"""Who stays, given scores: Eq. 11's threshold and its kinder relatives.
+
+Scores come as one array a layer; larger means more needed. Every rule answers with
+boolean arrays of the same shapes, True = kept. Ties are broken by position, so equal
+scores give the same plan everywhere.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import AutoFlipError
+
+Scores = Mapping[str, NDArray[Any]]
+Kept = dict[str, NDArray[np.bool_]]
+Cost = Callable[[Kept], float]
+"""Share of the dense cost, in (0, 1], that a choice has."""
+
+
+@dataclass(frozen=True)
+class Absolute:
+    """Keep what scores at least ``value`` (Eq. 11's T_p)."""
+
+    value: float = 0.3
+
+
+@dataclass(frozen=True)
+class Quantile:
+    """Drop the lowest share, in each layer (``"layer"``) or over all (``"global"``).
+
+    The global form is the authors' code: what does not lie strictly above the
+    quantile's value goes, ties included.
+    """
+
+    share: float = 0.3
+    scope: Literal["layer", "global"] = "layer"
+
+
+@dataclass(frozen=True)
+class Compression:
+    """Keep the largest even share of each layer with at most 1/``factor`` parameters."""
+
+    factor: float = 2.0
+
+
+@dataclass(frozen=True)
+class MacShare:
+    """Keep the largest even share of each layer with at most ``share`` of the MACs."""
+
+    share: float = 0.5
+
+
+@dataclass(frozen=True)
+class Auto:
+    """Per layer, keep the smallest set that holds ``share`` of the deviation mass."""
+
+    share: float = 0.7
+
+
+Threshold = Absolute | Quantile | Compression | MacShare | Auto
+ThresholdLike = Threshold | float | str
+
+_WAYS = (
+    "'auto', 'auto:0.7', 0.3 (absolute T_p), 'quantile:0.3', 'global-quantile:0.3', "
+    "'2x' (parameters) or 'macs:0.25'"
+)
+
+
+def parse_threshold(value: ThresholdLike) -> Threshold:
+    """Turn a short form into a threshold and check its range.
+
+    Parameters
+    ----------
+    value : Threshold, float or str
+        ``"auto"``, ``"auto:SHARE"``, a float for T_p, ``"quantile:SHARE"``,
+        ``"global-quantile:SHARE"``, ``"FACTORx"`` or ``"macs:SHARE"``.
+
+    Returns
+    -------
+    Threshold
+
+    Raises
+    ------
+    AutoFlipError
+        If it is none of these or out of its range.
+
+    Examples
+    --------
+    >>> parse_threshold("2x")
+    Compression(factor=2.0)
+    >>> parse_threshold("auto:0.5")
+    Auto(share=0.5)
+    """
+    threshold = _parse_text(value) if isinstance(value, str) else value
+    if isinstance(threshold, (int, float)) and not isinstance(threshold, bool):
+        threshold = Absolute(float(threshold))
+    match threshold:
+        case Absolute(number) | Quantile(number):
+            inside, bounds = 0 <= number < 1, "[0, 1)"
+        case MacShare(number) | Auto(number):
+            inside, bounds = 0 < number <= 1, "(0, 1]"
+        case Compression(number):
+            inside, bounds = number >= 1, "[1, inf)"
+        case _:
+            raise AutoFlipError(f"threshold must be {_WAYS}, got {value!r}.")
+    if not inside:
+        raise AutoFlipError(f"threshold {value!r} must lie in {bounds}; use {_WAYS}.")
+    return threshold
+
+
+def _parse_text(text: str) -> Threshold | float:
+    kind, _, number = text.partition(":")
+    try:
+        if not number and kind.endswith("x"):
+            return Compression(float(kind[:-1]))
+        match kind:
+            case "auto":
+                return Auto(float(number)) if number else Auto()
+            case "quantile":
+                return Quantile(float(number))
+            case "global-quantile":
+                return Quantile(float(number), "global")
+            case "macs":
+                return MacShare(float(number))
+            case _:
+                return float(text)
+    except ValueError:
+        raise AutoFlipError(f"threshold must be {_WAYS}, got {text!r}.") from None
+
+
+def select(scores: Scores, threshold: Threshold, cost: Mapping[type, Cost]) -> Kept:
+    """Choose what stays.
+
+    Parameters
+    ----------
+    scores : mapping of str to ndarray
+        One array a layer, any shape, in [0, 1].
+    threshold : Threshold
+    cost : mapping of type to Cost
+        What ``Compression`` (parameters) and ``MacShare`` (MACs) mean for a choice.
+
+    Returns
+    -------
+    dict of str to ndarray
+        True where kept.
+    """
+    match threshold:
+        case Absolute(value):
+            return {name: s >= value for name, s in scores.items()}
+        case Quantile(share, "layer"):
+            return {n: keep_top(s, s.size - int(share * s.size)) for n, s in scores.items()}
+        case Quantile(share, _):
+            return _above_global_quantile(scores, share)
+        case Auto(share):
+            return {n: keep_top(s, mass_count(s, share)) for n, s in scores.items()}
+        case Compression(factor):
+            return keep_even(scores, cost[Compression], 1 / factor)
+        case MacShare(share):
+            return keep_even(scores, cost[MacShare], share)
+
+
+def keep_top(scores: NDArray[Any], count: int) -> NDArray[np.bool_]:
+    """Mark the ``count`` largest scores; the earlier one wins a tie.
+
+    Examples
+    --------
+    >>> keep_top(np.array([0.1, 0.5, 0.5]), 1)
+    array([False,  True, False])
+    """
+    kept = np.zeros(scores.size, np.bool_)
+    kept[np.argsort(-scores.ravel(), kind="stable")[:count]] = True
+    return kept.reshape(scores.shape)
+
+
+def mass_count(scores: NDArray[Any], share: float) -> int:
+    """Size of the smallest set that holds ``share`` of the scores' sum.
+
+    All of them if the sum is 0: a layer that did not move has no boundary to find.
+
+    Examples
+    --------
+    >>> mass_count(np.array([0.6, 0.3, 0.1]), 0.7)
+    2
+    """
+    ordered = np.sort(scores.ravel().astype(np.float64))[::-1]
+    mass = np.cumsum(ordered)
+    if not mass.size or mass[-1] <= 0:
+        return int(ordered.size)
+    reached = mass >= share * mass[-1] * (1 - 1e-12)
+    return int(np.argmax(reached)) + 1
+
+
+def _above_global_quantile(scores: Scores, share: float) -> Kept:
+    value = np.quantile(np.concatenate([s.ravel() for s in scores.values()]), share)
+    return {name: s > value for name, s in scores.items()}
+
+
+def keep_even(scores: Scores, cost: Cost, target: float) -> Kept:
+    """Keep the same share of every layer, as large as the target allows.
+
+    Parameters
+    ----------
+    scores : mapping of str to ndarray
+    cost : Cost
+        Grows with every unit that is added.
+    target : float
+        Largest share of the dense cost, in (0, 1].
+
+    Returns
+    -------
+    dict of str to ndarray
+        Exact to the last unit; at least one a layer, even above the target.
+    """
+    sizes = {scores[name].size for name in scores}
+    steps = np.unique(np.concatenate([np.arange(1, n + 1) / n for n in sizes]))
+
+    def choose(ratio: float) -> Kept:
+        return {
+            name: keep_top(s, max(1, int(ratio * s.size + 1e-9)))
+            for name, s in scores.items()
+        }
+
+    low, high = 0, len(steps) - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        if cost(choose(steps[middle])) <= target * (1 + 1e-12):
+            low = middle
+        else:
+            high = middle - 1
+    return choose(steps[low])
