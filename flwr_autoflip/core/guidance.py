@@ -83,7 +83,9 @@ def normalize(
     if normalization == "layer":
         return {name: _minmax(_mean(r[name] for r in reports)) for name in reports[0]}
     if normalization == "client":
-        return {name: _minmax_clients([r[name] for r in reports]) for name in reports[0]}
+        return {
+            name: _minmax_clients([r[name] for r in reports]) for name in reports[0]
+        }
     raise AutoFlipError(
         f"normalization must be 'client' or 'layer', got {normalization!r}."
     )

@@ -203,7 +203,9 @@ def dense_plan(layout: Layout) -> Plan:
     return Plan(layout, {g.name: np.arange(g.size) for g in layout.groups})
 
 
-def keep_from_bool(kept: Mapping[str, NDArray[np.bool_]]) -> dict[str, NDArray[np.int64]]:
+def keep_from_bool(
+    kept: Mapping[str, NDArray[np.bool_]],
+) -> dict[str, NDArray[np.int64]]:
     """Turn boolean choices a group into ascending indices."""
     return {name: np.flatnonzero(choice) for name, choice in kept.items()}
 
@@ -211,4 +213,6 @@ def keep_from_bool(kept: Mapping[str, NDArray[np.bool_]]) -> dict[str, NDArray[n
 def warn_if_nothing_pruned(plan: Plan, advice: str) -> None:
     """Warn with :class:`AutoFlipWarning` when a plan keeps every parameter."""
     if plan.num_parameters == plan.layout.num_parameters:
-        warnings.warn(f"the plan prunes nothing: {advice}", AutoFlipWarning, stacklevel=3)
+        warnings.warn(
+            f"the plan prunes nothing: {advice}", AutoFlipWarning, stacklevel=3
+        )

@@ -151,7 +151,9 @@ def select(scores: Scores, threshold: Threshold, cost: Mapping[type, Cost]) -> K
         case Absolute(value):
             return {name: s >= value for name, s in scores.items()}
         case Quantile(share, "layer"):
-            return {n: keep_top(s, s.size - int(share * s.size)) for n, s in scores.items()}
+            return {
+                n: keep_top(s, s.size - int(share * s.size)) for n, s in scores.items()
+            }
         case Quantile(share, _):
             return _above_global_quantile(scores, share)
         case Auto(share):

@@ -1,0 +1,29 @@
+"""Federated pruning by loss-landscape exploration, as a Flower strategy plugin."""
+
+from .client import AutoFlipClient, client_app
+from .core.errors import (
+    AutoFlipError,
+    AutoFlipWarning,
+    KeepError,
+    UnsupportedLayerError,
+    WireError,
+)
+from .mod import autoflip_mod
+from .presets import PRESETS, Options
+from .strategy import AutoFlip
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PRESETS",
+    "AutoFlip",
+    "AutoFlipClient",
+    "AutoFlipError",
+    "AutoFlipWarning",
+    "KeepError",
+    "Options",
+    "UnsupportedLayerError",
+    "WireError",
+    "autoflip_mod",
+    "client_app",
+]

@@ -1,0 +1,248 @@
+"""The node's side: a NumPyClient whose model is already small."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Context, Message
+from flwr.client import NumPyClient
+from flwr.clientapp import ClientApp
+from numpy.typing import NDArray
+from torch import nn
+
+from . import wire
+from .core.codec import VERSION, pack_small
+from .core.cost import count_parameters
+from .core.errors import AutoFlipError
+from .core.shrink import arrays_of, hold_mask, load_arrays_inplace, shrink
+
+Metrics = Mapping[str, Any]
+
+
+class AutoFlipClient(NumPyClient):
+    """A client that trains what the server's plan leaves of the model.
+
+    Subclasses write :meth:`train` and :meth:`test`; both get a model that is already
+    small. Works through :func:`client_app` (message API) and, unchanged, through
+    Flower's plain ``ClientApp(client_fn=...)``.
+
+    Parameters
+    ----------
+    model_fn : callable
+        Gives the dense model, such as the model's class.
+    context : Context
+        Flower's context of this node; its state keeps the plan between rounds.
+
+    Examples
+    --------
+    ::
+
+        class Client(AutoFlipClient):
+            def train(self, model, config):
+                ...                                # any loop, any optimizer
+                return len(dataset), {"loss": loss}
+
+        app = client_app(lambda context: Client(Net, context))
+    """
+
+    def __init__(self, model_fn: Callable[[], nn.Module], context: Context) -> None:
+        self.model_fn = model_fn
+        self.context = context
+
+    def train(self, model: nn.Module, config: dict[str, Any]) -> tuple[int, Metrics]:
+        """Train the model in place.
+
+        Parameters
+        ----------
+        model : nn.Module
+            Small, in training mode, on the CPU.
+        config : dict
+            What the server app put into ``train_config``. While exploring with
+            ``exploration_epochs``, ``config["local-epochs"]`` holds that number.
+
+        Returns
+        -------
+        num_examples : int
+            Weight of this node in the average.
+        metrics : mapping of str to number
+        """
+        raise NotImplementedError("write train(self, model, config) in your client.")
+
+    def test(
+        self, model: nn.Module, config: dict[str, Any]
+    ) -> tuple[float, int, Metrics]:
+        """Evaluate the model on this node's data.
+
+        Parameters
+        ----------
+        model : nn.Module
+            Small, in evaluation mode, on the CPU.
+        config : dict
+            What the server app put into ``evaluate_config``.
+
+        Returns
+        -------
+        loss : float
+        num_examples : int
+        metrics : mapping of str to number
+        """
+        raise NotImplementedError("write test(self, model, config) in your client.")
+
+    def fit(
+        self, parameters: list[NDArray[Any]], config: Mapping[str, Any]
+    ) -> tuple[list[NDArray[Any]], int, dict[str, Any]]:
+        """Answer a training (or exploring) request; Flower calls this."""
+        request = self._read(parameters, config)
+        orders, received = request.orders, request.arrays()
+        model = self._small_model(request, received).train()
+        with hold_mask(model, orders.reply_plan), _measured(model) as spent:
+            num_examples, metrics = self.train(model, request.config)
+        trained = arrays_of(model)
+        receipt = receipt_of(request, count_parameters(model), spent)
+        if orders.phase == "explore":
+            layout = orders.plan.layout
+            values, receipt[wire.KEY_SCALE] = wire.report_values(
+                received, trained, layout, orders.payload
+            )
+        else:
+            values = pack_small(trained, orders.reply_plan, orders.dtype)
+        return [values], int(num_examples), {**_numbers(metrics), **receipt}
+
+    def evaluate(
+        self, parameters: list[NDArray[Any]], config: Mapping[str, Any]
+    ) -> tuple[float, int, dict[str, Any]]:
+        """Answer an evaluation request; Flower calls this."""
+        request = self._read(parameters, config)
+        model = self._small_model(request, request.arrays()).eval()
+        with torch.no_grad(), _measured(model) as spent:
+            loss, num_examples, metrics = self.test(model, request.config)
+        receipt = receipt_of(request, count_parameters(model), spent)
+        return float(loss), int(num_examples), {**_numbers(metrics), **receipt}
+
+    def _read(
+        self, parameters: list[NDArray[Any]], config: Mapping[str, Any]
+    ) -> wire.Request:
+        if len(parameters) != 1:
+            raise wire.WireError(
+                f"expected one flat array, {len(parameters)} came; wrap the server's "
+                "strategy in AutoFlip."
+            )
+        return wire.read_request(parameters[0], config, self.context.state)
+
+    def _small_model(
+        self, request: wire.Request, arrays: dict[str, NDArray[Any]]
+    ) -> nn.Module:
+        model = shrink(self.model_fn(), request.orders.plan)
+        load_arrays_inplace(model, arrays)
+        return model
+
+
+def client_app(
+    client_fn: Callable[[Context], AutoFlipClient], **options: Any
+) -> ClientApp:
+    """Serve an :class:`AutoFlipClient` over Flower's message API.
+
+    Parameters
+    ----------
+    client_fn : callable
+        Context -> client.
+    **options
+        For Flower's ``ClientApp``, such as ``mods``.
+
+    Returns
+    -------
+    ClientApp
+    """
+    app = ClientApp(**options)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        values, config = _contents(message)
+        reply, count, metrics = client_fn(context).fit([values], config)
+        content = wire.train_reply(reply[0], count, metrics, message.content)
+        return Message(content, reply_to=message)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        values, config = _contents(message)
+        loss, count, metrics = client_fn(context).evaluate([values], config)
+        return Message(wire.evaluate_reply(loss, count, metrics), reply_to=message)
+
+    return app
+
+
+def _contents(message: Message) -> tuple[NDArray[Any], dict[str, Any]]:
+    content = message.content
+    if len(content.array_records) != 1 or len(content.config_records) != 1:
+        raise wire.WireError(
+            "expected one ArrayRecord and one ConfigRecord, got "
+            f"{len(content.array_records)} and {len(content.config_records)}."
+        )
+    values = wire.single_array(next(iter(content.array_records.values())))
+    return values, dict(next(iter(content.config_records.values())))
+
+
+# --- What it cost -----------------------------------------------------------------------
+
+
+@dataclass
+class Spent:
+    """Examples that went through a model, and the seconds that took."""
+
+    examples: int = 0
+    eval_examples: int = 0
+    seconds: float = 0.0
+
+
+@contextmanager
+def _measured(model: nn.Module) -> Iterator[Spent]:
+    """Count the examples that really pass a model: the ledger takes nobody's word."""
+    spent = Spent()
+
+    def count(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
+        inputs = (*args, *kwargs.values())
+        batch = next((len(x) for x in inputs if isinstance(x, torch.Tensor)), 0)
+        if torch.is_grad_enabled():
+            spent.examples += batch
+        else:
+            spent.eval_examples += batch
+
+    handle = model.register_forward_pre_hook(count, with_kwargs=True)
+    start = time.perf_counter()
+    try:
+        yield spent
+    finally:
+        spent.seconds = time.perf_counter() - start
+        handle.remove()
+
+
+def receipt_of(request: wire.Request, parameters: int, spent: Spent) -> dict[str, Any]:
+    """Say which plan was trained, how large the model was and what it took."""
+    return {
+        wire.KEY_VERSION: VERSION,
+        wire.KEY_DIGEST: request.digest,
+        wire.KEY_PARAMETERS: parameters,
+        wire.KEY_EXAMPLES: spent.examples,
+        wire.KEY_EVAL_EXAMPLES: spent.eval_examples,
+        wire.KEY_SECONDS: spent.seconds,
+    }
+
+
+def _numbers(metrics: Metrics) -> dict[str, float]:
+    """Turn an app's metrics into plain numbers, which is all that Flower averages."""
+    plain: dict[str, float] = {}
+    for name, value in metrics.items():
+        number = np.asarray(value)
+        if number.size != 1 or number.dtype.kind not in "biuf":
+            raise AutoFlipError(
+                f"metric {name!r} must be one number, got {type(value).__name__}."
+            )
+        if name.startswith(wire.PREFIX):
+            raise AutoFlipError(f"metric {name!r}: names in {wire.PREFIX}* are ours.")
+        item = number.item()
+        plain[name] = int(item) if isinstance(item, bool) else item
+    return plain

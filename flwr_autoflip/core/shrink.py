@@ -1,0 +1,202 @@
+"""``nn.Module`` + plan -> a physically smaller ``nn.Module``."""
+
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from .errors import AutoFlipError
+from .layout import Arrays, Layout
+from .plan import Plan
+
+Resize = Callable[[Any], None]
+_RESIZERS: dict[type[nn.Module], Resize] = {}
+
+
+def register_resize(*kinds: type[nn.Module]) -> Callable[[Resize], Resize]:
+    """Register how a layer type mends its size attributes after its tensors shrank.
+
+    Parameters
+    ----------
+    *kinds : type
+        Layer classes; subclasses are served too.
+
+    Returns
+    -------
+    callable
+        Decorator for ``function(layer) -> None``.
+    """
+
+    def register(function: Resize) -> Resize:
+        for kind in kinds:
+            _RESIZERS[kind] = function
+        return function
+
+    return register
+
+
+@register_resize(nn.Conv1d, nn.Conv2d, nn.Conv3d)
+def _resize_conv(layer: Any) -> None:
+    if layer.groups > 1 and layer.groups == layer.in_channels:  # depthwise
+        layer.groups = layer.weight.shape[0] // (layer.out_channels // layer.groups)
+    layer.out_channels = layer.weight.shape[0]
+    layer.in_channels = layer.weight.shape[1] * layer.groups
+
+
+@register_resize(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+def _resize_conv_transpose(layer: Any) -> None:
+    layer.in_channels = layer.weight.shape[0]
+    layer.out_channels = layer.weight.shape[1] * layer.groups
+
+
+@register_resize(nn.Linear)
+def _resize_linear(layer: Any) -> None:
+    layer.out_features, layer.in_features = layer.weight.shape
+
+
+@register_resize(nn.Embedding)
+def _resize_embedding(layer: Any) -> None:
+    layer.num_embeddings, layer.embedding_dim = layer.weight.shape
+
+
+@register_resize(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+def _resize_batch_norm(layer: Any) -> None:
+    sized = layer.weight if layer.affine else layer.running_mean
+    layer.num_features = layer.num_features if sized is None else len(sized)
+
+
+def arrays_of(model: nn.Module) -> dict[str, NDArray[Any]]:
+    """Copy a model's ``state_dict`` into NumPy arrays.
+
+    Parameters
+    ----------
+    model : nn.Module
+        On any device.
+
+    Returns
+    -------
+    dict of str to ndarray
+    """
+    return {
+        name: np.array(tensor.detach().cpu().numpy())
+        for name, tensor in model.state_dict().items()
+    }
+
+
+def load_arrays_inplace(model: nn.Module, arrays: Arrays) -> None:
+    """Copy NumPy arrays into a model of the same shapes."""
+    state = {name: torch.as_tensor(array) for name, array in arrays.items()}
+    model.load_state_dict(state, strict=True)
+
+
+def check_model(model: nn.Module, layout: Layout) -> None:
+    """Check that a model has the layout's tensors.
+
+    Raises
+    ------
+    AutoFlipError
+        With every missing, surplus and misshapen tensor.
+    """
+    have = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    want = {spec.name: spec.shape for spec in layout.tensors}
+    if list(have.items()) == list(want.items()):
+        return
+    faults = [
+        f"{name}: expected {want.get(name, 'nothing')}, got {have.get(name, 'nothing')}"
+        for name in {**want, **have}
+        if want.get(name) != have.get(name)
+    ]
+    raise AutoFlipError(
+        "this node's model is not the server's: "
+        f"{'; '.join(faults[:8]) or 'its tensors stand in another order'}. Use the same "
+        "model class and arguments on both sides."
+    )
+
+
+def shrink(model: nn.Module, plan: Plan) -> nn.Module:
+    """Build the model that holds only a plan's units.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Dense; left untouched.
+    plan : Plan
+        Its single-weight mask zeroes weights of the result; see :func:`hold_mask`.
+
+    Returns
+    -------
+    nn.Module
+        Same class, smaller layers, the dense model's kept values. Which coordinate
+        came from where is ``plan.index``.
+
+    Raises
+    ------
+    AutoFlipError
+        If the model is not the plan's.
+    """
+    check_model(model, plan.layout)
+    memo: dict[int, Any] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        memo[id(tensor)] = _cut(tensor, plan, name)
+    small = copy.deepcopy(model, memo)  # meets the cut tensors instead of dense ones
+    for module in small.modules():
+        for kind in type(module).__mro__:
+            if kind in _RESIZERS:
+                _RESIZERS[kind](module)
+                break
+    return small
+
+
+def _cut(tensor: torch.Tensor, plan: Plan, name: str) -> torch.Tensor:
+    cut = tensor.detach()
+    for axis, kept in enumerate(plan.index[name]):
+        if kept is not None:
+            cut = cut.index_select(axis, torch.as_tensor(kept, device=cut.device))
+    cut = cut.clone() if cut.data_ptr() == tensor.data_ptr() else cut
+    if name in plan.small_mask:
+        cut *= torch.as_tensor(plan.small_mask[name], device=cut.device)
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(cut, requires_grad=tensor.requires_grad)
+    return cut
+
+
+def hold_mask(small: nn.Module, plan: Plan) -> AbstractContextManager[Any]:
+    """Keep single weights that went at 0 while any optimizer trains the model.
+
+    Their gradients are zeroed as they are computed; from 0 with gradient 0 neither
+    momentum nor weight decay moves them.
+
+    Parameters
+    ----------
+    small : nn.Module
+        From :func:`shrink`, its masked weights 0.
+    plan : Plan
+
+    Returns
+    -------
+    context manager
+        The hooks leave with it.
+    """
+    stack = ExitStack()
+    parameters = dict(small.named_parameters())
+    for name, mask in plan.small_mask.items():
+        handle = parameters[name].register_hook(_GradientMask(torch.as_tensor(mask)))
+        stack.callback(handle.remove)
+    return stack
+
+
+class _GradientMask:
+    """Multiply a gradient by a mask, on whatever device it turns up."""
+
+    def __init__(self, mask: torch.Tensor) -> None:
+        self.mask = mask
+
+    def __call__(self, grad: torch.Tensor) -> torch.Tensor:
+        if self.mask.device != grad.device:
+            self.mask = self.mask.to(grad.device)
+        return grad * self.mask

@@ -1,0 +1,361 @@
+"""From an ``nn.Module`` to its :class:`Layout`: run it once, watch every operator.
+
+The forward pass runs on an example input under a dispatch mode that sees ATen
+operators, so any Python control flow is fine as long as the example takes the usual
+path. Each operator moves unit labels along (:mod:`.propagate`). An operator without a
+rule that touches prunable units makes one error, with all such layers by name.
+"""
+
+import copy
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from .errors import AutoFlipError, AutoFlipWarning, UnsupportedLayerError
+from .layout import FIXED, Group, Layout, TensorSpec
+from .plan import Plan, dense_plan
+from .propagate import FROZEN, RULES, Call, Flow, Units, fixed, pointwise
+from .shrink import shrink
+
+
+def trace(model: nn.Module, example_input: Any, exclude: Sequence[str] = ()) -> Layout:
+    """Find a model's units by running it once.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Left untouched: a copy runs, in evaluation mode, on the CPU.
+    example_input : Tensor or tuple of Tensor
+        What ``forward`` takes; a batch of one is enough.
+    exclude : sequence of str (default: ())
+        Names of modules whose units all stay.
+
+    Returns
+    -------
+    Layout
+
+    Raises
+    ------
+    UnsupportedLayerError
+        If an operator has no rule, a parameter is shared, or no unit can be pruned.
+    AutoFlipError
+        If ``forward`` fails on the example.
+
+    Warns
+    -----
+    AutoFlipWarning
+        For groups that turn out not to shrink (a size written into ``forward``): they
+        stay dense.
+    """
+    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    _check_names(model, exclude)
+    inputs = tuple(x.cpu() if isinstance(x, torch.Tensor) else x for x in inputs)
+    model = copy.deepcopy(model).cpu().eval()
+    watch = _Watch(model, exclude)
+    with torch.no_grad():
+        _run(model, inputs, watch)
+    watch.raise_unsupported()
+    return _verified(watch, inputs)
+
+
+def _check_names(model: nn.Module, exclude: Sequence[str]) -> None:
+    modules = dict(model.named_modules())
+    unknown = [name for name in exclude if name not in modules]
+    if unknown:
+        raise AutoFlipError(f"exclude: the model has no module named {unknown}.")
+    names: dict[int, str] = {}
+    shared = []
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) in names:
+            shared.append(f"{names[id(parameter)]} = {name}")
+        names[id(parameter)] = name
+    if shared:
+        raise UnsupportedLayerError(
+            f"parameters that are shared by two layers cannot be pruned: {shared}."
+        )
+
+
+def _run(model: nn.Module, inputs: tuple[Any, ...], watch: "_Watch") -> None:
+    try:
+        with watch.modules_named(), watch:
+            output = model(*inputs)
+    except UnsupportedLayerError:
+        raise
+    except Exception as error:
+        shapes = [tuple(x.shape) for x in inputs if isinstance(x, torch.Tensor)]
+        raise AutoFlipError(
+            f"{type(model).__name__}.forward fails on example_input of shape {shapes}: "
+            f"{error} Give one batch of the shape that clients train on, such as "
+            "torch.zeros(1, 1, 28, 28)."
+        ) from error
+    for leaf in tree_leaves(output):
+        if isinstance(leaf, torch.Tensor):
+            watch.units.freeze(*watch.flow_of(leaf).axes)
+
+
+class _Watch(TorchDispatchMode):  # type: ignore[misc]
+    """Carry labels from tensor to tensor while the model runs."""
+
+    def __init__(self, model: nn.Module, exclude: Sequence[str]) -> None:
+        super().__init__()
+        self.model = model
+        self.exclude = tuple(exclude)
+        self.units = Units()
+        self.unsupported: list[str] = []
+        self.path: list[str] = []
+        self.flows: dict[str, Flow] = {}
+        self._flow_of: Any = WeakIdKeyDictionary()
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            flow = Flow([self.units.new(n) for n in tensor.shape], None)
+            flow.source = (name, tuple(range(tensor.dim())))
+            if self._excluded(name):
+                self.units.freeze(*flow.axes)
+            self.flows[name] = self._flow_of[tensor] = flow
+
+    def _excluded(self, name: str) -> bool:
+        return any(name == e or name.startswith(f"{e}.") for e in self.exclude)
+
+    def flow_of(self, tensor: Any) -> Flow:
+        """Labels of a tensor; one that nobody produced cannot be pruned."""
+        if tensor not in self._flow_of:
+            return Flow([fixed(length) for length in tensor.shape])
+        flow: Flow = self._flow_of[tensor]
+        return flow
+
+    @contextmanager
+    def modules_named(self) -> Iterator[None]:
+        """Keep the names of the modules that are running, for error messages."""
+        handles = []
+        for name, module in self.model.named_modules():
+
+            def enter(module: nn.Module, args: Any, name: str = name) -> None:
+                self.path.append(f"{name or 'forward'} ({type(module).__name__})")
+
+            def leave(module: nn.Module, args: Any, out: Any) -> None:
+                self.path.pop()
+
+            handles.append(module.register_forward_pre_hook(enter))
+            handles.append(module.register_forward_hook(leave))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func._schema.name.removeprefix("aten::").rstrip("_")
+        call = Call(self.units, self.flow_of, args, out)
+        if name in RULES:
+            flows = RULES[name](call)
+        elif _is_pointwise(func, name):
+            flows = pointwise(call)
+        else:
+            flows = self._unknown(name, args, kwargs)
+        outs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
+        if isinstance(flows, Flow):
+            flows = [flows]
+        for leaf, flow in zip(outs, flows, strict=False):
+            self._flow_of[leaf] = flow
+        return out
+
+    def _unknown(self, name: str, args: Any, kwargs: Any) -> list[Flow]:
+        for leaf in tree_leaves((args, kwargs)):
+            if not isinstance(leaf, torch.Tensor):
+                continue
+            axes = self.flow_of(leaf).axes
+            if not all(self.units.is_frozen(labels) for labels in axes):
+                place = self.path[-1] if self.path else "forward"
+                self.unsupported.append(f"{place}: {name}")
+                self.units.freeze(*axes)
+        return []
+
+    def raise_unsupported(self) -> None:
+        """Raise one error for everything that no rule knew."""
+        if self.unsupported:
+            faults = "; ".join(dict.fromkeys(self.unsupported))
+            raise UnsupportedLayerError(
+                f"these operators cannot be followed: {faults}. Exclude the layers that "
+                "feed them by name, exclude=(...), and they stay dense."
+            )
+
+
+def _is_pointwise(func: Any, name: str) -> bool:
+    """Tell from ATen's tags; in-place operators borrow those of their twin."""
+    twin = getattr(getattr(torch.ops.aten, name, None), func._overloadname, func)
+    return torch.Tag.pointwise in func.tags or torch.Tag.pointwise in twin.tags
+
+
+# --- Labels -> Layout -----------------------------------------------------------------
+
+Place = tuple[str, int]
+"""A tensor's name and one of its axes."""
+
+
+def _build_layout(watch: _Watch, batch: int, dense: frozenset[str]) -> Layout:
+    """Turn labels into owners; groups named in ``dense`` stay whole."""
+    units, state = watch.units, watch.model.state_dict(keep_vars=True)
+    roots = {
+        (name, axis): np.array([units.find(x) for x in labels.tolist()], np.int64)
+        for name, flow in watch.flows.items()
+        for axis, labels in enumerate(flow.axes)
+    }
+    groups, number = _group_units(roots, units.input_axes, dense)
+    lookup = np.full(len(units.parent), FIXED)
+    lookup[list(number)] = list(number.values())
+    normalized = {units.find(x) for axis in units.normalized for x in axis.tolist()}
+    trainable = {name for name, _ in watch.model.named_parameters()}
+    tensors = []
+    for name, tensor in state.items():
+        axes = range(tensor.dim())
+        owners = [lookup[roots[name, axis]] for axis in axes]
+        rows = set(roots[name, 0].tolist()) if tensor.dim() else {FROZEN}
+        tensors.append(
+            TensorSpec(
+                name,
+                tuple(tensor.shape),
+                str(tensor.dtype).removeprefix("torch."),
+                name in trainable,
+                tuple(o if o.max(initial=FIXED) > FIXED else None for o in owners),
+                tuple(axis for axis in axes if (name, axis) in units.input_axes),
+                units.macs.get(name, 0.0) / batch,
+                rows <= normalized - {FROZEN},
+            )
+        )
+    return Layout(tuple(tensors), tuple(groups))
+
+
+def _group_units(
+    roots: dict[Place, Any], input_axes: set[Place], dense: frozenset[str]
+) -> tuple[list[Group], dict[int, int]]:
+    """Put units that own slices of the same tensors into one group."""
+    touched: dict[int, list[Place]] = {}
+    for place, labels in roots.items():
+        for root in dict.fromkeys(labels.tolist()):
+            if root != FROZEN:
+                touched.setdefault(root, []).append(place)
+    members: dict[tuple[Place, ...], list[int]] = {}
+    for root, places in touched.items():
+        # A unit that is not both produced and consumed belongs to a layer not in use.
+        if 0 < sum(place in input_axes for place in places) < len(places):
+            members.setdefault(tuple(places), []).append(root)
+    groups: list[Group] = []
+    number: dict[int, int] = {}
+    names: set[str] = set()
+    for places, unit_roots in members.items():
+        first = next(name for name, axis in places if (name, axis) not in input_axes)
+        name = _unused(first.rpartition(".")[0] or first, names)
+        names.add(name)
+        if name not in dense and len(unit_roots) > 1:
+            groups.append(Group(name, len(number), len(unit_roots)))
+            number |= {root: len(number) + i for i, root in enumerate(unit_roots)}
+    return groups, number
+
+
+def _unused(name: str, names: set[str]) -> str:
+    """Give the second group of a layer the name ``layer#2``, and so on."""
+    free, copies = name, 1
+    while free in names:
+        copies += 1
+        free = f"{name}#{copies}"
+    return free
+
+
+# --- Proof: the masked model and the small one compute the same -------------------------
+
+
+def _verified(watch: _Watch, inputs: tuple[Any, ...]) -> Layout:
+    """Build the layout and prove it on the model; leave dense what fails."""
+    batch = next((len(x) for x in inputs if isinstance(x, torch.Tensor) and x.dim()), 1)
+    layout = _build_layout(watch, batch, frozenset())
+    model, inputs = _randomized(watch.model, inputs)
+    faults: dict[str, str] = {}
+    if _fault(model, inputs, _half_plan(layout, {g.name for g in layout.groups})):
+        for group in layout.groups:
+            if fault := _fault(model, inputs, _half_plan(layout, {group.name})):
+                faults[group.name] = fault
+        layout = _build_layout(watch, batch, frozenset(faults))
+        if fault := _fault(
+            model, inputs, _half_plan(layout, {g.name for g in layout.groups})
+        ):
+            raise UnsupportedLayerError(
+                f"the shrunk model does not compute what the masked one does: {fault}. "
+                "Exclude layers by name, exclude=(...), until it does."
+            )
+    if not layout.groups:
+        raise UnsupportedLayerError(
+            "the model has no prunable unit: every layer is an output, is excluded or "
+            f"has a size that forward fixes ({faults or 'none'}). AutoFLIP needs at "
+            "least one hidden layer."
+        )
+    for name, fault in faults.items():
+        warnings.warn(
+            f"group {name!r} stays dense, since forward depends on its size: {fault} "
+            "If forward reshapes with fixed numbers, write x.flatten(1) instead.",
+            AutoFlipWarning,
+            stacklevel=3,
+        )
+    return layout
+
+
+def _randomized(
+    model: nn.Module, inputs: tuple[Any, ...]
+) -> tuple[nn.Module, tuple[Any, ...]]:
+    """Give every value a generic size, so that no zero hides a fault."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(tensor: torch.Tensor, low: float, high: float) -> torch.Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        unit = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+        return low + (high - low) * unit
+
+    model = copy.deepcopy(model).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            bound = (3 / max(1, parameter[0].numel() if parameter.dim() else 1)) ** 0.5
+            parameter.copy_(noise(parameter, -bound, bound))
+        for buffer in model.buffers():
+            buffer.copy_(noise(buffer, 0.5, 1.5))
+    drawn = (noise(x, -1, 1) if isinstance(x, torch.Tensor) else x for x in inputs)
+    return model, tuple(drawn)
+
+
+def _half_plan(layout: Layout, names: set[str]) -> Plan:
+    """Drop a random half of the units of the named groups."""
+    generator = np.random.default_rng(0)
+    keep = dict(dense_plan(layout).keep)
+    for group in layout.groups:
+        if group.name in names:
+            drawn = generator.permutation(group.size)[: (group.size + 1) // 2]
+            keep[group.name] = np.sort(drawn)
+    return Plan(layout, keep)
+
+
+def _fault(model: nn.Module, inputs: tuple[Any, ...], plan: Plan) -> str:
+    """Say how the shrunk model differs from the masked one; "" if it does not."""
+    masked = copy.deepcopy(model)
+    arrays = plan.apply({n: t.numpy() for n, t in model.state_dict().items()})
+    masked.load_state_dict({n: torch.as_tensor(a) for n, a in arrays.items()})
+    with torch.no_grad():
+        expected = tree_leaves(masked(*inputs))
+        try:
+            got = tree_leaves(shrink(model, plan)(*inputs))
+        except Exception as error:
+            return f"{error}"
+    for one, other in zip(expected, got, strict=True):
+        if isinstance(one, torch.Tensor) and not (
+            one.shape == other.shape and torch.allclose(one, other, 1e-6, 1e-9)
+        ):
+            return "outputs differ."
+    return ""

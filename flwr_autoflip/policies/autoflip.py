@@ -1,0 +1,232 @@
+"""AutoFLIP (arXiv:2405.10271v4): guidance -> who stays."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..core.errors import AutoFlipError, AutoFlipWarning
+from ..core.guidance import (
+    Normalization,
+    Report,
+    normalize,
+    split_by_group,
+    sum_by_unit,
+    unit_scores,
+)
+from ..core.layout import Arrays, Layout, TensorSpec
+from ..core.plan import Mask, Plan, warn_if_nothing_pruned
+from ..core.threshold import (
+    Absolute,
+    Compression,
+    Cost,
+    MacShare,
+    Threshold,
+    keep_top,
+    select,
+)
+from .base import unit_plan
+
+Units = Literal["score", "all", "none"]
+
+
+@dataclass(frozen=True)
+class AutoFlipPolicy:
+    """Plans from explorers' deviations.
+
+    Parameters
+    ----------
+    threshold : Threshold
+        Over units' scores with ``units="score"``, over single weights otherwise.
+    normalization : {"layer", "client"} (default: "layer")
+        Eq. 10; see :func:`flwr_autoflip.core.guidance.normalize`.
+    units : {"score", "all", "none"} (default: "score")
+        ``"score"``: a unit stays for the mean guidance of its own parameters. Ours.
+        ``"all"``: a unit goes when every one of its parameters is marked (paper).
+        ``"none"``: single weights only (authors' code).
+    single_weights : Threshold, optional
+        With ``units="score"``: prune single weights inside what stays, too.
+    guidance_from : {"explorers", "participants"} (default: "explorers")
+        One plan from everybody, or one a round from those who take part (paper).
+    keep_output : bool (default: True)
+        Leave the output layer's weights alone. The paper does not.
+    """
+
+    threshold: Threshold
+    normalization: Normalization = "layer"
+    units: Units = "score"
+    single_weights: Threshold | None = None
+    guidance_from: Literal["explorers", "participants"] = "explorers"
+    keep_output: bool = True
+
+    def __post_init__(self) -> None:
+        if self.units not in ("score", "all", "none"):
+            raise AutoFlipError(
+                f"units must be 'score', 'all' or 'none', got {self.units!r}."
+            )
+        if self.guidance_from not in ("explorers", "participants"):
+            raise AutoFlipError(
+                "guidance_from must be 'explorers' or 'participants', got "
+                f"{self.guidance_from!r}."
+            )
+        if self.normalization not in ("client", "layer"):
+            raise AutoFlipError(
+                "normalization must be 'client' or 'layer', got "
+                f"{self.normalization!r}."
+            )
+        if self.single_weights is not None and self.units != "score":
+            raise AutoFlipError(
+                f"units={self.units!r} already prunes single weights by threshold; "
+                "leave single_weights out or use units='score'."
+            )
+
+    explores = True
+
+    @property
+    def per_round(self) -> bool:
+        """Whether this round's participants decide."""
+        return self.guidance_from == "participants"
+
+    def __call__(
+        self,
+        server_round: int,
+        layout: Layout,
+        weights: Arrays,
+        reports: Sequence[Report],
+    ) -> Plan:
+        """Make the plan of a set of explorers; see :class:`.base.Policy`."""
+        self.check_explorers(len(reports))
+        guidance = normalize(reports, self.normalization)
+        plan = (
+            self._plan_by_score(layout, guidance)
+            if self.units == "score"
+            else self._plan_by_weight(layout, guidance)
+        )
+        warn_if_nothing_pruned(plan, "raise the threshold, or choose threshold='auto'.")
+        return plan
+
+    def check_explorers(self, count: int) -> None:
+        """Check the number of explorers before any of them is asked.
+
+        Raises
+        ------
+        AutoFlipError
+            If ``normalization="client"`` has nobody to compare.
+
+        Warns
+        -----
+        AutoFlipWarning
+            For one explorer only, or T_p <= 1/K with ``normalization="client"``.
+        """
+        low = isinstance(self.threshold, Absolute) and self.threshold.value * count <= 1
+        if self.normalization == "client" and count < 2:
+            raise AutoFlipError(
+                f"normalization='client' compares explorers, got {count}; explore on "
+                "more nodes or use normalization='layer'."
+            )
+        if self.normalization == "client" and low:
+            _warn(
+                f"{self.threshold} is at most 1/K = 1/{count}: with normalization="
+                "'client' guidance is never below 1/K, so this prunes only what no "
+                "explorer moved. Raise the threshold."
+            )
+        elif count == 1:
+            _warn(
+                "one explorer only: the plan rests on one node's data. Explore on more "
+                "nodes."
+            )
+
+    def _plan_by_score(
+        self, layout: Layout, guidance: Mapping[str, NDArray[np.float32]]
+    ) -> Plan:
+        plan = unit_plan(layout, unit_scores(layout, guidance), self.threshold)
+        if self.single_weights is None:
+            return plan
+        _check_by_weight(layout, guidance)
+        kept = {
+            t.name: plan.take(t.name, guidance[t.name])
+            for t in _maskable(layout, self.keep_output)
+        }
+        chosen = select(kept, self.single_weights, _weight_costs(layout, plan))
+        masks = {}
+        for name, choice in chosen.items():
+            masks[name] = np.zeros(layout.by_name[name].shape, np.bool_)
+            plan.put(name, masks[name], choice)
+        return Plan(layout, plan.keep, masks)
+
+    def _plan_by_weight(
+        self, layout: Layout, guidance: Mapping[str, NDArray[np.float32]]
+    ) -> Plan:
+        _check_by_weight(layout, guidance)
+        scores = {t.name: guidance[t.name] for t in _maskable(layout, self.keep_output)}
+        whole = Plan(layout, {g.name: np.arange(g.size) for g in layout.groups})
+        mask = select(scores, self.threshold, _weight_costs(layout, whole))
+        if self.units == "none":
+            return Plan(layout, whole.keep, mask)
+        return Plan(layout, _units_not_all_marked(layout, mask, guidance), mask)
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, AutoFlipWarning, stacklevel=4)
+
+
+def _check_by_weight(
+    layout: Layout, guidance: Mapping[str, NDArray[np.float32]]
+) -> None:
+    if not any(t.name in guidance for t in layout.tensors):
+        raise AutoFlipError(
+            "single weights need guidance a weight, but explorers summed it per unit; "
+            "use exploration_payload='update' or 'deviation'."
+        )
+
+
+def _maskable(layout: Layout, keep_output: bool) -> list[TensorSpec]:
+    """Trainable tensors, without those of output layers if they are to stay."""
+    return [
+        t
+        for t in layout.tensors
+        if t.trainable and not (keep_output and _is_output(layout, t))
+    ]
+
+
+def _is_output(layout: Layout, spec: TensorSpec) -> bool:
+    """Tell a layer whose own units nobody owns: its outputs are the model's.
+
+    Layers excluded by name look the same, and are left alone likewise.
+    """
+    layer = spec.name.rpartition(".")[0]
+    return not any(
+        t.own_axes for t in layout.tensors if t.name.rpartition(".")[0] == layer
+    )
+
+
+def _units_not_all_marked(
+    layout: Layout, mask: Mask, guidance: Mapping[str, NDArray[np.float32]]
+) -> dict[str, NDArray[np.int64]]:
+    """Drop a unit when its own parameters are all marked (paper, Sec. IV-B)."""
+    left = split_by_group(layout, sum_by_unit(layout, mask))
+    scores = unit_scores(layout, guidance)
+    return {
+        name: np.flatnonzero(count if count.any() else keep_top(scores[name], 1))
+        for name, count in left.items()
+    }
+
+
+def _weight_costs(layout: Layout, plan: Plan) -> dict[type, Cost]:
+    """Single weights inside a plan: their share of the dense model's parameters."""
+    fixed = plan.num_parameters
+
+    def parameters(kept: Mapping[str, NDArray[np.bool_]]) -> float:
+        gone = sum(mask.size - int(np.count_nonzero(mask)) for mask in kept.values())
+        return (fixed - gone) / layout.num_parameters
+
+    def macs(kept: Mapping[str, NDArray[np.bool_]]) -> float:
+        raise AutoFlipError(
+            "single weights that go save no MACs, so 'macs:...' cannot choose them; use "
+            "it with units='score'."
+        )
+
+    return {Compression: parameters, MacShare: macs}

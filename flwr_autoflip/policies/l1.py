@@ -1,0 +1,39 @@
+"""Units with the largest weights, without exploration."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..core.guidance import Report, unit_scores
+from ..core.layout import Arrays, Layout
+from ..core.plan import Plan
+from ..core.threshold import Threshold
+from .base import UnitCounts, unit_plan
+
+
+@dataclass(frozen=True)
+class L1Units:
+    """Keep units by the mean absolute value of their own parameters.
+
+    Parameters
+    ----------
+    threshold : Threshold or mapping of str to int
+        How many: a target such as ``Compression`` or ``MacShare``, or a count a group.
+    """
+
+    threshold: Threshold | UnitCounts
+
+    explores = False
+    per_round = False
+
+    def __call__(
+        self,
+        server_round: int,
+        layout: Layout,
+        weights: Arrays,
+        reports: Sequence[Report],
+    ) -> Plan:
+        """Make the plan of the weights at hand; see :class:`.base.Policy`."""
+        sizes = {t.name: np.abs(weights[t.name]) for t in layout.tensors if t.trainable}
+        return unit_plan(layout, unit_scores(layout, sizes), self.threshold)

@@ -1,0 +1,42 @@
+"""Random units, without exploration: what any guidance has to beat."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..core.guidance import Report
+from ..core.layout import Arrays, Layout
+from ..core.plan import Plan
+from ..core.threshold import Threshold
+from .base import UnitCounts, unit_plan
+
+
+@dataclass(frozen=True)
+class RandomUnits:
+    """Keep units drawn at random, once for the whole run.
+
+    Parameters
+    ----------
+    threshold : Threshold or mapping of str to int
+        How many: a target such as ``Compression`` or ``MacShare``, or a count a group.
+    seed : int (default: 0)
+    """
+
+    threshold: Threshold | UnitCounts
+    seed: int = 0
+
+    explores = False
+    per_round = False
+
+    def __call__(
+        self,
+        server_round: int,
+        layout: Layout,
+        weights: Arrays,
+        reports: Sequence[Report],
+    ) -> Plan:
+        """Draw the plan; see :class:`.base.Policy`."""
+        generator = np.random.default_rng(self.seed)
+        scores = {group.name: generator.random(group.size) for group in layout.groups}
+        return unit_plan(layout, scores, self.threshold)

@@ -1,0 +1,237 @@
+"""AutoFlip's options, their presets, and the policies they name."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Literal, TypedDict
+
+from .core.errors import AutoFlipError
+from .core.guidance import Normalization
+from .core.threshold import Auto, ThresholdLike, parse_threshold
+from .policies import AutoFlipPolicy, Dense, L1Units, Policy, RandomUnits
+from .policies.autoflip import Units
+from .policies.base import UnitCounts, parse_units
+from .wire import PAYLOADS, Payload
+
+
+class Options(TypedDict, total=False):
+    """Options of :class:`flwr_autoflip.AutoFlip`; what is left out is the preset's.
+
+    Attributes
+    ----------
+    threshold : float, str, Threshold or mapping
+        What stays: ``"auto"``, ``"auto:0.5"``, a float (the paper's T_p), ``"2x"``
+        (parameters), ``"macs:0.25"``, ``"quantile:0.3"``, or units a group.
+    normalization : {"layer", "client"}
+        Eq. 10: the authors' code, or the paper.
+    units : {"score", "all", "none"}
+        A unit goes by its score, or when all its weights are marked, or never.
+    single_weights : float, str or Threshold, optional
+        Prune single weights inside what stays, too.
+    guidance_from : {"explorers", "participants"}
+        One plan from all explorers, or one a round from those who take part.
+    keep_output : bool
+        Never mask the output layer.
+    exploration_fraction : float or "round"
+        Share of nodes that explore; ``"round"``: as many as a round has.
+    exploration_epochs : int, optional
+        Sent to explorers as ``config["local-epochs"]``; None leaves the app's own.
+    exploration_payload : {"update", "deviation", "units"}
+        What explorers send: their update, its size, or sums a unit (a few kB).
+    warm_start : bool
+        Start from the explorers' aggregated update.
+    untrained : {"keep", "zero"}
+        What becomes of weights that nobody trained in a round.
+    regrow : bool
+        Single weights that went may come back in local training.
+    rescale : bool
+        Make up for lost inputs when the run's plan is made.
+    """
+
+    threshold: ThresholdLike | UnitCounts
+    normalization: Normalization
+    units: Units
+    single_weights: ThresholdLike | None
+    guidance_from: Literal["explorers", "participants"]
+    keep_output: bool
+    exploration_fraction: float | Literal["round"]
+    exploration_epochs: int | None
+    exploration_payload: Payload
+    warm_start: bool
+    untrained: Literal["keep", "zero"]
+    regrow: bool
+    rescale: bool
+
+
+_DEFAULT = Options(
+    threshold="auto",
+    normalization="layer",
+    units="score",
+    single_weights=None,
+    guidance_from="explorers",
+    keep_output=True,
+    exploration_fraction="round",
+    exploration_epochs=None,
+    exploration_payload="update",
+    warm_start=True,
+    untrained="keep",
+    regrow=False,
+    rescale=True,
+)
+
+PRESETS: Mapping[str, Options] = {
+    # What works: small physical networks, one stable plan, a cheap exploration.
+    "default": _DEFAULT,
+    # arXiv:2405.10271v4, Algorithm 1 and Table II, to the letter.
+    "paper": Options(
+        threshold=0.3,
+        normalization="client",
+        units="all",
+        single_weights=None,
+        guidance_from="participants",
+        keep_output=False,
+        exploration_fraction=1.0,
+        exploration_epochs=150,
+        exploration_payload="deviation",
+        warm_start=False,
+        untrained="zero",
+        regrow=False,
+        rescale=False,
+    ),
+    # Their public code: mean first, min-max a tensor, a global quantile with strict
+    # ">", masks only, training from the explored model, zeros that grow back.
+    "authors-code": Options(
+        threshold="global-quantile:0.3",
+        normalization="layer",
+        units="none",
+        single_weights=None,
+        guidance_from="explorers",
+        keep_output=False,
+        exploration_fraction=1.0,
+        exploration_epochs=150,
+        exploration_payload="update",
+        warm_start=True,
+        untrained="keep",
+        regrow=True,
+        rescale=False,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Exploration:
+    """How the landscape is explored; see :class:`Options`."""
+
+    fraction: float | Literal["round"]
+    epochs: int | None
+    payload: Payload
+    warm_start: bool
+
+
+def resolve_options(preset: str, changes: Options) -> Options:
+    """Lay a user's options over a preset and check each.
+
+    Parameters
+    ----------
+    preset : {"default", "paper", "authors-code"}
+    changes : Options
+
+    Returns
+    -------
+    Options
+        Complete.
+
+    Raises
+    ------
+    AutoFlipError
+        On an unknown preset, name or value.
+    """
+    if preset not in PRESETS:
+        raise AutoFlipError(f"preset must be one of {sorted(PRESETS)}, got {preset!r}.")
+    for name in changes:
+        if name not in _DEFAULT:
+            near = get_close_matches(name, _DEFAULT, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"use {sorted(_DEFAULT)}."
+            raise AutoFlipError(f"AutoFlip has no option {name!r}; {hint}")
+    options: Options = {**PRESETS[preset], **changes}
+    _check_choice(options, "untrained", ("keep", "zero"))
+    _check_choice(options, "exploration_payload", PAYLOADS)
+    fraction, epochs = options["exploration_fraction"], options["exploration_epochs"]
+    if fraction != "round" and not (_is_real(fraction) and 0 < fraction <= 1):
+        raise AutoFlipError(
+            f"exploration_fraction must be 'round' or in (0, 1], got {fraction!r}."
+        )
+    if epochs is not None and not (isinstance(epochs, int) and epochs >= 1):
+        raise AutoFlipError(f"exploration_epochs must be at least 1, got {epochs!r}.")
+    if options["warm_start"] and options["exploration_payload"] != "update":
+        raise AutoFlipError(
+            "warm_start needs exploration_payload='update': other payloads do not say "
+            "in which direction weights moved. Set warm_start=False."
+        )
+    if options["exploration_payload"] == "units" and (
+        options["units"] != "score" or options["single_weights"] is not None
+    ):
+        raise AutoFlipError(
+            "exploration_payload='units' sends sums a unit, which cannot choose single "
+            "weights; use units='score' without single_weights, or another payload."
+        )
+    return options
+
+
+def _check_choice(options: Options, name: str, choices: tuple[str, ...]) -> None:
+    value = dict(options)[name]
+    if value not in choices:
+        raise AutoFlipError(f"{name} must be one of {choices}, got {value!r}.")
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def resolve_policy(policy: Policy | str, options: Options) -> Policy:
+    """Give the policy that a name and the options mean.
+
+    Parameters
+    ----------
+    policy : Policy or {"autoflip", "random", "l1", "dense"}
+        A policy object is taken as it is.
+    options : Options
+        Complete.
+
+    Returns
+    -------
+    Policy
+
+    Raises
+    ------
+    AutoFlipError
+        On an unknown name, or a threshold that the policy cannot use.
+    """
+    if not isinstance(policy, str):
+        return policy
+    threshold = parse_units(options["threshold"])
+    if policy == "dense":
+        return Dense()
+    if policy in ("random", "l1"):
+        if policy == "random" and isinstance(threshold, Auto):
+            raise AutoFlipError(
+                "policy='random' has no deviations to find a boundary in; give a target "
+                "such as threshold='2x', 'macs:0.25' or {'conv1': 8, ...}."
+            )
+        return RandomUnits(threshold) if policy == "random" else L1Units(threshold)
+    if policy != "autoflip":
+        raise AutoFlipError(
+            "policy must be 'autoflip', 'random', 'l1', 'dense' or a Policy object, "
+            f"got {policy!r}."
+        )
+    if isinstance(threshold, Mapping):
+        raise AutoFlipError("policy='autoflip' takes a threshold, not units a group.")
+    single = options["single_weights"]
+    return AutoFlipPolicy(
+        threshold,
+        options["normalization"],
+        options["units"],
+        None if single is None else parse_threshold(single),
+        options["guidance_from"],
+        options["keep_output"],
+    )

@@ -1,0 +1,461 @@
+"""AutoFlip: a Flower strategy around any other one. Explore, plan, ship, aggregate."""
+
+import inspect
+import random
+import time
+from collections.abc import Callable, Iterable
+from logging import INFO, getLogger
+from pathlib import Path
+from typing import Any, Unpack
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+from numpy.typing import NDArray
+from torch import nn
+
+from . import wire
+from .core.codec import VALUE_DTYPES, expand, pack
+from .core.errors import AutoFlipError
+from .core.guidance import Report
+from .core.layout import Layout, check_arrays
+from .core.plan import Plan, dense_plan
+from .core.rescale import rescale_fan_in
+from .core.shrink import load_arrays_inplace, shrink
+from .core.trace import trace
+from .exchange import Exchange, SizeOf, log_round
+from .ledger import Ledger
+from .policies import AutoFlipPolicy, Policy
+from .presets import Options, resolve_options, resolve_policy
+
+LOGGER = getLogger("flwr")
+EPOCHS_KEY = "local-epochs"
+
+EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
+
+
+class AutoFlip(Strategy):
+    """Federated pruning by loss-landscape exploration, around another strategy.
+
+    Parameters
+    ----------
+    strategy : Strategy
+        Samples nodes and aggregates: FedAvg, FedAdam, Flower's DP wrappers, any.
+    model : nn.Module
+        The dense model.
+    example_input : Tensor or tuple of Tensor
+        What its ``forward`` takes, a batch of one.
+    preset : {"default", "paper", "authors-code"} (default: "default")
+        Where options that are not given come from.
+    policy : Policy or str (default: "autoflip")
+        Who stays: "autoflip", "random", "l1", "dense", or your own.
+    exclude : sequence of str (default: ())
+        Modules whose units all stay.
+    value_dtype : {"float32", "float16"} (default: "float32")
+        Values on the wire, both ways.
+    client_api : {"message", "numpy"} (default: "message")
+        "numpy" for nodes that run Flower's plain ``ClientApp(client_fn)``.
+    ledger_dir : path, optional
+        Folder for ``ledger.jsonl``.
+    **options
+        See :class:`flwr_autoflip.Options`.
+
+    Attributes
+    ----------
+    layout : Layout
+    ledger : Ledger
+        What every round really cost; also without ``ledger_dir``.
+
+    Raises
+    ------
+    AutoFlipError
+        On a wrong option or a model that cannot be pruned, before any node is asked.
+
+    Notes
+    -----
+    With Flower's central DP inside, ``AutoFlip(DP...(FedAvg()))``, what is aggregated
+    is clipped and noised; the guidance is not.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        model: nn.Module,
+        example_input: Any,
+        *,
+        preset: str = "default",
+        policy: Policy | str = "autoflip",
+        exclude: Iterable[str] = (),
+        value_dtype: str = "float32",
+        client_api: wire.ClientApi = "message",
+        ledger_dir: str | Path | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        self.strategy = strategy
+        self.options = resolve_options(preset, options)
+        self.policy = resolve_policy(policy, self.options)
+        self.value_dtype = value_dtype
+        _check_setting("value_dtype", value_dtype, VALUE_DTYPES)
+        _check_setting("client_api", client_api, ("message", "numpy"))
+        if _find(strategy, "fraction_train", 1.0) == 0:
+            raise AutoFlipError("fraction_train is 0: no node would ever train.")
+        self.layout: Layout = trace(model, example_input, tuple(exclude))
+        path = None if ledger_dir is None else Path(ledger_dir) / "ledger.jsonl"
+        self.ledger = Ledger(path)
+        self._size_of = SizeOf(model, example_input)
+        self._exchange = Exchange(self.ledger, self._size_of, client_api)
+        self._reports: dict[int, Report] = {}
+        self._weights: dict[str, NDArray[Any]] = {}
+        self._run_plan: Plan | None = None
+        self._round_plan = dense_plan(self.layout)
+        self._timeout = 3600.0
+
+    # --- The run --------------------------------------------------------------------
+
+    def start(
+        self, grid: Grid, initial_arrays: ArrayRecord, *args: Any, **kwargs: Any
+    ) -> Result:
+        """Explore, then run the rounds; see Flower's ``Strategy.start``.
+
+        Parameters
+        ----------
+        grid : Grid
+        initial_arrays : ArrayRecord
+            The dense model's ``state_dict``.
+        *args, **kwargs
+            Flower's: ``num_rounds``, ``timeout``, ``train_config``,
+            ``evaluate_config``, ``evaluate_fn``. The last is called with the
+            deployable model's arrays (zeros where it has nothing) and once more with
+            the dense ones, whose metrics get the prefix ``dense-``.
+
+        Returns
+        -------
+        Result
+            ``arrays`` are the dense global model; :meth:`deployable_model` cuts it.
+
+        Raises
+        ------
+        AutoFlipError
+            If ``initial_arrays`` are not the model's, or no explorer answered.
+        """
+        bound = inspect.signature(Strategy.start).bind(
+            self, grid, initial_arrays, *args, **kwargs
+        )
+        bound.apply_defaults()
+        given = bound.arguments
+        arrays = wire.from_arrayrecord(initial_arrays)
+        check_arrays(self.layout, arrays, whose="initial arrays")
+        self._timeout = given["timeout"]
+        config = given["train_config"] or ConfigRecord()
+        record = wire.to_arrayrecord(arrays)  # ours to edit; the caller's stays
+        if self.policy.explores:
+            record = self._explore_first(grid, record, config)
+        self._plan_run(record)
+        if given["evaluate_fn"] is not None:
+            given["evaluate_fn"] = self._evaluate_both(given["evaluate_fn"])
+        given["initial_arrays"] = record
+        result = super().start(*bound.args[1:], **bound.kwargs)
+        if not len(result.arrays):
+            result.arrays = record
+        return result
+
+    def _plan_run(self, record: ArrayRecord) -> None:
+        """Make the one plan of the run, unless every round has its own."""
+        if self.policy.per_round:
+            return
+        arrays = wire.from_arrayrecord(record)
+        reports = list(self._reports.values())
+        plan = self._run_plan = self.policy(0, self.layout, arrays, reports)
+        if self.options["rescale"]:
+            scaled = rescale_fan_in(arrays, plan)
+            _update_inplace(record, scaled)
+        self._log_plan(plan)
+
+    def deployable_plan(self) -> Plan:
+        """Plan of all explorers: what a device will run in the end."""
+        if self._run_plan is None:
+            reports = list(self._reports.values())
+            self._run_plan = self.policy(0, self.layout, self._weights, reports)
+        return self._run_plan
+
+    def deployable_model(self, arrays: ArrayRecord) -> nn.Module:
+        """Build the small model for deployment.
+
+        Parameters
+        ----------
+        arrays : ArrayRecord
+            Dense, such as ``result.arrays``.
+
+        Returns
+        -------
+        nn.Module
+            In evaluation mode.
+        """
+        plan, model = self.deployable_plan(), self._size_of.model
+        small = shrink(model, plan)
+        values = plan.apply(wire.from_arrayrecord(arrays))
+        load_arrays_inplace(small, {n: plan.take(n, a) for n, a in values.items()})
+        return small.eval()
+
+    def _evaluate_both(self, evaluate_fn: EvaluateFn) -> EvaluateFn:
+        def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+            plan = self.deployable_plan()
+            masked = plan.apply(wire.from_arrayrecord(arrays))
+            small = evaluate_fn(server_round, wire.to_arrayrecord(masked))
+            whole = plan.num_parameters == self.layout.num_parameters
+            dense = small if whole else evaluate_fn(server_round, arrays)
+            metrics = dict(small or {})
+            metrics |= {f"dense-{key}": value for key, value in (dense or {}).items()}
+            size = self._size_of.plan(plan)
+            shape = {
+                "parameters": plan.num_parameters,
+                "dense_parameters": self.layout.num_parameters,
+                "macs": size.macs,
+                "dense_macs": self._size_of.dense().macs,
+                "units": {name: len(kept) for name, kept in plan.keep.items()},
+            }
+            self.ledger.add_server(server_round, metrics, shape)
+            return MetricRecord(metrics) if metrics else None
+
+        return evaluate
+
+    # --- Exploration ------------------------------------------------------------------
+
+    def _explore_first(
+        self, grid: Grid, arrays: ArrayRecord, config: ConfigRecord
+    ) -> ArrayRecord:
+        """Explore before round 1; give the arrays that the rounds start from."""
+        _wait_for_nodes(grid, int(_find(self.strategy, "min_available_nodes", 1)))
+        templates = list(self.strategy.configure_train(0, arrays, config, grid))
+        fraction = self.options["exploration_fraction"]
+        if fraction != "round" and templates:
+            nodes = sorted(grid.get_node_ids())
+            count = max(1, round(float(fraction) * len(nodes)))
+            content = templates[0].content
+            templates = [
+                Message(content, dst_node_id=node, message_type="train")
+                for node in random.sample(nodes, count)
+            ]
+        if len(templates) < 2 and isinstance(self.policy, AutoFlipPolicy):
+            self.policy.check_explorers(len(templates))
+        LOGGER.log(INFO, "[EXPLORATION on %s nodes]", len(templates))
+        explorers = self._explore(0, grid, templates, arrays)
+        if not explorers:
+            reasons = {row["reason"] for row in self.ledger.rows if row["reason"]}
+            raise AutoFlipError(
+                f"none of {len(templates)} explorers gave a valid report: "
+                f"{'; '.join(sorted(reasons)[:3])}"
+            )
+        if not self.options["warm_start"]:
+            return arrays
+        aggregated, _ = self.strategy.aggregate_train(0, explorers)
+        if aggregated is None:
+            return arrays
+        _update_inplace(aggregated, self._cast(wire.from_arrayrecord(aggregated)))
+        return aggregated
+
+    def _explore(
+        self,
+        server_round: int,
+        grid: Grid,
+        templates: list[Message],
+        arrays: ArrayRecord,
+    ) -> list[Message]:
+        """Ask nodes to explore; keep their reports, give replies for the inner one."""
+        plan, weights = dense_plan(self.layout), wire.from_arrayrecord(arrays)
+        payload = self.options["exploration_payload"]
+        orders = wire.Orders(
+            "explore", plan, pack(weights, plan, self.value_dtype), payload=payload
+        )
+        epochs = self.options["exploration_epochs"]
+        if epochs is not None:
+            templates = [_with_config(t, {EPOCHS_KEY: epochs}) for t in templates]
+        messages = self._exchange.requests(server_round, templates, orders)
+        answers = grid.send_and_receive(messages, timeout=self._timeout)
+        explorers = []
+
+        def read(reply: wire.Reply) -> Any:
+            return wire.read_report(reply, self.layout, payload, weights)
+
+        explorers = []
+        for message, reply, (report, final) in self._exchange.replies(answers, read):
+            self._reports[message.metadata.src_node_id] = report
+            wire.inner_reply(message, final, reply, self._weight_key)
+            explorers.append(message)
+        return explorers
+
+    # --- One round --------------------------------------------------------------------
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Sample as the inner strategy does; ship each node its plan's values."""
+        templates = list(
+            self.strategy.configure_train(server_round, arrays, config, grid)
+        )
+        self._weights = wire.from_arrayrecord(arrays)
+        if not templates:
+            return []
+        self._round_plan = self._plan_round(server_round, templates, arrays, grid)
+        orders = wire.Orders(
+            "train",
+            self._round_plan,
+            pack(self._weights, self._round_plan, self.value_dtype),
+            self.value_dtype,
+            self.options["regrow"],
+        )
+        return self._exchange.requests(server_round, templates, orders)
+
+    def _plan_round(
+        self,
+        server_round: int,
+        templates: list[Message],
+        arrays: ArrayRecord,
+        grid: Grid,
+    ) -> Plan:
+        if not self.policy.per_round:
+            return self.deployable_plan()
+        if self.policy.explores:
+            late = [t for t in templates if t.metadata.dst_node_id not in self._reports]
+            if late:
+                self._explore(server_round, grid, late, arrays)
+        nodes = [template.metadata.dst_node_id for template in templates]
+        reports = [self._reports[node] for node in nodes if node in self._reports]
+        return self.policy(server_round, self.layout, self._weights, reports)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Expand valid replies and let the inner strategy average them."""
+        plan = self._round_plan
+        trained = plan.without_mask() if self.options["regrow"] else plan
+
+        def read(reply: wire.Reply) -> dict[str, NDArray[Any]]:
+            return expand(self._weights, np.asarray(reply.values), trained)
+
+        accepted = []
+        for message, reply, full in self._exchange.replies(replies, read):
+            wire.inner_reply(message, full, reply, self._weight_key)
+            accepted.append(message)
+        if not accepted:
+            LOGGER.warning("\t> no valid reply: the global model stays as it was")
+            return None, None
+        aggregated, metrics = self.strategy.aggregate_train(server_round, accepted)
+        if aggregated is not None:
+            settled = self._settle(wire.from_arrayrecord(aggregated), trained)
+            _update_inplace(aggregated, settled)
+        log_round(self.ledger, server_round, plan)
+        return aggregated, metrics
+
+    def _settle(
+        self, aggregated: dict[str, NDArray[Any]], trained: Plan
+    ) -> dict[str, NDArray[Any]]:
+        """Give what nobody trained its last value (or zero), exactly."""
+        keep = self.options["untrained"] == "keep"
+        settled = {}
+        for spec in self.layout.tensors:
+            last = self._weights[spec.name]
+            base = last if keep or not spec.trainable else np.zeros_like(last)
+            mask = trained.dense_mask(spec.name)
+            settled[spec.name] = np.where(mask, aggregated[spec.name], base)
+        return self._cast(settled)
+
+    def _cast(self, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Give the model's own dtypes back: FedAvg returns int64 as float64."""
+        return {
+            t.name: np.asarray(
+                np.rint(arrays[t.name]) if t.dtype.startswith("int") else arrays[t.name]
+            ).astype(t.dtype)
+            for t in self.layout.tensors
+        }
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Send the deployable model to the nodes that the inner strategy samples."""
+        templates = list(
+            self.strategy.configure_evaluate(server_round, arrays, config, grid)
+        )
+        if not templates:
+            return []
+        plan, weights = self.deployable_plan(), wire.from_arrayrecord(arrays)
+        orders = wire.Orders("evaluate", plan, pack(weights, plan, self.value_dtype))
+        return self._exchange.requests(server_round, templates, orders)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Let the inner strategy average the valid replies' metrics."""
+        accepted = []
+        for message, reply, _ in self._exchange.replies(replies, lambda reply: None):
+            wire.inner_reply(message, None, reply, self._weight_key)
+            accepted.append(message)
+        if not accepted:
+            return None
+        return self.strategy.aggregate_evaluate(server_round, accepted)
+
+    def summary(self) -> None:
+        """Log the settings, then the inner strategy's."""
+        LOGGER.log(INFO, "\t├──> AutoFlip settings:")
+        LOGGER.log(INFO, "\t│\t├── Policy: %s", self.policy)
+        LOGGER.log(INFO, "\t│\t└── Values: %s", self.value_dtype)
+        self.strategy.summary()
+
+    def _log_plan(self, plan: Plan) -> None:
+        small, dense = self._size_of.plan(plan), self._size_of.dense()
+        LOGGER.log(
+            INFO,
+            "\t└──> plan: %d of %d units, %d of %d parameters, %.1f %% of MACs",
+            int(plan.alive.sum()),
+            self.layout.num_units,
+            plan.num_parameters,
+            self.layout.num_parameters,
+            100 * small.macs / dense.macs,
+        )
+
+    @property
+    def _weight_key(self) -> str:
+        return str(_find(self.strategy, "weighted_by_key", wire.NUM_EXAMPLES))
+
+
+def _check_setting(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise AutoFlipError(f"{name} must be one of {choices}, got {value!r}.")
+
+
+def _find(strategy: Strategy, name: str, default: Any) -> Any:
+    """Look an attribute up through strategies that wrap strategies."""
+    layer: Any = strategy
+    while layer is not None:
+        if hasattr(layer, name):
+            return getattr(layer, name)
+        layer = getattr(layer, "strategy", None)
+    return default
+
+
+def _wait_for_nodes(grid: Grid, minimum: int) -> None:
+    """Wait until enough nodes are there: FedAvg counts them before it waits."""
+    while (count := len(list(grid.get_node_ids()))) < minimum:
+        LOGGER.log(INFO, "Waiting for nodes to connect: %s of %s.", count, minimum)
+        time.sleep(1)
+
+
+def _with_config(message: Message, extra: dict[str, Any]) -> Message:
+    """Copy a message with more keys in its ConfigRecord."""
+    key, config = next(iter(message.content.config_records.items()))
+    arrays_key, arrays = next(iter(message.content.array_records.items()))
+    content = RecordDict({arrays_key: arrays, key: ConfigRecord({**config, **extra})})
+    metadata = message.metadata
+    return Message(
+        content, dst_node_id=metadata.dst_node_id, message_type=metadata.message_type
+    )
+
+
+def _update_inplace(record: ArrayRecord, arrays: dict[str, NDArray[Any]]) -> None:
+    """Change a record's arrays; the inner strategy that holds it sees them too.
+
+    FedAvgM keeps the record it returned as its own idea of the global model.
+    """
+    for name, array in wire.to_arrayrecord(arrays).items():
+        record[name] = array
