@@ -17,7 +17,7 @@ from torch import nn
 from . import wire
 from .core.codec import VERSION, pack_small
 from .core.cost import count_parameters
-from .core.errors import AutoFlipError
+from .core.errors import AutoFlipError, WireError
 from .core.shrink import arrays_of, hold_mask, load_arrays_inplace, shrink
 
 Metrics = Mapping[str, Any]
@@ -127,7 +127,7 @@ class AutoFlipClient(NumPyClient):
         self, parameters: list[NDArray[Any]], config: Mapping[str, Any]
     ) -> wire.Request:
         if len(parameters) != 1:
-            raise wire.WireError(
+            raise WireError(
                 f"expected one flat array, {len(parameters)} came; wrap the server's "
                 "strategy in AutoFlip."
             )
@@ -178,7 +178,7 @@ def client_app(
 def _contents(message: Message) -> tuple[NDArray[Any], dict[str, Any]]:
     content = message.content
     if len(content.array_records) != 1 or len(content.config_records) != 1:
-        raise wire.WireError(
+        raise WireError(
             "expected one ArrayRecord and one ConfigRecord, got "
             f"{len(content.array_records)} and {len(content.config_records)}."
         )
@@ -186,7 +186,7 @@ def _contents(message: Message) -> tuple[NDArray[Any], dict[str, Any]]:
     return values, dict(next(iter(content.config_records.values())))
 
 
-# --- What it cost -----------------------------------------------------------------------
+# --- What it cost ---
 
 
 @dataclass

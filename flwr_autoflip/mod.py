@@ -47,7 +47,7 @@ def autoflip_mod(
     """
     arrays_key = next(iter(message.content.array_records), "")
     config_key = next(iter(message.content.config_records), "")
-    config = message.content.config_records.get(config_key, {})
+    config = message.content.config_records.get(config_key, ConfigRecord())
     if not wire.is_ours(config):
         return call_next(message, context)
     values = wire.single_array(message.content.array_records[arrays_key])
@@ -95,7 +95,7 @@ def _compact_inplace(
         (k for k in reply.content.config_records if k.endswith("res.metrics")),
         wire.RECEIPT,
     )
-    own = reply.content.config_records.get(place, {})
+    own = reply.content.config_records.get(place, ConfigRecord())
     reply.content[place] = ConfigRecord({**own, **receipt})
 
 

@@ -273,12 +273,12 @@ class AutoFlip(Strategy):
             templates = [_with_config(t, {EPOCHS_KEY: epochs}) for t in templates]
         messages = self._exchange.requests(server_round, templates, orders)
         answers = grid.send_and_receive(messages, timeout=self._timeout)
-        explorers = []
+        explorers: list[Message] = []
 
         def read(reply: wire.Reply) -> Any:
             return wire.read_report(reply, self.layout, payload, weights)
 
-        explorers = []
+        explorers: list[Message] = []
         for message, reply, (report, final) in self._exchange.replies(answers, read):
             self._reports[message.metadata.src_node_id] = report
             wire.inner_reply(message, final, reply, self._weight_key)
@@ -387,7 +387,7 @@ class AutoFlip(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Let the inner strategy average the valid replies' metrics."""
-        accepted = []
+        accepted: list[Message] = []
         for message, reply, _ in self._exchange.replies(replies, lambda reply: None):
             wire.inner_reply(message, None, reply, self._weight_key)
             accepted.append(message)

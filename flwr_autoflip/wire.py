@@ -68,7 +68,7 @@ _NUMPY_IN = {"train": "fitins", "evaluate": "evaluateins"}
 _NUMPY_OUT = {"train": "fitres", "evaluate": "evaluateres"}
 
 
-# --- Server: request out ----------------------------------------------------------------
+# --- Server: request out ---
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def message_type(phase: Phase) -> str:
     return "evaluate" if phase == "evaluate" else "train"
 
 
-# --- Client: request in -----------------------------------------------------------------
+# --- Client: request in ---
 
 
 @dataclass(frozen=True)
@@ -263,7 +263,7 @@ def _read_layout(data: bytes) -> Layout:
     return layout_from_bytes(data)
 
 
-# --- Client: reply out ------------------------------------------------------------------
+# --- Client: reply out ---
 
 
 def report_values(
@@ -351,7 +351,7 @@ def single_array(arrays: ArrayRecord) -> NDArray[Any]:
         raise WireError(f"the array cannot be read: {error}") from error
 
 
-# --- Server: reply in -------------------------------------------------------------------
+# --- Server: reply in ---
 
 
 @dataclass(frozen=True)
@@ -436,7 +436,7 @@ def _metrics(content: RecordDict) -> dict[str, Any]:
         raise WireError(
             f"expected one MetricRecord, {len(content.metric_records)} came."
         )
-    receipt = content.config_records.get(RECEIPT, {})
+    receipt = content.config_records.get(RECEIPT, ConfigRecord())
     return {**next(iter(content.metric_records.values())), **receipt}
 
 
@@ -549,7 +549,7 @@ def inner_reply(
     message.content = content
 
 
-# --- Bytes ------------------------------------------------------------------------------
+# --- Bytes ---
 
 
 def count_bytes(content: RecordDict) -> int:

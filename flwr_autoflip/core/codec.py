@@ -32,7 +32,7 @@ _HEADER = 1 + DIGEST_BYTES + 1
 VALUE_DTYPES = ("float32", "float16")
 
 
-# --- Plan <-> bytes -------------------------------------------------------------------
+# --- Plan <-> bytes ---
 
 
 def encode_plan(plan: Plan) -> bytes:
@@ -137,7 +137,7 @@ def _take_bits(data: bytes, shape: tuple[int, ...]) -> tuple[NDArray[np.bool_], 
     return bits[:count].astype(np.bool_).reshape(shape), data[length:]
 
 
-# --- Arrays <-> values ----------------------------------------------------------------
+# --- Arrays <-> values ---
 
 
 def pack(arrays: Arrays, plan: Plan, dtype: str = "float32") -> NDArray[Any]:
@@ -266,7 +266,7 @@ def expand(base: Arrays, values: NDArray[Any], plan: Plan) -> dict[str, NDArray[
     return full
 
 
-# --- Sixteen bits for reports -----------------------------------------------------------
+# --- Sixteen bits for reports ---
 
 
 def to_half(values: NDArray[Any]) -> tuple[NDArray[np.float16], float]:

@@ -112,7 +112,8 @@ def _minmax_clients(values: Sequence[NDArray[np.float32]]) -> NDArray[np.float32
 def _safe_divide(top: NDArray[Any], bottom: Any) -> NDArray[np.float32]:
     bottom = np.broadcast_to(bottom, top.shape)
     out = np.divide(top, bottom, out=np.zeros(top.shape), where=bottom > 0)
-    return np.clip(out, 0, 1).astype(np.float32)
+    unit: NDArray[np.float32] = np.clip(out, 0, 1).astype(np.float32)
+    return unit
 
 
 def sum_by_unit(layout: Layout, values: Arrays) -> NDArray[np.float64]:
@@ -135,8 +136,7 @@ def sum_by_unit(layout: Layout, values: Arrays) -> NDArray[np.float64]:
         if not spec.trainable or spec.name not in values:
             continue
         for axis in spec.own_axes:
-            owner = spec.owners[axis]
-            assert owner is not None
+            owner = np.asarray(spec.owners[axis])
             others = tuple(a for a in range(len(spec.shape)) if a != axis)
             slices = np.asarray(values[spec.name], np.float64).sum(axis=others)
             owned = owner >= 0

@@ -203,7 +203,7 @@ def check_arrays(layout: Layout, arrays: Arrays, *, whose: str) -> None:
         )
 
 
-# --- The bytes of a layout: runs of owners, as deflated JSON ------------------------
+# --- The bytes of a layout: runs of owners, as deflated JSON ---
 
 
 def layout_to_bytes(layout: Layout) -> bytes:

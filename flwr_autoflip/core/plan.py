@@ -84,7 +84,8 @@ class Plan:
         axes = self.index[name]
         if all(axis is None for axis in axes):
             return dense
-        return dense[self._selector(axes, dense.shape)]
+        cut: NDArray[Any] = dense[self._selector(axes, dense.shape)]
+        return cut
 
     def put(self, name: str, dense: NDArray[Any], small: Any) -> None:
         """Write the small tensor (or a scalar) into its place of ``dense``."""

@@ -109,7 +109,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
-# --- Elementwise and shape ------------------------------------------------------------
+# --- Elementwise and shape ---
 
 
 @rule("hardswish", "hardsigmoid", "hardtanh", "leaky_relu", "prelu", "native_dropout")
@@ -268,7 +268,7 @@ def _pad(call: Call) -> Flow:
     return Flow(out)
 
 
-# --- Reductions -------------------------------------------------------------------------
+# --- Reductions ---
 
 
 def _reduced(call: Call) -> Flow:
@@ -296,7 +296,7 @@ def _softmax(call: Call) -> Flow:
     return Flow(axes)
 
 
-# --- Layers -----------------------------------------------------------------------------
+# --- Layers ---
 
 
 @rule("convolution", "_convolution")

@@ -185,7 +185,8 @@ def hold_mask(small: nn.Module, plan: Plan) -> AbstractContextManager[Any]:
     stack = ExitStack()
     parameters = dict(small.named_parameters())
     for name, mask in plan.small_mask.items():
-        handle = parameters[name].register_hook(_GradientMask(torch.as_tensor(mask)))
+        hook = _GradientMask(torch.as_tensor(mask))
+        handle = parameters[name].register_hook(hook)  # type: ignore[no-untyped-call]
         stack.callback(handle.remove)
     return stack
 

@@ -101,11 +101,11 @@ def _run(model: nn.Module, inputs: tuple[Any, ...], watch: "_Watch") -> None:
             watch.units.freeze(*watch.flow_of(leaf).axes)
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[misc]
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Carry labels from tensor to tensor while the model runs."""
 
     def __init__(self, model: nn.Module, exclude: Sequence[str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.model = model
         self.exclude = tuple(exclude)
         self.units = Units()
@@ -196,7 +196,7 @@ def _is_pointwise(func: Any, name: str) -> bool:
     return torch.Tag.pointwise in func.tags or torch.Tag.pointwise in twin.tags
 
 
-# --- Labels -> Layout -----------------------------------------------------------------
+# --- Labels -> Layout ---
 
 Place = tuple[str, int]
 """A tensor's name and one of its axes."""
@@ -245,10 +245,10 @@ def _group_units(
             if root != FROZEN:
                 touched.setdefault(root, []).append(place)
     members: dict[tuple[Place, ...], list[int]] = {}
-    for root, places in touched.items():
+    for root, touches in touched.items():
         # A unit that is not both produced and consumed belongs to a layer not in use.
-        if 0 < sum(place in input_axes for place in places) < len(places):
-            members.setdefault(tuple(places), []).append(root)
+        if 0 < sum(place in input_axes for place in touches) < len(touches):
+            members.setdefault(tuple(touches), []).append(root)
     groups: list[Group] = []
     number: dict[int, int] = {}
     names: set[str] = set()
@@ -271,7 +271,7 @@ def _unused(name: str, names: set[str]) -> str:
     return free
 
 
-# --- Proof: the masked model and the small one compute the same -------------------------
+# --- Proof: the masked model and the small one compute the same ---
 
 
 def _verified(watch: _Watch, inputs: tuple[Any, ...]) -> Layout:

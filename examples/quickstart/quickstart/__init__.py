@@ -1,0 +1,1 @@
+"""AutoFLIP quickstart: a Flower app on MNIST digits, two classes a node."""
