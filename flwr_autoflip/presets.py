@@ -215,8 +215,8 @@ def resolve_policy(policy: Policy | str, options: Options) -> Policy:
     if policy in ("random", "l1"):
         if policy == "random" and isinstance(threshold, Auto):
             raise AutoFlipError(
-                "policy='random' has no deviations to find a boundary in; give a target "
-                "such as threshold='2x', 'macs:0.25' or {'conv1': 8, ...}."
+                "policy='random' has no deviations to find a boundary in; give a "
+                "target such as threshold='2x', 'macs:0.25' or {'conv1': 8, ...}."
             )
         return RandomUnits(threshold) if policy == "random" else L1Units(threshold)
     if policy != "autoflip":

@@ -273,7 +273,6 @@ class AutoFlip(Strategy):
             templates = [_with_config(t, {EPOCHS_KEY: epochs}) for t in templates]
         messages = self._exchange.requests(server_round, templates, orders)
         answers = grid.send_and_receive(messages, timeout=self._timeout)
-        explorers: list[Message] = []
 
         def read(reply: wire.Reply) -> Any:
             return wire.read_report(reply, self.layout, payload, weights)

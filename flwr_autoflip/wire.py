@@ -227,8 +227,8 @@ def read_request(
     if config.get(KEY_VERSION) != VERSION:
         raise WireError(
             f"expected wire version {VERSION} from the server's AutoFlip, got "
-            f"{config.get(KEY_VERSION, 'none')}; wrap the server's strategy in AutoFlip "
-            "and install the same flwr-autoflip on both sides."
+            f"{config.get(KEY_VERSION, 'none')}; wrap the server's strategy in "
+            "AutoFlip and install the same flwr-autoflip on both sides."
         )
     phase, payload = config.get(KEY_PHASE), config.get(KEY_PAYLOAD, "update")
     if phase not in ("explore", "train", "evaluate") or payload not in PAYLOADS:
@@ -401,8 +401,8 @@ def read_reply(message: Message, orders: Orders, api: ClientApi) -> Reply:
     num_examples = own.pop(NUM_EXAMPLES, None)
     if receipt.get(KEY_VERSION) != VERSION:
         raise WireError(
-            f"the reply carries no receipt of wire version {VERSION}; the node must use "
-            "AutoFlipClient or autoflip_mod of the same flwr-autoflip."
+            f"the reply carries no receipt of wire version {VERSION}; the node must "
+            "use AutoFlipClient or autoflip_mod of the same flwr-autoflip."
         )
     if receipt.get(KEY_DIGEST) != plan_digest(encode_plan(orders.plan)):
         raise WireError("the reply belongs to another plan than the one that was sent.")

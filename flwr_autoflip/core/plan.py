@@ -80,7 +80,7 @@ class Plan:
         )
 
     def take(self, name: str, dense: NDArray[Any]) -> NDArray[Any]:
-        """Cut the kept part out of a dense array: the small tensor (a view if whole)."""
+        """Cut the small tensor out of a dense array (a view if all of it stays)."""
         axes = self.index[name]
         if all(axis is None for axis in axes):
             return dense

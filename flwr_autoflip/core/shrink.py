@@ -113,8 +113,8 @@ def check_model(model: nn.Module, layout: Layout) -> None:
     ]
     raise AutoFlipError(
         "this node's model is not the server's: "
-        f"{'; '.join(faults[:8]) or 'its tensors stand in another order'}. Use the same "
-        "model class and arguments on both sides."
+        f"{'; '.join(faults[:8]) or 'its tensors stand in another order'}. Use the "
+        "same model class and arguments on both sides."
     )
 
 

@@ -41,7 +41,7 @@ class Quantile:
 
 @dataclass(frozen=True)
 class Compression:
-    """Keep the largest even share of each layer with at most 1/``factor`` parameters."""
+    """Keep the largest even share of each layer within 1/``factor`` of parameters."""
 
     factor: float = 2.0
 

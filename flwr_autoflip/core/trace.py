@@ -185,8 +185,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self.unsupported:
             faults = "; ".join(dict.fromkeys(self.unsupported))
             raise UnsupportedLayerError(
-                f"these operators cannot be followed: {faults}. Exclude the layers that "
-                "feed them by name, exclude=(...), and they stay dense."
+                f"these operators cannot be followed: {faults}. Exclude the layers "
+                "that feed them by name, exclude=(...), and they stay dense."
             )
 
 

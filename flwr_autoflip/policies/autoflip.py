@@ -225,8 +225,8 @@ def _weight_costs(layout: Layout, plan: Plan) -> dict[type, Cost]:
 
     def macs(kept: Mapping[str, NDArray[np.bool_]]) -> float:
         raise AutoFlipError(
-            "single weights that go save no MACs, so 'macs:...' cannot choose them; use "
-            "it with units='score'."
+            "single weights that go save no MACs, so 'macs:...' cannot choose them; "
+            "use it with units='score'."
         )
 
     return {Compression: parameters, MacShare: macs}

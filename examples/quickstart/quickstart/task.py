@@ -17,13 +17,13 @@ TEST_SHARE = 0.2
 
 
 class Net(nn.Module):
-    """Two convolutions and two linear layers, 421,642 parameters."""
+    """Two convolutions and two linear layers, 215,370 parameters."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(1, 32, 5, padding=2)
-        self.conv2 = nn.Conv2d(32, 64, 5, padding=2)
-        self.fc1 = nn.Linear(64 * 7 * 7, 128)
+        self.conv1 = nn.Conv2d(1, 16, 5, padding=2)
+        self.conv2 = nn.Conv2d(16, 32, 5, padding=2)
+        self.fc1 = nn.Linear(32 * 7 * 7, 128)
         self.fc2 = nn.Linear(128, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -110,7 +110,7 @@ def train(
             loss = F.cross_entropy(model(images), labels)
             loss.backward()
             optimizer.step()
-            total += float(loss)
+            total += float(loss.detach())
     return total / max(1, epochs * len(loader))
 
 

