@@ -18,6 +18,7 @@ from . import wire
 from .core.codec import VERSION, pack_small
 from .core.cost import count_parameters
 from .core.errors import AutoFlipError, WireError
+from .core.exploration import encode_report
 from .core.shrink import arrays_of, hold_mask, load_arrays_inplace, shrink
 
 Metrics = Mapping[str, Any]
@@ -105,7 +106,7 @@ class AutoFlipClient(NumPyClient):
         receipt = receipt_of(request, count_parameters(model), spent)
         if orders.phase == "explore":
             layout = orders.plan.layout
-            values, receipt[wire.KEY_SCALE] = wire.report_values(
+            values, receipt[wire.KEY_SCALE] = encode_report(
                 received, trained, layout, orders.payload
             )
         else:

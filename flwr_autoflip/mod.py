@@ -17,6 +17,7 @@ from . import wire
 from .client import Spent, receipt_of
 from .core.codec import expand, pack
 from .core.errors import WireError
+from .core.exploration import encode_report
 from .core.layout import Layout
 
 ClientAppCallable = Callable[[Message, Context], Message]
@@ -85,7 +86,7 @@ def _compact_inplace(
         key, record = next(iter(reply.content.array_records.items()))
         trained = _by_name(record, layout)
         if orders.phase == "explore":
-            values, receipt[wire.KEY_SCALE] = wire.report_values(
+            values, receipt[wire.KEY_SCALE] = encode_report(
                 dense, trained, layout, orders.payload
             )
         else:

@@ -1,17 +1,16 @@
 """AutoFlip's options, their presets, and the policies they name."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal, TypedDict
 
 from .core.errors import AutoFlipError
+from .core.exploration import PAYLOADS, Payload
 from .core.guidance import Normalization
 from .core.threshold import Auto, ThresholdLike, parse_threshold
 from .policies import AutoFlipPolicy, Dense, L1Units, Policy, RandomUnits
 from .policies.autoflip import Units
 from .policies.base import UnitCounts, parse_units
-from .wire import PAYLOADS, Payload
 
 
 class Options(TypedDict, total=False):
@@ -116,16 +115,6 @@ PRESETS: Mapping[str, Options] = {
         rescale=False,
     ),
 }
-
-
-@dataclass(frozen=True)
-class Exploration:
-    """How the landscape is explored; see :class:`Options`."""
-
-    fraction: float | Literal["round"]
-    epochs: int | None
-    payload: Payload
-    warm_start: bool
 
 
 def resolve_options(preset: str, changes: Options) -> Options:

@@ -122,7 +122,11 @@ def draw_curves(
         for axis, x in zip(axes, costs, strict=True):
             axis.plot(x, mean, color=f"C{number}", label=name, linewidth=1.8)
             axis.fill_between(
-                x, smooth.min(axis=0), smooth.max(axis=0), color=f"C{number}", alpha=0.15
+                x,
+                smooth.min(axis=0),
+                smooth.max(axis=0),
+                color=f"C{number}",
+                alpha=0.15,
             )
     for axis, title in zip(axes, titles, strict=True):
         axis.set_xlabel(title)

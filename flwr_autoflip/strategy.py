@@ -1,36 +1,34 @@
 """AutoFlip: a Flower strategy around any other one. Explore, plan, ship, aggregate."""
 
 import inspect
-import random
-import time
 from collections.abc import Callable, Iterable
 from logging import INFO, getLogger
 from pathlib import Path
 from typing import Any, Unpack
 
-import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from numpy.typing import NDArray
 from torch import nn
 
 from . import wire
+from .core.aggregate import settle
 from .core.codec import VALUE_DTYPES, expand, pack
 from .core.errors import AutoFlipError
-from .core.guidance import Report
 from .core.layout import Layout, check_arrays
 from .core.plan import Plan, dense_plan
 from .core.rescale import rescale_fan_in
 from .core.shrink import load_arrays_inplace, shrink
 from .core.trace import trace
 from .exchange import Exchange, SizeOf, log_round
+from .explorer import Explorer
+from .hosts import find_attribute, update_inplace, weight_key
 from .ledger import Ledger
-from .policies import AutoFlipPolicy, Policy
+from .policies import Policy
 from .presets import Options, resolve_options, resolve_policy
 
 LOGGER = getLogger("flwr")
-EPOCHS_KEY = "local-epochs"
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
@@ -98,18 +96,19 @@ class AutoFlip(Strategy):
         self.value_dtype = value_dtype
         _check_setting("value_dtype", value_dtype, VALUE_DTYPES)
         _check_setting("client_api", client_api, ("message", "numpy"))
-        if _find(strategy, "fraction_train", 1.0) == 0:
+        if find_attribute(strategy, "fraction_train", 1.0) == 0:
             raise AutoFlipError("fraction_train is 0: no node would ever train.")
         self.layout: Layout = trace(model, example_input, tuple(exclude))
         path = None if ledger_dir is None else Path(ledger_dir) / "ledger.jsonl"
         self.ledger = Ledger(path)
         self._size_of = SizeOf(model, example_input)
         self._exchange = Exchange(self.ledger, self._size_of, client_api)
-        self._reports: dict[int, Report] = {}
+        self._explorer = Explorer(
+            strategy, self._exchange, self.layout, self.options, value_dtype
+        )
         self._weights: dict[str, NDArray[Any]] = {}
         self._run_plan: Plan | None = None
         self._round_plan = dense_plan(self.layout)
-        self._timeout = 3600.0
 
     # --- The run --------------------------------------------------------------------
 
@@ -146,11 +145,11 @@ class AutoFlip(Strategy):
         given = bound.arguments
         arrays = wire.from_arrayrecord(initial_arrays)
         check_arrays(self.layout, arrays, whose="initial arrays")
-        self._timeout = given["timeout"]
+        self._explorer.timeout = given["timeout"]
         config = given["train_config"] or ConfigRecord()
         record = wire.to_arrayrecord(arrays)  # ours to edit; the caller's stays
         if self.policy.explores:
-            record = self._explore_first(grid, record, config)
+            record = self._explorer.first(grid, record, config, self.policy)
         self._plan_run(record)
         if given["evaluate_fn"] is not None:
             given["evaluate_fn"] = self._evaluate_both(given["evaluate_fn"])
@@ -165,17 +164,17 @@ class AutoFlip(Strategy):
         if self.policy.per_round:
             return
         arrays = wire.from_arrayrecord(record)
-        reports = list(self._reports.values())
+        reports = list(self._explorer.reports.values())
         plan = self._run_plan = self.policy(0, self.layout, arrays, reports)
         if self.options["rescale"]:
             scaled = rescale_fan_in(arrays, plan)
-            _update_inplace(record, scaled)
+            update_inplace(record, scaled)
         self._log_plan(plan)
 
     def deployable_plan(self) -> Plan:
         """Plan of all explorers: what a device will run in the end."""
         if self._run_plan is None:
-            reports = list(self._reports.values())
+            reports = list(self._explorer.reports.values())
             self._run_plan = self.policy(0, self.layout, self._weights, reports)
         return self._run_plan
 
@@ -220,70 +219,6 @@ class AutoFlip(Strategy):
 
         return evaluate
 
-    # --- Exploration ------------------------------------------------------------------
-
-    def _explore_first(
-        self, grid: Grid, arrays: ArrayRecord, config: ConfigRecord
-    ) -> ArrayRecord:
-        """Explore before round 1; give the arrays that the rounds start from."""
-        _wait_for_nodes(grid, int(_find(self.strategy, "min_available_nodes", 1)))
-        templates = list(self.strategy.configure_train(0, arrays, config, grid))
-        fraction = self.options["exploration_fraction"]
-        if fraction != "round" and templates:
-            nodes = sorted(grid.get_node_ids())
-            count = max(1, round(float(fraction) * len(nodes)))
-            content = templates[0].content
-            templates = [
-                Message(content, dst_node_id=node, message_type="train")
-                for node in random.sample(nodes, count)
-            ]
-        if len(templates) < 2 and isinstance(self.policy, AutoFlipPolicy):
-            self.policy.check_explorers(len(templates))
-        LOGGER.log(INFO, "[EXPLORATION on %s nodes]", len(templates))
-        explorers = self._explore(0, grid, templates, arrays)
-        if not explorers:
-            reasons = {row["reason"] for row in self.ledger.rows if row["reason"]}
-            raise AutoFlipError(
-                f"none of {len(templates)} explorers gave a valid report: "
-                f"{'; '.join(sorted(reasons)[:3])}"
-            )
-        if not self.options["warm_start"]:
-            return arrays
-        aggregated, _ = self.strategy.aggregate_train(0, explorers)
-        if aggregated is None:
-            return arrays
-        _update_inplace(aggregated, self._cast(wire.from_arrayrecord(aggregated)))
-        return aggregated
-
-    def _explore(
-        self,
-        server_round: int,
-        grid: Grid,
-        templates: list[Message],
-        arrays: ArrayRecord,
-    ) -> list[Message]:
-        """Ask nodes to explore; keep their reports, give replies for the inner one."""
-        plan, weights = dense_plan(self.layout), wire.from_arrayrecord(arrays)
-        payload = self.options["exploration_payload"]
-        orders = wire.Orders(
-            "explore", plan, pack(weights, plan, self.value_dtype), payload=payload
-        )
-        epochs = self.options["exploration_epochs"]
-        if epochs is not None:
-            templates = [_with_config(t, {EPOCHS_KEY: epochs}) for t in templates]
-        messages = self._exchange.requests(server_round, templates, orders)
-        answers = grid.send_and_receive(messages, timeout=self._timeout)
-
-        def read(reply: wire.Reply) -> Any:
-            return wire.read_report(reply, self.layout, payload, weights)
-
-        explorers: list[Message] = []
-        for message, reply, (report, final) in self._exchange.replies(answers, read):
-            self._reports[message.metadata.src_node_id] = report
-            wire.inner_reply(message, final, reply, self._weight_key)
-            explorers.append(message)
-        return explorers
-
     # --- One round --------------------------------------------------------------------
 
     def configure_train(
@@ -316,11 +251,19 @@ class AutoFlip(Strategy):
         if not self.policy.per_round:
             return self.deployable_plan()
         if self.policy.explores:
-            late = [t for t in templates if t.metadata.dst_node_id not in self._reports]
+            late = [
+                t
+                for t in templates
+                if t.metadata.dst_node_id not in self._explorer.reports
+            ]
             if late:
-                self._explore(server_round, grid, late, arrays)
+                self._explorer.visit(server_round, grid, late, arrays)
         nodes = [template.metadata.dst_node_id for template in templates]
-        reports = [self._reports[node] for node in nodes if node in self._reports]
+        reports = [
+            self._explorer.reports[node]
+            for node in nodes
+            if node in self._explorer.reports
+        ]
         return self.policy(server_round, self.layout, self._weights, reports)
 
     def aggregate_train(
@@ -331,43 +274,23 @@ class AutoFlip(Strategy):
         trained = plan.without_mask() if self.options["regrow"] else plan
 
         def read(reply: wire.Reply) -> dict[str, NDArray[Any]]:
-            return expand(self._weights, np.asarray(reply.values), trained)
+            return expand(self._weights, reply.values, trained)
 
         accepted = []
         for message, reply, full in self._exchange.replies(replies, read):
-            wire.inner_reply(message, full, reply, self._weight_key)
+            wire.inner_reply(message, full, reply, weight_key(self.strategy))
             accepted.append(message)
         if not accepted:
             LOGGER.warning("\t> no valid reply: the global model stays as it was")
             return None, None
         aggregated, metrics = self.strategy.aggregate_train(server_round, accepted)
         if aggregated is not None:
-            settled = self._settle(wire.from_arrayrecord(aggregated), trained)
-            _update_inplace(aggregated, settled)
+            arrays = wire.from_arrayrecord(aggregated)
+            zero = self.options["untrained"] == "zero"
+            settled = settle(arrays, self._weights, trained, zero=zero)
+            update_inplace(aggregated, settled)
         log_round(self.ledger, server_round, plan)
         return aggregated, metrics
-
-    def _settle(
-        self, aggregated: dict[str, NDArray[Any]], trained: Plan
-    ) -> dict[str, NDArray[Any]]:
-        """Give what nobody trained its last value (or zero), exactly."""
-        keep = self.options["untrained"] == "keep"
-        settled = {}
-        for spec in self.layout.tensors:
-            last = self._weights[spec.name]
-            base = last if keep or not spec.trainable else np.zeros_like(last)
-            mask = trained.dense_mask(spec.name)
-            settled[spec.name] = np.where(mask, aggregated[spec.name], base)
-        return self._cast(settled)
-
-    def _cast(self, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Give the model's own dtypes back: FedAvg returns int64 as float64."""
-        return {
-            t.name: np.asarray(
-                np.rint(arrays[t.name]) if t.dtype.startswith("int") else arrays[t.name]
-            ).astype(t.dtype)
-            for t in self.layout.tensors
-        }
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -388,7 +311,7 @@ class AutoFlip(Strategy):
         """Let the inner strategy average the valid replies' metrics."""
         accepted: list[Message] = []
         for message, reply, _ in self._exchange.replies(replies, lambda reply: None):
-            wire.inner_reply(message, None, reply, self._weight_key)
+            wire.inner_reply(message, None, reply, weight_key(self.strategy))
             accepted.append(message)
         if not accepted:
             return None
@@ -413,48 +336,7 @@ class AutoFlip(Strategy):
             100 * small.macs / dense.macs,
         )
 
-    @property
-    def _weight_key(self) -> str:
-        return str(_find(self.strategy, "weighted_by_key", wire.NUM_EXAMPLES))
-
 
 def _check_setting(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise AutoFlipError(f"{name} must be one of {choices}, got {value!r}.")
-
-
-def _find(strategy: Strategy, name: str, default: Any) -> Any:
-    """Look an attribute up through strategies that wrap strategies."""
-    layer: Any = strategy
-    while layer is not None:
-        if hasattr(layer, name):
-            return getattr(layer, name)
-        layer = getattr(layer, "strategy", None)
-    return default
-
-
-def _wait_for_nodes(grid: Grid, minimum: int) -> None:
-    """Wait until enough nodes are there: FedAvg counts them before it waits."""
-    while (count := len(list(grid.get_node_ids()))) < minimum:
-        LOGGER.log(INFO, "Waiting for nodes to connect: %s of %s.", count, minimum)
-        time.sleep(1)
-
-
-def _with_config(message: Message, extra: dict[str, Any]) -> Message:
-    """Copy a message with more keys in its ConfigRecord."""
-    key, config = next(iter(message.content.config_records.items()))
-    arrays_key, arrays = next(iter(message.content.array_records.items()))
-    content = RecordDict({arrays_key: arrays, key: ConfigRecord({**config, **extra})})
-    metadata = message.metadata
-    return Message(
-        content, dst_node_id=metadata.dst_node_id, message_type=metadata.message_type
-    )
-
-
-def _update_inplace(record: ArrayRecord, arrays: dict[str, NDArray[Any]]) -> None:
-    """Change a record's arrays; the inner strategy that holds it sees them too.
-
-    FedAvgM keeps the record it returned as its own idea of the global model.
-    """
-    for name, array in wire.to_arrayrecord(arrays).items():
-        record[name] = array

@@ -7,7 +7,6 @@ rule that touches prunable units makes one error, with all such layers by name.
 """
 
 import copy
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,11 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .errors import AutoFlipError, AutoFlipWarning, UnsupportedLayerError
+from .errors import AutoFlipError, UnsupportedLayerError
 from .layout import FIXED, Group, Layout, TensorSpec
-from .plan import Plan, dense_plan
-from .propagate import FROZEN, RULES, Call, Flow, Units, fixed, pointwise
-from .shrink import shrink
+from .propagate import FROZEN, RULES, Call, Flow, Units, fixed
+from .rules import pointwise
+from .verify import verified_layout
 
 
 def trace(model: nn.Module, example_input: Any, exclude: Sequence[str] = ()) -> Layout:
@@ -63,7 +62,12 @@ def trace(model: nn.Module, example_input: Any, exclude: Sequence[str] = ()) -> 
     with torch.no_grad():
         _run(model, inputs, watch)
     watch.raise_unsupported()
-    return _verified(watch, inputs)
+    batch = next((len(x) for x in inputs if isinstance(x, torch.Tensor) and x.dim()), 1)
+
+    def build(dense: frozenset[str]) -> Layout:
+        return _build_layout(watch, batch, dense)
+
+    return verified_layout(model, inputs, build)
 
 
 def _check_names(model: nn.Module, exclude: Sequence[str]) -> None:
@@ -269,93 +273,3 @@ def _unused(name: str, names: set[str]) -> str:
         copies += 1
         free = f"{name}#{copies}"
     return free
-
-
-# --- Proof: the masked model and the small one compute the same ---
-
-
-def _verified(watch: _Watch, inputs: tuple[Any, ...]) -> Layout:
-    """Build the layout and prove it on the model; leave dense what fails."""
-    batch = next((len(x) for x in inputs if isinstance(x, torch.Tensor) and x.dim()), 1)
-    layout = _build_layout(watch, batch, frozenset())
-    model, inputs = _randomized(watch.model, inputs)
-    faults: dict[str, str] = {}
-    if _fault(model, inputs, _half_plan(layout, {g.name for g in layout.groups})):
-        for group in layout.groups:
-            if fault := _fault(model, inputs, _half_plan(layout, {group.name})):
-                faults[group.name] = fault
-        layout = _build_layout(watch, batch, frozenset(faults))
-        if fault := _fault(
-            model, inputs, _half_plan(layout, {g.name for g in layout.groups})
-        ):
-            raise UnsupportedLayerError(
-                f"the shrunk model does not compute what the masked one does: {fault}. "
-                "Exclude layers by name, exclude=(...), until it does."
-            )
-    if not layout.groups:
-        raise UnsupportedLayerError(
-            "the model has no prunable unit: every layer is an output, is excluded or "
-            f"has a size that forward fixes ({faults or 'none'}). AutoFLIP needs at "
-            "least one hidden layer."
-        )
-    for name, fault in faults.items():
-        warnings.warn(
-            f"group {name!r} stays dense, since forward depends on its size: {fault} "
-            "If forward reshapes with fixed numbers, write x.flatten(1) instead.",
-            AutoFlipWarning,
-            stacklevel=3,
-        )
-    return layout
-
-
-def _randomized(
-    model: nn.Module, inputs: tuple[Any, ...]
-) -> tuple[nn.Module, tuple[Any, ...]]:
-    """Give every value a generic size, so that no zero hides a fault."""
-    generator = torch.Generator().manual_seed(0)
-
-    def noise(tensor: torch.Tensor, low: float, high: float) -> torch.Tensor:
-        if not tensor.is_floating_point():
-            return tensor
-        unit = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
-        return low + (high - low) * unit
-
-    model = copy.deepcopy(model).double()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            bound = (3 / max(1, parameter[0].numel() if parameter.dim() else 1)) ** 0.5
-            parameter.copy_(noise(parameter, -bound, bound))
-        for buffer in model.buffers():
-            buffer.copy_(noise(buffer, 0.5, 1.5))
-    drawn = (noise(x, -1, 1) if isinstance(x, torch.Tensor) else x for x in inputs)
-    return model, tuple(drawn)
-
-
-def _half_plan(layout: Layout, names: set[str]) -> Plan:
-    """Drop a random half of the units of the named groups."""
-    generator = np.random.default_rng(0)
-    keep = dict(dense_plan(layout).keep)
-    for group in layout.groups:
-        if group.name in names:
-            drawn = generator.permutation(group.size)[: (group.size + 1) // 2]
-            keep[group.name] = np.sort(drawn)
-    return Plan(layout, keep)
-
-
-def _fault(model: nn.Module, inputs: tuple[Any, ...], plan: Plan) -> str:
-    """Say how the shrunk model differs from the masked one; "" if it does not."""
-    masked = copy.deepcopy(model)
-    arrays = plan.apply({n: t.numpy() for n, t in model.state_dict().items()})
-    masked.load_state_dict({n: torch.as_tensor(a) for n, a in arrays.items()})
-    with torch.no_grad():
-        expected = tree_leaves(masked(*inputs))
-        try:
-            got = tree_leaves(shrink(model, plan)(*inputs))
-        except Exception as error:
-            return f"{error}"
-    for one, other in zip(expected, got, strict=True):
-        if isinstance(one, torch.Tensor) and not (
-            one.shape == other.shape and torch.allclose(one, other, 1e-6, 1e-9)
-        ):
-            return "outputs differ."
-    return ""

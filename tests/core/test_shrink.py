@@ -132,6 +132,7 @@ def test_torchvision_models_compute_the_same(name: str) -> None:
         model = getattr(models, name)(num_classes=10).eval()
         x = torch.randn(8, 3, 32, 32)
     layout = trace(model, x[:1])
+    model, x = model.double(), x.double()  # so deep that float32 differs by 1e-4
     plan = random_plan(layout, seed=3)
     calibrate(model, plan, x)
 

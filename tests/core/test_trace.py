@@ -258,7 +258,15 @@ def test_layer_that_forward_never_uses_stays_dense() -> None:
 # --- exclude ---
 
 
-def test_excluded_layer_stays_dense() -> None:
+def test_excluded_first_layer_stays_dense() -> None:
+    layout = trace(build("conv_flat"), batch("conv_flat", 1), exclude=("conv1",))
+
+    assert sizes(layout) == {"conv2": 6, "fc1": 8}
+
+
+# BUG: "names of modules whose units all stay", but columns are frozen as well, so the
+# units of the layer before, conv1, all stay too.
+def test_excluding_a_layer_leaves_the_layer_before_it_prunable() -> None:
     layout = trace(build("conv_flat"), batch("conv_flat", 1), exclude=("conv2",))
 
     assert sizes(layout) == {"conv1": 4, "fc1": 8}

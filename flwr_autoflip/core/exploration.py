@@ -1,0 +1,98 @@
+"""What an explorer sends: its update, its size, or sums a unit, in 16 bits."""
+
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .codec import from_half, to_half
+from .errors import WireError
+from .guidance import Report, deviation, report_by_unit, split_by_group
+from .layout import Arrays, Layout
+
+Payload = Literal["update", "deviation", "units"]
+PAYLOADS: tuple[Payload, ...] = ("update", "deviation", "units")
+
+
+def encode_report(
+    initial: Arrays, final: Arrays, layout: Layout, payload: Payload
+) -> tuple[NDArray[np.float16], float]:
+    """Turn exploring into what an explorer sends: 16 bits a value, and their scale.
+
+    ``"deviation"`` and ``"units"`` send square roots, which halves the exponents'
+    range; the server squares them.
+
+    Parameters
+    ----------
+    initial, final : mapping of str to ndarray
+        Dense arrays before and after.
+    layout : Layout
+    payload : {"update", "deviation", "units"}
+
+    Returns
+    -------
+    values : ndarray
+        Float16: all tensors' updates, trainable tensors' ``|update|``, or one root of
+        summed deviations a unit.
+    scale : float
+    """
+    trainable = [t.name for t in layout.tensors if t.trainable]
+    if payload == "units":
+        moved = {name: deviation(initial[name], final[name]) for name in trainable}
+        sums = report_by_unit(layout, moved)
+        return to_half(np.sqrt(np.concatenate([sums[g.name] for g in layout.groups])))
+    names = [t.name for t in layout.tensors] if payload == "update" else trainable
+    parts = [(final[n].astype(np.float64) - initial[n]).ravel() for n in names]
+    values = np.concatenate(parts)
+    return to_half(values if payload == "update" else np.abs(values))
+
+
+def decode_report(
+    values: NDArray[Any], scale: Any, layout: Layout, payload: Payload, initial: Arrays
+) -> tuple[Report, dict[str, NDArray[Any]] | None]:
+    """Turn what an explorer sent into deviations, and into its model if it sent one.
+
+    Parameters
+    ----------
+    values : ndarray
+        From :func:`encode_report`.
+    scale : float
+    layout : Layout
+    payload : {"update", "deviation", "units"}
+    initial : mapping of str to ndarray
+        Dense arrays that exploring started from.
+
+    Returns
+    -------
+    report : Report
+        By tensor name, or by group name with ``"units"``.
+    final : dict of str to ndarray or None
+        The explorer's model, with ``"update"``.
+
+    Raises
+    ------
+    WireError
+        On a wrong length or dtype, or values that are not finite.
+    """
+    specs = [t for t in layout.tensors if payload == "update" or t.trainable]
+    expected = layout.num_units if payload == "units" else sum(t.size for t in specs)
+    if values.shape != (expected,) or values.dtype != np.float16:
+        got = f"{values.dtype} {values.shape}"
+        raise WireError(f"report: expected float16 ({expected},), got {got}.")
+    if not isinstance(scale, float) or not np.isfinite(values).all():
+        raise WireError("report: the scale is missing, or values are NaN or infinite.")
+    moved = from_half(values, scale)
+    if not np.isfinite(moved).all():
+        raise WireError("report: values overflow at this scale.")
+    if payload == "units":
+        return split_by_group(layout, np.square(moved)), None
+    ends = np.cumsum([t.size for t in specs])[:-1]
+    by_name = {
+        t.name: part.reshape(t.shape)
+        for t, part in zip(specs, np.split(moved, ends), strict=True)
+    }
+    report = {t.name: np.square(by_name[t.name]) for t in specs if t.trainable}
+    if payload == "deviation":
+        return report, None
+    final = {t.name: (initial[t.name] + by_name[t.name]).astype(t.dtype) for t in specs}
+    return report, final

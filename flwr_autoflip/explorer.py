@@ -1,0 +1,168 @@
+"""Exploration: the rounds in which nodes report how far their weights move."""
+
+import random
+from dataclasses import dataclass, field
+from logging import INFO, getLogger
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from numpy.typing import NDArray
+
+from . import wire
+from .core.aggregate import cast_to_layout
+from .core.codec import pack
+from .core.errors import AutoFlipError
+from .core.exploration import decode_report
+from .core.guidance import Report
+from .core.layout import Layout
+from .core.plan import dense_plan
+from .exchange import Exchange
+from .hosts import (
+    find_attribute,
+    update_inplace,
+    wait_for_nodes,
+    weight_key,
+    with_config,
+)
+from .policies import AutoFlipPolicy, Policy
+from .presets import Options
+
+LOGGER = getLogger("flwr")
+EPOCHS_KEY = "local-epochs"
+
+
+@dataclass
+class Explorer:
+    """Ask nodes to explore, and keep their reports.
+
+    Parameters
+    ----------
+    inner : Strategy
+        Samples explorers, and aggregates them for a warm start.
+    exchange : Exchange
+    layout : Layout
+    options : Options
+        Complete.
+    value_dtype : str
+        Of values on the way down.
+    timeout : float (default: 3600.0)
+        Seconds to wait for reports.
+    reports : dict of int to Report
+        Node id to deviations, as they come.
+    """
+
+    inner: Strategy
+    exchange: Exchange
+    layout: Layout
+    options: Options
+    value_dtype: str
+    timeout: float = 3600.0
+    reports: dict[int, Report] = field(default_factory=dict)
+
+    def first(
+        self, grid: Grid, arrays: ArrayRecord, config: ConfigRecord, policy: Policy
+    ) -> ArrayRecord:
+        """Explore before round 1.
+
+        Parameters
+        ----------
+        grid : Grid
+        arrays : ArrayRecord
+            Dense initial arrays.
+        config : ConfigRecord
+            The app's ``train_config``.
+        policy : Policy
+
+        Returns
+        -------
+        ArrayRecord
+            What the rounds start from: the aggregated update with a warm start.
+
+        Raises
+        ------
+        AutoFlipError
+            If there are too few explorers, or none gave a valid report.
+        """
+        wait_for_nodes(grid, int(find_attribute(self.inner, "min_available_nodes", 1)))
+        templates = self._templates(grid, arrays, config)
+        if len(templates) < 2 and isinstance(policy, AutoFlipPolicy):
+            policy.check_explorers(len(templates))
+        LOGGER.log(INFO, "[EXPLORATION on %s nodes]", len(templates))
+        explorers = self.visit(0, grid, templates, arrays)
+        if not explorers:
+            rows = self.exchange.ledger.rows
+            reasons = sorted({row["reason"] for row in rows if row["reason"]})
+            raise AutoFlipError(
+                f"none of {len(templates)} explorers gave a valid report: "
+                f"{'; '.join(reasons[:3])}"
+            )
+        if not self.options["warm_start"]:
+            return arrays
+        aggregated, _ = self.inner.aggregate_train(0, explorers)
+        if aggregated is None:
+            return arrays
+        dense = cast_to_layout(wire.from_arrayrecord(aggregated), self.layout)
+        update_inplace(aggregated, dense)
+        return aggregated
+
+    def _templates(
+        self, grid: Grid, arrays: ArrayRecord, config: ConfigRecord
+    ) -> list[Message]:
+        """Choose explorers: those of an ordinary round, or a share of all nodes."""
+        templates = list(self.inner.configure_train(0, arrays, config, grid))
+        fraction = self.options["exploration_fraction"]
+        if fraction == "round" or not templates:
+            return templates
+        nodes = sorted(grid.get_node_ids())
+        chosen = random.sample(nodes, max(1, round(float(fraction) * len(nodes))))
+        content = templates[0].content
+        return [Message(content, dst_node_id=n, message_type="train") for n in chosen]
+
+    def visit(
+        self,
+        server_round: int,
+        grid: Grid,
+        templates: list[Message],
+        arrays: ArrayRecord,
+    ) -> list[Message]:
+        """Let some nodes explore now; a late node does so when first sampled.
+
+        Parameters
+        ----------
+        server_round : int
+            For the ledger.
+        grid : Grid
+        templates : list of Message
+            One a node, from the inner strategy.
+        arrays : ArrayRecord
+            Dense global arrays.
+
+        Returns
+        -------
+        list of Message
+            Valid replies, ready for the inner strategy's ``aggregate_train``.
+        """
+        plan, weights = dense_plan(self.layout), wire.from_arrayrecord(arrays)
+        payload = self.options["exploration_payload"]
+        values = pack(weights, plan, self.value_dtype)
+        orders = wire.Orders("explore", plan, values, payload=payload)
+        epochs = self.options["exploration_epochs"]
+        if epochs is not None:
+            templates = [with_config(t, {EPOCHS_KEY: epochs}) for t in templates]
+        messages = self.exchange.requests(server_round, templates, orders)
+        answers = grid.send_and_receive(messages, timeout=self.timeout)
+
+        def read(
+            reply: wire.Reply,
+        ) -> tuple[Report, dict[str, NDArray[Any]] | None]:
+            scale = reply.receipt.get(wire.KEY_SCALE)
+            return decode_report(reply.values, scale, self.layout, payload, weights)
+
+        explorers = []
+        for message, reply, (report, final) in self.exchange.replies(answers, read):
+            self.reports[message.metadata.src_node_id] = report
+            wire.inner_reply(message, final, reply, weight_key(self.inner))
+            explorers.append(message)
+        return explorers

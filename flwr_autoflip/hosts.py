@@ -1,0 +1,56 @@
+"""Small dealings with Flower's strategies, grids and messages."""
+
+import time
+from logging import INFO, getLogger
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from numpy.typing import NDArray
+
+from . import wire
+
+LOGGER = getLogger("flwr")
+
+
+def find_attribute(strategy: Strategy, name: str, default: Any) -> Any:
+    """Look an attribute up through strategies that wrap strategies."""
+    layer: Any = strategy
+    while layer is not None:
+        if hasattr(layer, name):
+            return getattr(layer, name)
+        layer = getattr(layer, "strategy", None)
+    return default
+
+
+def weight_key(strategy: Strategy) -> str:
+    """Name under which the innermost strategy looks for a reply's weight."""
+    return str(find_attribute(strategy, "weighted_by_key", wire.NUM_EXAMPLES))
+
+
+def wait_for_nodes(grid: Grid, minimum: int) -> None:
+    """Wait until enough nodes are there: FedAvg counts them before it waits."""
+    while (count := len(list(grid.get_node_ids()))) < minimum:
+        LOGGER.log(INFO, "Waiting for nodes to connect: %s of %s.", count, minimum)
+        time.sleep(1)
+
+
+def with_config(message: Message, extra: dict[str, Any]) -> Message:
+    """Copy a message with more keys in its ConfigRecord."""
+    key, config = next(iter(message.content.config_records.items()))
+    content = RecordDict(dict(message.content.array_records))
+    content[key] = ConfigRecord({**config, **extra})
+    metadata = message.metadata
+    return Message(
+        content, dst_node_id=metadata.dst_node_id, message_type=metadata.message_type
+    )
+
+
+def update_inplace(record: ArrayRecord, arrays: dict[str, NDArray[Any]]) -> None:
+    """Change a record's arrays; the inner strategy that holds it sees them too.
+
+    FedAvgM keeps the record it returned as its own idea of the global model.
+    """
+    for name, array in wire.to_arrayrecord(arrays).items():
+        record[name] = array

@@ -1,0 +1,79 @@
+"""Flower's records <-> core values, and every record key we use (wire version 1).
+
+Down: one ArrayRecord with one flat Array, and the app's own ConfigRecord with our keys
+in it. Up: one flat Array, the app's MetricRecord, and a receipt. The server knows the
+plan, so an upload carries no mask. Neither side trusts the other: version, digest,
+length, dtype and finiteness are checked before a value is used.
+"""
+
+from .keys import (
+    KEY_DIGEST,
+    KEY_EVAL_EXAMPLES,
+    KEY_EXAMPLES,
+    KEY_PARAMETERS,
+    KEY_SCALE,
+    KEY_SECONDS,
+    KEY_VERSION,
+    NUM_EXAMPLES,
+    PREFIX,
+    RECEIPT,
+    VALUES,
+    ClientApi,
+    Phase,
+    message_type,
+)
+from .records import (
+    count_bytes,
+    from_arrayrecord,
+    single_array,
+    to_arrayrecord,
+)
+from .reply import (
+    Reply,
+    evaluate_reply,
+    inner_reply,
+    peek_receipt,
+    read_reply,
+    train_reply,
+)
+from .request import (
+    Held,
+    Orders,
+    Request,
+    is_ours,
+    read_request,
+    request_content,
+)
+
+__all__ = [
+    "KEY_DIGEST",
+    "KEY_EVAL_EXAMPLES",
+    "KEY_EXAMPLES",
+    "KEY_PARAMETERS",
+    "KEY_SCALE",
+    "KEY_SECONDS",
+    "KEY_VERSION",
+    "NUM_EXAMPLES",
+    "PREFIX",
+    "RECEIPT",
+    "VALUES",
+    "ClientApi",
+    "Held",
+    "Orders",
+    "Phase",
+    "Reply",
+    "Request",
+    "count_bytes",
+    "evaluate_reply",
+    "from_arrayrecord",
+    "inner_reply",
+    "is_ours",
+    "message_type",
+    "peek_receipt",
+    "read_reply",
+    "read_request",
+    "request_content",
+    "single_array",
+    "to_arrayrecord",
+    "train_reply",
+]

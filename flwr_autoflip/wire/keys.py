@@ -1,0 +1,41 @@
+"""Every record key of wire version 1, and the phases they speak of."""
+
+from typing import Any, Literal
+
+Phase = Literal["explore", "train", "evaluate"]
+ClientApi = Literal["message", "numpy"]
+
+PREFIX = "autoflip-"
+KEY_VERSION = "autoflip-version"
+KEY_PHASE = "autoflip-phase"
+KEY_LAYOUT = "autoflip-layout"
+KEY_PLAN = "autoflip-plan"
+KEY_DIGEST = "autoflip-plan-digest"
+KEY_PAYLOAD = "autoflip-payload"
+KEY_DTYPE = "autoflip-dtype"
+KEY_REGROW = "autoflip-regrow"
+KEY_SCALE = "autoflip-scale"
+KEY_PARAMETERS = "autoflip-parameters"
+KEY_EXAMPLES = "autoflip-examples"
+KEY_EVAL_EXAMPLES = "autoflip-eval-examples"
+KEY_SECONDS = "autoflip-seconds"
+
+VALUES = "values"
+STATE = "autoflip"
+RECEIPT = "autoflip"
+METRICS = "metrics"
+NUM_EXAMPLES = "num-examples"
+
+# What Flower's NumPyClient adapter reads and writes.
+NUMPY_IN = {"train": "fitins", "evaluate": "evaluateins"}
+NUMPY_OUT = {"train": "fitres", "evaluate": "evaluateres"}
+
+
+def message_type(phase: Phase) -> str:
+    """Flower's message type of a phase: exploring is training."""
+    return "evaluate" if phase == "evaluate" else "train"
+
+
+def is_number(value: Any) -> bool:
+    """Tell an int or float from everything else, bool included."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

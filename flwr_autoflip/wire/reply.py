@@ -1,0 +1,212 @@
+"""Node -> server: values and a receipt, out and in."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
+from numpy.typing import NDArray
+
+from ..core.codec import VERSION, check_values, encode_plan, plan_digest
+from ..core.errors import WireError
+from ..core.layout import Arrays
+from .keys import (
+    KEY_DIGEST,
+    KEY_EVAL_EXAMPLES,
+    KEY_EXAMPLES,
+    KEY_PARAMETERS,
+    KEY_SECONDS,
+    KEY_VERSION,
+    METRICS,
+    NUM_EXAMPLES,
+    NUMPY_OUT,
+    PREFIX,
+    RECEIPT,
+    VALUES,
+    ClientApi,
+    Phase,
+    is_number,
+    message_type,
+)
+from .records import single_array, to_arrayrecord
+from .request import Orders
+
+# --- Node: out ---
+
+
+def train_reply(
+    values: NDArray[Any],
+    num_examples: int,
+    metrics: Mapping[str, Any],
+    request: RecordDict,
+) -> RecordDict:
+    """Build the content of a message-API reply to ``train`` (exploring included)."""
+    arrays_key = next(iter(request.array_records), "arrays")
+    return RecordDict(
+        {
+            arrays_key: ArrayRecord({VALUES: Array(values)}),
+            **_metrics_and_receipt({NUM_EXAMPLES: num_examples, **metrics}),
+        }
+    )
+
+
+def evaluate_reply(
+    loss: float, num_examples: int, metrics: Mapping[str, Any]
+) -> RecordDict:
+    """Build the content of a message-API reply to ``evaluate``."""
+    return RecordDict(
+        _metrics_and_receipt({NUM_EXAMPLES: num_examples, "loss": loss, **metrics})
+    )
+
+
+def _metrics_and_receipt(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    own, receipt = split_receipt(metrics)
+    return {METRICS: MetricRecord(own), RECEIPT: ConfigRecord(receipt)}
+
+
+def split_receipt(metrics: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Part the app's metrics from our receipt."""
+    own = {k: v for k, v in metrics.items() if not k.startswith(PREFIX)}
+    return own, {k: v for k, v in metrics.items() if k.startswith(PREFIX)}
+
+
+# --- Server: in ---
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a node answered, checked against what it was asked.
+
+    Parameters
+    ----------
+    values : ndarray
+        Empty from an evaluation.
+    num_examples : float
+    metrics : dict
+        The app's own, numbers only.
+    receipt : dict
+        Our keys: parameters, examples, seconds, scale.
+    """
+
+    values: NDArray[Any]
+    num_examples: float
+    metrics: dict[str, Any]
+    receipt: dict[str, Any]
+
+
+def read_reply(message: Message, orders: Orders, api: ClientApi) -> Reply:
+    """Read and check a reply.
+
+    Parameters
+    ----------
+    message : Message
+        With content, not an error.
+    orders : Orders
+        What this node was asked.
+    api : {"message", "numpy"}
+
+    Returns
+    -------
+    Reply
+
+    Raises
+    ------
+    WireError
+        On another plan's digest, a wrong length, NaN, or a missing weight.
+    """
+    content, phase = message.content, orders.phase
+    metrics = _numpy_metrics(content, phase) if api == "numpy" else _metrics(content)
+    own, receipt = split_receipt(metrics)
+    num_examples = own.pop(NUM_EXAMPLES, None)
+    if receipt.get(KEY_VERSION) != VERSION:
+        raise WireError(
+            f"the reply carries no receipt of wire version {VERSION}; the node must "
+            "use AutoFlipClient or autoflip_mod of the same flwr-autoflip."
+        )
+    if receipt.get(KEY_DIGEST) != plan_digest(encode_plan(orders.plan)):
+        raise WireError("the reply belongs to another plan than the one that was sent.")
+    if not is_number(num_examples) or not 0 < num_examples < np.inf:
+        raise WireError(f"num-examples must be positive, got {num_examples!r}.")
+    _check_receipt(receipt)
+    if phase == "evaluate":
+        return Reply(np.zeros(0), num_examples, own, receipt)
+    if len(content.array_records) != 1:
+        raise WireError(f"expected one ArrayRecord, {len(content.array_records)} came.")
+    values = single_array(next(iter(content.array_records.values())))
+    if phase == "train":
+        check_values(values, orders.reply_plan)
+    return Reply(values, num_examples, own, receipt)
+
+
+def peek_receipt(content: RecordDict) -> dict[str, Any]:
+    """Read what a refused reply says it cost; empty if that cannot be trusted."""
+    receipt: dict[str, Any] = {}
+    for record in content.config_records.values():
+        receipt |= split_receipt(record)[1]
+    try:
+        _check_receipt(receipt)
+    except WireError:
+        return {}
+    return receipt
+
+
+def _metrics(content: RecordDict) -> dict[str, Any]:
+    if len(content.metric_records) != 1:
+        raise WireError(
+            f"expected one MetricRecord, {len(content.metric_records)} came."
+        )
+    receipt = content.config_records.get(RECEIPT, ConfigRecord())
+    return {**next(iter(content.metric_records.values())), **receipt}
+
+
+def _numpy_metrics(content: RecordDict, phase: Phase) -> dict[str, Any]:
+    head = NUMPY_OUT[message_type(phase)]
+    try:
+        status = content.config_records[f"{head}.status"]
+        if status["code"] != 0:
+            raise WireError(f"the client answered with status {status['message']!r}.")
+        count = content.metric_records[f"{head}.num_examples"]["num_examples"]
+        metrics: dict[str, Any] = {NUM_EXAMPLES: count}
+        metrics |= dict(content.config_records[f"{head}.metrics"])
+        if phase == "evaluate":
+            metrics["loss"] = content.metric_records[f"{head}.loss"]["loss"]
+    except KeyError as error:
+        raise WireError(f"the reply has no {error}; is client_api right?") from error
+    kept = {k: v for k, v in metrics.items() if k.startswith(PREFIX) or is_number(v)}
+    return kept
+
+
+def _check_receipt(receipt: Mapping[str, Any]) -> None:
+    for key in (KEY_PARAMETERS, KEY_EXAMPLES, KEY_EVAL_EXAMPLES, KEY_SECONDS):
+        value = receipt.get(key, 0)
+        if not is_number(value) or not 0 <= value < np.inf:
+            raise WireError(f"{key} must be at least 0 and finite, got {value!r}.")
+
+
+def inner_reply(
+    message: Message, arrays: Arrays | None, reply: Reply, weight_key: str
+) -> None:
+    """Give a reply the content that the inner strategy expects, in place.
+
+    Parameters
+    ----------
+    message : Message
+    arrays : mapping of str to ndarray or None
+        The node's model in full shape; None for an evaluation.
+    reply : Reply
+    weight_key : str
+        The inner strategy's ``weighted_by_key``.
+    """
+    metrics = MetricRecord({weight_key: reply.num_examples, **reply.metrics})
+    content = RecordDict({METRICS: metrics})
+    if arrays is not None:
+        content["arrays"] = to_arrayrecord(arrays)
+    message.content = content

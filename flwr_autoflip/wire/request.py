@@ -1,0 +1,228 @@
+"""Server -> node: what a round asks for, out and in."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, cast
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from numpy.typing import NDArray
+
+from ..core.codec import (
+    VERSION,
+    check_values,
+    decode_plan,
+    encode_plan,
+    plan_digest,
+    unpack_small,
+)
+from ..core.errors import WireError
+from ..core.exploration import PAYLOADS, Payload
+from ..core.layout import Layout, layout_from_bytes
+from ..core.plan import Plan
+from .keys import (
+    KEY_DIGEST,
+    KEY_DTYPE,
+    KEY_LAYOUT,
+    KEY_PAYLOAD,
+    KEY_PHASE,
+    KEY_PLAN,
+    KEY_REGROW,
+    KEY_VERSION,
+    NUMPY_IN,
+    PREFIX,
+    STATE,
+    VALUES,
+    ClientApi,
+    Phase,
+    message_type,
+)
+
+# --- Server: out ---
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What a round asks of its nodes, whatever each of them holds already.
+
+    Parameters
+    ----------
+    phase : {"explore", "train", "evaluate"}
+    plan : Plan
+    values : ndarray
+        ``(plan.num_values,)``.
+    dtype : str
+        Dtype of values on the way up.
+    regrow : bool (default: False)
+        Single weights that went may come back in training.
+    payload : {"update", "deviation", "units"} (default: "update")
+        What an explorer reports.
+    """
+
+    phase: Phase
+    plan: Plan
+    values: NDArray[Any]
+    dtype: str = "float32"
+    regrow: bool = False
+    payload: Payload = "update"
+
+    @property
+    def reply_plan(self) -> Plan:
+        """What comes back: with ``regrow`` every weight of the units that stay."""
+        return self.plan.without_mask() if self.regrow else self.plan
+
+
+@dataclass(frozen=True)
+class Held:
+    """Digests of what a node is known to hold."""
+
+    layout: bytes = b""
+    plan: bytes = b""
+
+
+def request_content(
+    orders: Orders, template: RecordDict, held: Held, api: ClientApi
+) -> tuple[RecordDict, Held, int]:
+    """Build the content of one request.
+
+    Parameters
+    ----------
+    orders : Orders
+    template : RecordDict
+        The inner strategy's content: its ConfigRecord and its keys are kept.
+    held : Held
+        What the node holds; layout and plan are sent only if it lacks them.
+    api : {"message", "numpy"}
+        ``"numpy"`` for nodes that run a plain ``ClientApp(client_fn)``.
+
+    Returns
+    -------
+    content : RecordDict
+    held : Held
+        What the node holds once it has read this.
+    plan_bytes : int
+        How many of the content's bytes describe structure, not values.
+    """
+    encoded = encode_plan(orders.plan)
+    digest = plan_digest(encoded)
+    config: dict[str, Any] = dict(next(iter(template.config_records.values()), {}))
+    config |= {KEY_VERSION: VERSION, KEY_PHASE: orders.phase, KEY_DIGEST: digest}
+    if orders.phase == "train":
+        config |= {KEY_DTYPE: orders.dtype, KEY_REGROW: orders.regrow}
+    if orders.phase == "explore":
+        config[KEY_PAYLOAD] = orders.payload
+    plan_bytes = len(digest)
+    layout = orders.plan.layout
+    if held.layout != layout.digest:
+        config[KEY_LAYOUT] = layout.encoded
+        plan_bytes += len(layout.encoded)
+    if held.plan != digest:
+        config[KEY_PLAN] = encoded
+        plan_bytes += len(encoded)
+    arrays = ArrayRecord({VALUES: Array(orders.values)})
+    keys = _request_keys(orders.phase, template, api)
+    content = RecordDict({keys[0]: arrays, keys[1]: ConfigRecord(config)})
+    return content, Held(layout.digest, digest), plan_bytes
+
+
+def _request_keys(
+    phase: Phase, template: RecordDict, api: ClientApi
+) -> tuple[str, str]:
+    if api == "numpy":
+        head = NUMPY_IN[message_type(phase)]
+        return f"{head}.parameters", f"{head}.config"
+    arrays = next(iter(template.array_records), "arrays")
+    return arrays, next(iter(template.config_records), "config")
+
+
+# --- Node: in ---
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a node was asked, read and checked.
+
+    Parameters
+    ----------
+    orders : Orders
+        Phase, plan, values, and how to answer.
+    digest : bytes
+        Digest of the plan, to be sent back.
+    config : dict
+        The app's own configuration, without our keys.
+    """
+
+    orders: Orders
+    digest: bytes
+    config: dict[str, Any]
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Arrays of the small model."""
+        return unpack_small(self.orders.values, self.orders.plan)
+
+
+def is_ours(config: Mapping[str, Any]) -> bool:
+    """Tell whether a request comes from AutoFlip."""
+    return KEY_VERSION in config
+
+
+def read_request(
+    values: NDArray[Any], config: Mapping[str, Any], state: RecordDict
+) -> Request:
+    """Read a request on the node.
+
+    Parameters
+    ----------
+    values : ndarray
+        The one flat array.
+    config : mapping
+        The ConfigRecord, the app's keys and ours.
+    state : RecordDict
+        ``context.state``; holds the last layout and plan, and is updated.
+
+    Returns
+    -------
+    Request
+
+    Raises
+    ------
+    WireError
+        If anything about it is wrong; the message says what.
+    """
+    if config.get(KEY_VERSION) != VERSION:
+        raise WireError(
+            f"expected wire version {VERSION} from the server's AutoFlip, got "
+            f"{config.get(KEY_VERSION, 'none')}; wrap the server's strategy in "
+            "AutoFlip and install the same flwr-autoflip on both sides."
+        )
+    phase, payload = config.get(KEY_PHASE), config.get(KEY_PAYLOAD, "update")
+    if phase not in ("explore", "train", "evaluate") or payload not in PAYLOADS:
+        raise WireError(f"unknown phase {phase!r} or payload {payload!r}.")
+    held = dict(state.config_records.get(STATE, {}))
+    layout_bytes = config.get(KEY_LAYOUT, held.get(KEY_LAYOUT, b""))
+    plan_bytes = config.get(KEY_PLAN, held.get(KEY_PLAN, b""))
+    digest = config.get(KEY_DIGEST)
+    if not layout_bytes or plan_digest(plan_bytes) != digest:
+        raise WireError(
+            "this node does not hold the plan whose digest the server sent; it was "
+            "probably restarted. The server sends the whole plan next time."
+        )
+    plan = decode_plan(plan_bytes, _read_layout(layout_bytes))
+    check_values(values, plan)
+    if held.get(KEY_PLAN) != plan_bytes or held.get(KEY_LAYOUT) != layout_bytes:
+        state[STATE] = ConfigRecord({KEY_LAYOUT: layout_bytes, KEY_PLAN: plan_bytes})
+    orders = Orders(
+        cast(Phase, phase),
+        plan,
+        values,
+        str(config.get(KEY_DTYPE, "float32")),
+        bool(config.get(KEY_REGROW, False)),
+        cast(Payload, payload),
+    )
+    own = {key: v for key, v in config.items() if not key.startswith(PREFIX)}
+    return Request(orders, cast(bytes, digest), own)
+
+
+@lru_cache(maxsize=8)
+def _read_layout(data: bytes) -> Layout:
+    return layout_from_bytes(data)

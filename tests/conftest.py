@@ -1,0 +1,19 @@
+"""Shared by all tests: quiet Flower, one thread, helpers on the path."""
+
+import logging
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+logging.getLogger("flwr").setLevel(logging.ERROR)
+
+
+@pytest.fixture(autouse=True)
+def _seeds() -> Iterator[None]:
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - Flower's DP draws from it
+    torch.manual_seed(0)
+    yield
