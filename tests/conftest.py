@@ -2,7 +2,6 @@
 
 import logging
 import random
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -12,8 +11,7 @@ logging.getLogger("flwr").setLevel(logging.ERROR)
 
 
 @pytest.fixture(autouse=True)
-def _seeds() -> Iterator[None]:
+def _seeds() -> None:
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 - Flower's DP draws from it
     torch.manual_seed(0)
-    yield

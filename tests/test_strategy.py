@@ -21,7 +21,8 @@ from grid import LocalGrid
 from torch import nn
 
 from flwr_autoflip import AutoFlip, AutoFlipError, AutoFlipWarning, client_app
-from flwr_autoflip.core.shrink import arrays_of
+from flwr_autoflip.core.rescale import rescale_fan_in
+from flwr_autoflip.core.shrink import arrays_of, shrink
 
 NODES = 4
 INNERS: dict[str, Callable[[], Strategy]] = {
@@ -133,9 +134,7 @@ def test_one_round_by_hand() -> None:
         FedAvg(fraction_evaluate=0.0), policy="random", threshold="2x", rescale=False
     )
 
-    arrays, grid = run(strategy, rounds=1)
-
-    from flwr_autoflip.core.shrink import shrink
+    arrays, _ = run(strategy, rounds=1)
 
     plan, total, weight = strategy.deployable_plan(), {}, 0
     for node in range(NODES):
@@ -437,8 +436,6 @@ def test_nothing_valid_leaves_the_model_as_it_was() -> None:
 
     before = arrays_of(make_model())
     plan = strategy.deployable_plan()
-    from flwr_autoflip.core.rescale import rescale_fan_in
-
     for name, array in rescale_fan_in(before, plan).items():
         np.testing.assert_array_equal(arrays[name], array)
     assert {r["status"] for r in strategy.ledger.rows} == {"missing"}

@@ -79,7 +79,9 @@ def main() -> None:
         for seed in range(options.seeds):
             for method in METHODS:
                 config = run_config(method, seed, options.rounds, options.dataset, runs)
-                runs[method].append(run(method, seed, config, out, environment, console))
+                runs[method].append(
+                    run(method, seed, config, out, environment, console)
+                )
     summary = summarise(runs, options.rounds, options.dataset)
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     (out / "table.md").write_text(markdown(summary))
@@ -154,7 +156,9 @@ def _wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.2)
-    raise SystemExit("the SuperLink did not start; see superlink.log in the runs' folder")
+    raise SystemExit(
+        "the SuperLink did not start; see superlink.log in the runs' folder"
+    )
 
 
 def run(
@@ -246,7 +250,9 @@ def summarise(
             method: summarise_method(seeds, curves[method], targets, rounds)
             for method, seeds in runs.items()
         },
-        "training_step": time_training_step(deployable(runs["autoflip"][0][0])["units"]),
+        "training_step": time_training_step(
+            deployable(runs["autoflip"][0][0])["units"]
+        ),
     }
 
 
@@ -282,7 +288,9 @@ def summarise_method(
         "exploration_bytes": [
             down + up
             for down, up in zip(
-                column("bytes_down", "explore"), column("bytes_up", "explore"), strict=True
+                column("bytes_down", "explore"),
+                column("bytes_up", "explore"),
+                strict=True,
             )
         ],
         "exploration_macs": column("macs", "explore"),
@@ -324,7 +332,8 @@ def time_training_step(units: dict[str, int]) -> dict[str, float]:
     median = {name: statistics.median(seconds) for name, seconds in times.items()}
     return {
         "time_ratio": median["shrunk"] / median["dense"],
-        "macs_ratio": plan.macs / sum(t.macs_per_weight * t.size for t in layout.tensors),
+        "macs_ratio": plan.macs
+        / sum(t.macs_per_weight * t.size for t in layout.tensors),
         "macs_ratio_thop": thop["shrunk"] / thop["dense"],
     }
 

@@ -309,7 +309,8 @@ def from_half(half: NDArray[Any], scale: float) -> NDArray[np.float32]:
     """
     if not (np.isfinite(scale) and scale > 0):
         raise WireError(f"a report's scale must be positive and finite, got {scale}.")
-    return (np.asarray(half, np.float64) / scale).astype(np.float32)
+    with np.errstate(over="ignore"):  # a foreign scale may be anything
+        return (np.asarray(half, np.float64) / scale).astype(np.float32)
 
 
 def as_tensors(arrays: Mapping[str, Any]) -> dict[str, NDArray[Any]]:

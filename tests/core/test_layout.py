@@ -231,7 +231,7 @@ def test_fractional_owners_are_a_wire_error() -> None:
 @pytest.mark.parametrize(
     ("place", "junk"),
     [
-        ((1,), [4, 4]),  # more axes than owners
+        ((1,), [4, 3, 1]),  # more axes than owners
         ((1,), [-4, 3]),
         ((1,), [1 << 29, 3]),  # beyond MAX_AXIS
         ((4, 0), [[0, 3, 1]]),  # 3 owners of 4
@@ -247,6 +247,20 @@ def test_faulty_tensor_is_a_wire_error(place: tuple[int, ...], junk: Any) -> Non
     for key in place[:-1]:
         holder = holder[key]
     holder[place[-1]] = junk
+
+    with pytest.raises(WireError):
+        layout_from_bytes(squeeze(value))
+
+
+# BUG: any dtype that NumPy knows passes, and any input axis; values of such a tensor
+# then fail in unpack_small with TypeError.
+@pytest.mark.parametrize(
+    ("place", "junk"),
+    [(2, "O"), (2, "f4,f4"), (2, "S5"), (2, "datetime64"), (5, [2]), (5, [-1])],
+)
+def test_dtype_or_axis_that_no_tensor_has_is_a_wire_error(place: int, junk: Any) -> None:
+    value = body()
+    value["tensors"][0][place] = junk
 
     with pytest.raises(WireError):
         layout_from_bytes(squeeze(value))

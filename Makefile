@@ -1,0 +1,29 @@
+# Two commands do everything: `make demo` and `make test`.
+SEEDS ?= 1
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: install demo test check format
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	touch $@
+
+demo: install
+	$(BIN)/python examples/quickstart/compare.py --seeds $(SEEDS)
+
+test: check
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .

@@ -1,0 +1,116 @@
+"""Parameters and MACs against hand-computed numbers, plans and THOP."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from flwr_autoflip.core.cost import (
+    STEP_PER_FORWARD,
+    count_macs,
+    count_macs_thop,
+    count_parameters,
+)
+from flwr_autoflip.core.plan import dense_plan
+from flwr_autoflip.core.shrink import arrays_of, shrink
+from tests.models import ZOO, batch, build, layout_of, random_plan
+
+# ConvFlat on (1, 8, 8):
+#   conv1 1 -> 4, 3 x 3, 8 x 8 places: 64 * 9 * 1 * 4 = 2304
+#   conv2 4 -> 6, 3 x 3, 4 x 4 places: 16 * 9 * 4 * 6 = 3456
+#   fc1 24 -> 8: 192, fc2 8 -> 3: 24
+CONV_FLAT_MACS = 2304 + 3456 + 192 + 24
+# 36 + 4, 216 + 6, 192 + 8, 24 + 3
+CONV_FLAT_PARAMETERS = 40 + 222 + 200 + 27
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_macs_by_hand() -> None:
+    assert count_macs(build("conv_flat"), batch("conv_flat", 1)) == CONV_FLAT_MACS
+
+
+def test_plan_counts_the_same_macs_by_hand() -> None:
+    assert dense_plan(layout_of("conv_flat")).macs == CONV_FLAT_MACS
+
+
+@pytest.mark.parametrize("size", [2, 5])
+def test_macs_are_of_one_example_whatever_the_batch(size: int) -> None:
+    assert count_macs(build("conv_flat"), batch("conv_flat", size)) == CONV_FLAT_MACS
+
+
+def test_parameters_by_hand() -> None:
+    assert count_parameters(build("conv_flat")) == CONV_FLAT_PARAMETERS
+    assert layout_of("conv_flat").num_parameters == CONV_FLAT_PARAMETERS
+
+
+def test_thop_counts_the_same_for_layers_that_both_know() -> None:
+    pytest.importorskip("thop")
+
+    for size in (1, 2):
+        macs = count_macs_thop(build("conv_flat"), batch("conv_flat", size))
+        assert macs == CONV_FLAT_MACS
+
+
+@pytest.mark.parametrize("name", ZOO)
+@settings(max_examples=4, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), masked=st.booleans())
+def test_plan_predicts_what_the_small_model_costs(
+    name: str, seed: int, masked: bool
+) -> None:
+    plan = random_plan(layout_of(name), seed, masked)
+
+    small = shrink(build(name), plan)
+
+    assert count_macs(small, batch(name, 1)) == plan.macs
+    assert count_macs(small, batch(name, 2)) == plan.macs
+    assert count_parameters(small) == plan.without_mask().num_parameters
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_dense_plan_predicts_what_the_model_costs(name: str) -> None:
+    assert count_macs(build(name), batch(name, 1)) == dense_plan(layout_of(name)).macs
+
+
+def test_several_inputs_come_as_a_tuple() -> None:
+    model = nn.Bilinear(3, 4, 2)
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left = nn.Linear(3, 5)
+            self.right = nn.Linear(2, 5)
+
+        def forward(self, a: Tensor, b: Tensor, scale: float) -> Tensor:
+            return (self.left(a) + self.right(b)) * scale
+
+    model = Two()
+
+    # 3 * 5 + 2 * 5; what is no tensor passes through.
+    assert count_macs(model, (torch.zeros(4, 3), torch.zeros(4, 2), 2.0)) == 25
+
+
+def test_counting_leaves_the_model_alone() -> None:
+    model = build("batch_norm").train()
+    before = arrays_of(model)
+
+    count_macs(model, batch("batch_norm", 1))
+
+    assert model.training
+    assert {p.device.type for p in model.parameters()} == {"cpu"}
+    for name, array in arrays_of(model).items():
+        assert (array == before[name]).all(), name
+
+
+def test_a_training_step_is_three_forward_passes() -> None:
+    # One forward and two backward products of the same size, Eq. 12's usual reading.
+    assert STEP_PER_FORWARD == 3

@@ -1,0 +1,48 @@
+"""Rows, totals and files."""
+
+import json
+from pathlib import Path
+
+from flwr_autoflip.ledger import Ledger, NodeRow, read_ledger, total
+
+
+def test_macs_by_hand() -> None:
+    # 10 examples with gradients at three forward passes each, 4 without
+    row = NodeRow(1, "train", 7, macs_per_example=100, examples=10, eval_examples=4)
+
+    assert row.macs == 100 * (3 * 10 + 4)
+
+
+def test_rows_are_readable_at_any_moment(tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "ledger.jsonl"
+    ledger = Ledger(path)
+    ledger.add(NodeRow(0, "explore", 7, bytes_down=5, bytes_up=3))
+
+    first = read_ledger(path)
+    ledger.add_server(1, {"top1": 0.5}, {"parameters": 9})
+
+    assert [row["phase"] for row in first] == ["explore"]
+    assert read_ledger(path) == ledger.rows
+    assert json.loads(path.read_text().splitlines()[0])["macs"] == 0
+
+
+def test_a_line_cut_short_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    ledger = Ledger(path)
+    ledger.add(NodeRow(0, "explore", 7))
+    path.write_text(path.read_text() + '{"round": 1, "pha')
+
+    assert len(read_ledger(path)) == 1
+
+
+def test_totals_include_exploration_and_failures() -> None:
+    ledger = Ledger()
+    ledger.add(NodeRow(0, "explore", 1, bytes_down=100))
+    ledger.add(NodeRow(1, "train", 1, bytes_down=10))
+    ledger.add(NodeRow(1, "train", 2, status="failed", reason="x", bytes_down=10))
+    ledger.add(NodeRow(2, "evaluate", 1, bytes_down=1))
+    ledger.add_server(2, {}, {})
+
+    assert total(ledger.rows, "bytes_down") == 121
+    assert total(ledger.rows, "bytes_down", last_round=1) == 120
+    assert total(ledger.rows, "bytes_down", ["explore"]) == 100

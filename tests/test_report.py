@@ -1,0 +1,51 @@
+"""Curves by hand, and a picture that is there."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flwr_autoflip.ledger import Ledger, NodeRow
+from flwr_autoflip.report import curve, draw_curves
+
+
+def rows_of(top1: list[float]) -> Ledger:
+    ledger = Ledger()
+    ledger.add(NodeRow(0, "explore", 1, bytes_down=50, bytes_up=50))
+    for number, value in enumerate(top1):
+        if number:
+            ledger.add(
+                NodeRow(
+                    number,
+                    "train",
+                    1,
+                    bytes_down=3,
+                    bytes_up=4,
+                    macs_per_example=2,
+                    examples=1,
+                )
+            )
+        ledger.add_server(number, {"top1": value, "dense-top1": value / 2}, {})
+    return ledger
+
+
+def test_a_curve_by_hand() -> None:
+    one = curve(rows_of([0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6]).rows)
+
+    # exploration's 100 bytes are there before round 1
+    np.testing.assert_array_equal(one.bytes_moved, [100, 107, 114, 121, 128, 135, 142])
+    np.testing.assert_array_equal(one.macs, [0, 6, 12, 18, 24, 30, 36])
+    np.testing.assert_allclose(one.smooth(), [np.nan] * 4 + [0.2, 0.3, 0.4])
+    assert one.mean_until(5) == pytest.approx(0.3)
+    assert one.rounds_to(0.29) == 5
+    assert one.rounds_to(0.9) is None
+    np.testing.assert_allclose(one.dense_top1, one.top1 / 2)
+
+
+def test_a_picture_is_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    runs = [curve(rows_of(list(np.linspace(0, s, 9))).rows) for s in (0.8, 0.9)]
+
+    draw_curves({"a": runs, "b": runs[:1]}, tmp_path / "x" / "report.png", target=0.5)
+
+    assert (tmp_path / "x" / "report.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,171 @@
+"""Records as they travel: literal keys, literal bytes, refusals."""
+
+import zlib
+
+import numpy as np
+import pytest
+from federation import EXAMPLE, TinyNet
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+
+from flwr_autoflip import wire
+from flwr_autoflip.core.codec import decode_plan, encode_plan, pack, plan_digest
+from flwr_autoflip.core.errors import WireError
+from flwr_autoflip.core.exploration import decode_report, encode_report
+from flwr_autoflip.core.layout import layout_from_bytes
+from flwr_autoflip.core.plan import dense_plan
+from flwr_autoflip.core.shrink import arrays_of
+from flwr_autoflip.core.trace import trace
+
+LAYOUT = trace(TinyNet(), EXAMPLE)
+PLAN = dense_plan(LAYOUT)
+ARRAYS = arrays_of(TinyNet())
+
+
+def orders(**changes: object) -> wire.Orders:
+    given = {"phase": "train", "plan": PLAN, "values": pack(ARRAYS, PLAN)}
+    return wire.Orders(**(given | changes))  # type: ignore[arg-type]
+
+
+def template() -> RecordDict:
+    config = ConfigRecord({"lr": 0.1, "server-round": 3})
+    return RecordDict({"weights": ArrayRecord(), "settings": config})
+
+
+def test_request_has_one_array_and_our_keys_beside_the_apps() -> None:
+    content, held, plan_bytes = wire.request_content(
+        orders(), template(), wire.Held(), "message"
+    )
+
+    assert list(content["weights"]) == ["values"]
+    assert dict(content["settings"]) == {
+        "lr": 0.1,
+        "server-round": 3,
+        "autoflip-version": 1,
+        "autoflip-phase": "train",
+        "autoflip-plan-digest": plan_digest(encode_plan(PLAN)),
+        "autoflip-dtype": "float32",
+        "autoflip-regrow": False,
+        "autoflip-layout": LAYOUT.encoded,
+        "autoflip-plan": encode_plan(PLAN),
+    }
+    assert held == wire.Held(LAYOUT.digest, plan_digest(encode_plan(PLAN)))
+    assert plan_bytes == 16 + len(LAYOUT.encoded) + len(encode_plan(PLAN))
+
+
+def test_a_node_that_holds_the_plan_is_sent_its_digest_alone() -> None:
+    _, held, _ = wire.request_content(orders(), template(), wire.Held(), "message")
+
+    content, _, plan_bytes = wire.request_content(orders(), template(), held, "message")
+
+    assert plan_bytes == 16
+    assert "autoflip-plan" not in content["settings"]
+    assert "autoflip-layout" not in content["settings"]
+
+
+def test_numpy_api_uses_flowers_own_keys() -> None:
+    train, _, _ = wire.request_content(orders(), template(), wire.Held(), "numpy")
+    test, _, _ = wire.request_content(
+        orders(phase="evaluate"), template(), wire.Held(), "numpy"
+    )
+
+    assert list(train) == ["fitins.parameters", "fitins.config"]
+    assert list(test) == ["evaluateins.parameters", "evaluateins.config"]
+
+
+def test_a_layout_travels_as_deflated_json() -> None:
+    text = zlib.decompress(LAYOUT.encoded)
+
+    assert text.startswith(
+        b'{"tensors":[["conv.weight",[6,1,3,3],"float32",1,[[[0,6,1]'
+    )
+    assert layout_from_bytes(LAYOUT.encoded).digest == LAYOUT.digest
+    assert decode_plan(encode_plan(PLAN), LAYOUT).num_values == PLAN.num_values
+
+
+def test_literal_bytes_of_a_plan() -> None:
+    # version 1, layout digest, no element bitmaps; 6 filters and 8 neurons kept
+    assert encode_plan(PLAN) == b"\x01" + LAYOUT.digest + b"\x00" + b"\xff\xfc"
+
+
+def test_count_bytes_is_what_flower_serialises() -> None:
+    content, _, _ = wire.request_content(orders(), template(), wire.Held(), "message")
+    objects = get_all_nested_objects(content)
+
+    expected = sum(len(o.deflate()) + len(k) for k, o in objects.items())
+
+    assert wire.count_bytes(content) == expected
+    assert 4 * PLAN.num_values < expected < 4 * PLAN.num_values + 2500
+
+
+@pytest.mark.parametrize("payload", ["update", "deviation"])
+def test_report_survives_the_wire(payload: str) -> None:
+    generator = np.random.default_rng(0)
+    final = {
+        n: (a + 1e-4 * generator.standard_normal(a.shape)).astype(a.dtype)
+        for n, a in ARRAYS.items()
+    }
+
+    values, scale = encode_report(ARRAYS, final, LAYOUT, payload)  # type: ignore
+    report, model = decode_report(values, scale, LAYOUT, payload, ARRAYS)  # type: ignore
+
+    assert values.dtype == np.float16
+    for spec in LAYOUT.tensors:
+        if spec.trainable:
+            moved = (final[spec.name] - ARRAYS[spec.name]) ** 2
+            np.testing.assert_allclose(report[spec.name], moved, rtol=3e-3, atol=1e-14)
+    assert (model is None) == (payload == "deviation")
+
+
+def test_report_by_unit_sums_deviations() -> None:
+    final = {n: a + (a.dtype == np.float32) for n, a in ARRAYS.items()}
+
+    values, scale = encode_report(ARRAYS, final, LAYOUT, "units")
+    report, _ = decode_report(values, scale, LAYOUT, "units", ARRAYS)
+
+    # a filter: 9 weights, bias, gamma and beta; a neuron: 96 weights and bias
+    np.testing.assert_allclose(report["conv"], np.full(6, 12.0), rtol=1e-2)
+    np.testing.assert_allclose(report["fc1"], np.full(8, 97.0), rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("values", "scale", "message"),
+    [
+        (np.zeros(3, np.float16), 1.0, "expected float16"),
+        (np.zeros(PLAN.num_values, np.float32), 1.0, "expected float16"),
+        (np.full(PLAN.num_values, np.inf, np.float16), 1.0, "NaN or infinite"),
+        (np.zeros(PLAN.num_values, np.float16), None, "scale is missing"),
+        (np.zeros(PLAN.num_values, np.float16), 0.0, "must be positive"),
+        (np.zeros(PLAN.num_values, np.float16), float("nan"), "must be positive"),
+        (np.ones(PLAN.num_values, np.float16), 1e-300, "overflow"),
+    ],
+)
+def test_bad_reports_are_refused(values, scale, message) -> None:  # type: ignore
+    with pytest.raises(WireError, match=message):
+        decode_report(values, scale, LAYOUT, "update", ARRAYS)
+
+
+def test_a_diverged_explorer_says_so() -> None:
+    final = dict(ARRAYS) | {"fc2.bias": np.full(3, np.nan, np.float32)}
+    with pytest.raises(WireError, match="diverged"):
+        encode_report(ARRAYS, final, LAYOUT, "update")
+
+
+def test_one_flat_array_or_nothing() -> None:
+    with pytest.raises(WireError, match="expected one flat array, 2 came"):
+        wire.single_array(
+            ArrayRecord({"a": Array(np.zeros(1)), "b": Array(np.zeros(1))})
+        )
+    broken = Array(dtype="float32", shape=(2,), stype="numpy.ndarray", data=b"junk")
+    with pytest.raises(WireError, match="cannot be read"):
+        wire.single_array(ArrayRecord({"values": broken}))
+
+
+def test_receipts_that_cannot_be_true_are_not_believed() -> None:
+    content = RecordDict(
+        {
+            "metrics": MetricRecord({"num-examples": 1}),
+            "autoflip": ConfigRecord({"autoflip-examples": -5}),
+        }
+    )
+    assert wire.peek_receipt(content) == {}
