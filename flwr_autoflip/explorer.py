@@ -86,9 +86,11 @@ class Explorer:
             If there are too few explorers, or none gave a valid report.
         """
         wait_for_nodes(grid, int(find_attribute(self.inner, "min_available_nodes", 1)))
-        templates = self._templates(grid, arrays, config)
-        if len(templates) < 2 and isinstance(policy, AutoFlipPolicy):
-            policy.check_explorers(len(templates))
+        round_templates = list(self.inner.configure_train(0, arrays, config, grid))
+        templates = self._choose(grid, round_templates)
+        if isinstance(policy, AutoFlipPolicy):
+            deciding = round_templates if policy.per_round else templates
+            policy.check_explorers(len(deciding))
         LOGGER.log(INFO, "[EXPLORATION on %s nodes]", len(templates))
         explorers = self.visit(0, grid, templates, arrays)
         if not explorers:
@@ -107,11 +109,8 @@ class Explorer:
         update_inplace(aggregated, dense)
         return aggregated
 
-    def _templates(
-        self, grid: Grid, arrays: ArrayRecord, config: ConfigRecord
-    ) -> list[Message]:
+    def _choose(self, grid: Grid, templates: list[Message]) -> list[Message]:
         """Choose explorers: those of an ordinary round, or a share of all nodes."""
-        templates = list(self.inner.configure_train(0, arrays, config, grid))
         fraction = self.options["exploration_fraction"]
         if fraction == "round" or not templates:
             return templates

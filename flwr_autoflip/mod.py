@@ -83,7 +83,10 @@ def _compact_inplace(
     spent = Spent(examples * training, examples * (not training), seconds)
     receipt = receipt_of(request, layout.num_parameters, spent)
     if training:
-        key, record = next(iter(reply.content.array_records.items()))
+        records = list(reply.content.array_records.items())
+        if len(records) != 1:
+            raise WireError(f"the app must return one ArrayRecord, got {len(records)}.")
+        key, record = records[0]
         trained = _by_name(record, layout)
         if orders.phase == "explore":
             values, receipt[wire.KEY_SCALE] = encode_report(

@@ -52,8 +52,8 @@ METHODS = {
 LABELS = {
     "fedavg": "FedAvg",
     "autoflip": "AutoFLIP",
-    "random": "random units, same size",
-    "autoflip-paper": "AutoFLIP, paper's preset",
+    "random": "random units",
+    "autoflip-paper": "AutoFLIP (paper)",
 }
 # Small networks may take twice FedAvg's rounds: they are cheaper a round.
 ROUND_FACTOR = {"fedavg": 1, "autoflip": 2, "random": 2, "autoflip-paper": 1}
@@ -342,12 +342,12 @@ def time_training_step(units: dict[str, int]) -> dict[str, float]:
 
 HEADER = (
     "method",
-    "top-1, equal rounds",
-    "parameters",
+    "top-1",
+    "params",
     "MACs",
-    "bytes",
-    "client MACs",
-    "reached on",
+    "total bytes",
+    "total MACs",
+    "seeds at target",
     "bytes to target",
     "MACs to target",
 )
@@ -368,12 +368,12 @@ def table_rows(summary: dict[str, Any]) -> list[list[str]]:
         rows.append(
             [
                 LABELS[name],
-                f"{np.mean(m['top1']):.3f} ± {np.std(m['top1']):.3f}",
+                f"{np.mean(m['top1']):.3f} ±{np.std(m['top1']):.3f}",
                 f"{100 * m['params_kept']:.0f} %",
                 f"{100 * m['macs_kept']:.0f} %",
                 f"{np.mean(moved):.2f}",
                 f"{np.mean(spent):.2f}",
-                f"{len(hits)} of {len(summary['seeds'])}",
+                f"{len(hits)}/{len(summary['seeds'])}",
                 *("-" if c is None else f"{c:.2f}" for c in cost),
             ]
         )
@@ -389,7 +389,8 @@ def markdown(summary: dict[str, Any]) -> str:
 
 def show(summary: dict[str, Any], console: Console) -> None:
     """Print the table and what it means."""
-    table = Table(title=f"{summary['rounds']} rounds, {len(summary['seeds'])} seed(s)")
+    title = f"{summary['rounds']} rounds, {len(summary['seeds'])} seed(s)"
+    table = Table(title=title, padding=(0, 0))
     for number, name in enumerate(HEADER):
         table.add_column(name, justify="left" if number == 0 else "right")
     for row in table_rows(summary):
@@ -397,8 +398,11 @@ def show(summary: dict[str, Any], console: Console) -> None:
     console.print(table)
     step = summary["training_step"]
     console.print(
-        "bytes and MACs: share of FedAvg's, exploration included. target: FedAvg's own "
-        f"{statistics.mean(summary['target_top1']):.3f}.\n"
+        "top-1: global test accuracy of the deployable model at equal rounds. params, "
+        "MACs: of the dense model's. Totals and costs to target: of FedAvg's, "
+        "exploration included; the target is FedAvg's own "
+        f"{statistics.mean(summary['target_top1']):.3f}. random units: as many as "
+        "AutoFLIP keeps.\n"
         f"a training step takes {step['time_ratio']:.2f} of the dense one's time at "
         f"{step['macs_ratio']:.2f} of its MACs ({step['macs_ratio_thop']:.2f} by THOP)."
     )

@@ -5,6 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from models import (
+    ZOO,
+    flat_layout,
+    layout_of,
+    mlp_layout,
+    random_arrays,
+    random_plan,
+)
 
 from flwr_autoflip.core.codec import (
     as_tensors,
@@ -21,14 +29,6 @@ from flwr_autoflip.core.codec import (
 )
 from flwr_autoflip.core.errors import WireError
 from flwr_autoflip.core.plan import Plan, dense_plan
-from tests.models import (
-    ZOO,
-    flat_layout,
-    layout_of,
-    mlp_layout,
-    random_arrays,
-    random_plan,
-)
 
 SEEDS = st.integers(0, 2**32 - 1)
 DIGEST = "0aec9a442aef4298fa649c136fa54783"
@@ -157,7 +157,7 @@ def test_faulty_plan_says_what_is_wrong(tail: str, message: str) -> None:
 
 
 def test_other_version_is_a_wire_error() -> None:
-    with pytest.raises(WireError, match="expected version 1 .* got 02"):
+    with pytest.raises(WireError, match=r"expected version 1 .* got 02"):
         decode_plan(bytes.fromhex("02" + DIGEST + "00a0"), mlp_layout())
 
 

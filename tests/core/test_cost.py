@@ -1,11 +1,10 @@
 """Parameters and MACs against hand-computed numbers, plans and THOP."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import ZOO, batch, build, layout_of, random_plan
 from torch import Tensor, nn
 
 from flwr_autoflip.core.cost import (
@@ -16,7 +15,6 @@ from flwr_autoflip.core.cost import (
 )
 from flwr_autoflip.core.plan import dense_plan
 from flwr_autoflip.core.shrink import arrays_of, shrink
-from tests.models import ZOO, batch, build, layout_of, random_plan
 
 # ConvFlat on (1, 8, 8):
 #   conv1 1 -> 4, 3 x 3, 8 x 8 places: 64 * 9 * 1 * 4 = 2304
@@ -25,14 +23,6 @@ from tests.models import ZOO, batch, build, layout_of, random_plan
 CONV_FLAT_MACS = 2304 + 3456 + 192 + 24
 # 36 + 4, 216 + 6, 192 + 8, 24 + 3
 CONV_FLAT_PARAMETERS = 40 + 222 + 200 + 27
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_macs_by_hand() -> None:
@@ -82,8 +72,6 @@ def test_dense_plan_predicts_what_the_model_costs(name: str) -> None:
 
 
 def test_several_inputs_come_as_a_tuple() -> None:
-    model = nn.Bilinear(3, 4, 2)
-
     class Two(nn.Module):
         def __init__(self) -> None:
             super().__init__()

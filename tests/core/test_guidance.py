@@ -5,6 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from models import (
+    ZOO,
+    flat_layout,
+    layout_of,
+    mlp_layout,
+    random_arrays,
+)
 
 from flwr_autoflip.core.errors import AutoFlipError
 from flwr_autoflip.core.guidance import (
@@ -17,13 +24,6 @@ from flwr_autoflip.core.guidance import (
     unit_sizes,
 )
 from flwr_autoflip.core.layout import Layout
-from tests.models import (
-    ZOO,
-    flat_layout,
-    layout_of,
-    mlp_layout,
-    random_arrays,
-)
 
 DEVIATIONS = st.floats(0, 1e6, width=32)
 

@@ -8,6 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import (
+    ZOO,
+    flat_layout,
+    layout_of,
+    mlp_layout,
+    random_arrays,
+)
 
 from flwr_autoflip.core.errors import AutoFlipError, WireError
 from flwr_autoflip.core.layout import (
@@ -17,13 +24,6 @@ from flwr_autoflip.core.layout import (
     check_arrays,
     layout_from_bytes,
     layout_to_bytes,
-)
-from tests.models import (
-    ZOO,
-    flat_layout,
-    layout_of,
-    mlp_layout,
-    random_arrays,
 )
 
 MLP_JSON = (
@@ -186,8 +186,10 @@ JUNK = st.recursive(
     | st.floats()
     | st.text(max_size=4)
     | st.sampled_from(["float32", "O", "f4,f4", "(2,)i4", "1000000000S"]),
-    lambda inner: st.lists(inner, max_size=4)
-    | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text(max_size=3), inner, max_size=2)
+    ),
     max_leaves=6,
 )
 
@@ -258,7 +260,7 @@ def test_faulty_tensor_is_a_wire_error(place: tuple[int, ...], junk: Any) -> Non
     ("place", "junk"),
     [(2, "O"), (2, "f4,f4"), (2, "S5"), (2, "datetime64"), (5, [2]), (5, [-1])],
 )
-def test_dtype_or_axis_that_no_tensor_has_is_a_wire_error(place: int, junk: Any) -> None:
+def test_dtype_or_axis_of_no_tensor_is_a_wire_error(place: int, junk: Any) -> None:
     value = body()
     value["tensors"][0][place] = junk
 

@@ -7,6 +7,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import (
+    ZOO,
+    flat_layout,
+    layout_of,
+    mlp_layout,
+    random_arrays,
+    random_plan,
+)
 
 from flwr_autoflip.core.errors import AutoFlipWarning, KeepError
 from flwr_autoflip.core.layout import Layout
@@ -15,14 +23,6 @@ from flwr_autoflip.core.plan import (
     dense_plan,
     keep_from_bool,
     warn_if_nothing_pruned,
-)
-from tests.models import (
-    ZOO,
-    flat_layout,
-    layout_of,
-    mlp_layout,
-    random_arrays,
-    random_plan,
 )
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -227,9 +227,7 @@ def test_dense_plan_keeps_everything(name: str) -> None:
     for spec in layout.tensors:
         assert plan.take(spec.name, arrays[spec.name]) is arrays[spec.name]
         assert plan.dense_mask(spec.name).all()
-        np.testing.assert_array_equal(
-            plan.apply(arrays)[spec.name], arrays[spec.name]
-        )
+        np.testing.assert_array_equal(plan.apply(arrays)[spec.name], arrays[spec.name])
 
 
 # --- Refusals ---

@@ -4,10 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from flwr_autoflip.core.plan import Plan, dense_plan
-from flwr_autoflip.core.rescale import rescale_fan_in
-from tests.models import (
+from models import (
     ZOO,
     flat_layout,
     layout_of,
@@ -15,6 +12,9 @@ from tests.models import (
     random_arrays,
     random_plan,
 )
+
+from flwr_autoflip.core.plan import Plan, dense_plan
+from flwr_autoflip.core.rescale import rescale_fan_in
 
 
 def test_kept_columns_grow_by_hand() -> None:
@@ -39,9 +39,7 @@ def test_kept_columns_grow_by_hand() -> None:
 def test_flattened_columns_and_normalized_layers_by_hand() -> None:
     layout = flat_layout()
     plan = Plan(layout, {"conv": np.array([1]), "fc1": np.array([0, 2])})
-    arrays = {
-        t.name: np.ones(t.shape, t.dtype) for t in layout.tensors
-    }
+    arrays = {t.name: np.ones(t.shape, t.dtype) for t in layout.tensors}
 
     scaled = rescale_fan_in(arrays, plan)
 

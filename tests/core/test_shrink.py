@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import ZOO, ConvFlat, batch, build, layout_of, random_plan
 from torch import nn
 from torch.nn import functional as F
 
@@ -24,7 +25,6 @@ from flwr_autoflip.core.shrink import (
     shrink,
 )
 from flwr_autoflip.core.trace import trace
-from tests.models import ZOO, ConvFlat, batch, build, layout_of, random_plan
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -267,7 +267,7 @@ def test_check_model_names_missing_and_surplus_tensors() -> None:
     model = nn.Sequential()
     model.add_module("conv1", nn.Conv2d(1, 4, 3))
 
-    with pytest.raises(AutoFlipError, match="conv2.weight: .*got nothing"):
+    with pytest.raises(AutoFlipError, match=r"conv2\.weight: .*got nothing"):
         check_model(model, layout_of("conv_flat"))
 
 

@@ -5,6 +5,18 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from models import (
+    ConvFlat,
+    FourierNet,
+    HardView,
+    LstmNet,
+    RawParameters,
+    TiedLinear,
+    batch,
+    build,
+    layout_of,
+    random_plan,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,18 +29,6 @@ from flwr_autoflip.core.layout import Layout
 from flwr_autoflip.core.plan import Plan
 from flwr_autoflip.core.shrink import arrays_of, load_arrays_inplace, shrink
 from flwr_autoflip.core.trace import trace
-from tests.models import (
-    ConvFlat,
-    FourierNet,
-    HardView,
-    LstmNet,
-    RawParameters,
-    TiedLinear,
-    batch,
-    build,
-    layout_of,
-    random_plan,
-)
 
 
 def sizes(layout: Layout) -> dict[str, int]:
@@ -152,9 +152,7 @@ def test_concatenated_axis_has_several_owners() -> None:
     np.testing.assert_array_equal(
         layout.by_name["norm2.weight"].owners[0], np.arange(7)
     )
-    np.testing.assert_array_equal(
-        layout.by_name["fc.weight"].owners[1], np.arange(10)
-    )
+    np.testing.assert_array_equal(layout.by_name["fc.weight"].owners[1], np.arange(10))
 
 
 def test_concatenation_residual_and_flatten_together() -> None:
@@ -290,7 +288,7 @@ def test_excluding_is_not_by_prefix_of_a_name() -> None:
 
 
 def test_unknown_exclude_name_is_an_error() -> None:
-    with pytest.raises(AutoFlipError, match="no module named .*conv9"):
+    with pytest.raises(AutoFlipError, match=r"no module named .*conv9"):
         trace(build("conv_flat"), batch("conv_flat", 1), exclude=("conv9",))
 
 
@@ -306,6 +304,7 @@ def test_hard_coded_view_warns_and_the_rest_is_pruned() -> None:
     assert_equivalent(HardView(), layout, torch.randn(4, 1, 6, 6))
 
 
+# BUG: stacklevel=4 in verified_layout; trace's caller is 3 away.
 def test_warning_points_at_the_caller() -> None:
     with pytest.warns(AutoFlipWarning) as caught:
         trace(HardView(), torch.zeros(1, 1, 6, 6))
@@ -459,9 +458,7 @@ class RootOfInput(nn.Module):
 def test_prelu_goes_with_its_layer() -> None:
     layout = trace(PReluNet(), torch.zeros(1, 3))
 
-    np.testing.assert_array_equal(
-        layout.by_name["act.weight"].owners[0], np.arange(5)
-    )
+    np.testing.assert_array_equal(layout.by_name["act.weight"].owners[0], np.arange(5))
     assert_equivalent(PReluNet(), layout, torch.randn(4, 3))
 
 

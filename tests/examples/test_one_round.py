@@ -1,0 +1,20 @@
+"""The shortest example runs and says what it saved."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "one_round.py"
+
+
+def test_it_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(EXAMPLE), run_name="__main__")
+
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("units kept")
+    assert float(lines[-1].split()[4].rstrip(",")) > 0.5  # four classes
+
+
+def test_it_is_short() -> None:
+    assert len(EXAMPLE.read_text().splitlines()) <= 80

