@@ -288,7 +288,7 @@ def to_half(values: NDArray[Any]) -> tuple[NDArray[np.float16], float]:
     Examples
     --------
     >>> half, scale = to_half(np.float32([1e-9, -2e-9]))
-    >>> np.allclose(half / scale, [1e-9, -2e-9], rtol=1e-3)
+    >>> np.allclose(from_half(half, scale), [1e-9, -2e-9], rtol=1e-3, atol=0)
     True
     """
     largest = float(np.max(np.abs(values), initial=0.0))

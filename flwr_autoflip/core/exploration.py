@@ -84,8 +84,12 @@ def decode_report(
     moved = from_half(values, scale)
     if not np.isfinite(moved).all():
         raise WireError("report: values overflow at this scale.")
+    with np.errstate(over="ignore"):
+        squares = np.square(moved)
+    if not np.isfinite(squares).all():
+        raise WireError("report: deviations overflow at this scale.")
     if payload == "units":
-        return split_by_group(layout, np.square(moved)), None
+        return split_by_group(layout, squares), None
     ends = np.cumsum([t.size for t in specs])[:-1]
     by_name = {
         t.name: part.reshape(t.shape)

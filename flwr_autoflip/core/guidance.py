@@ -130,7 +130,16 @@ def sum_by_unit(layout: Layout, values: Arrays) -> NDArray[np.float64]:
     -------
     ndarray
         ``(num_units,)`` float64.
+
+    Raises
+    ------
+    AutoFlipError
+        If a name is not one of the layout's.
     """
+    if unknown := set(values) - set(layout.by_name):
+        raise AutoFlipError(
+            f"the model has no tensor named {sorted(unknown)}; use this model's arrays."
+        )
     total = np.zeros(layout.num_units)
     for spec in layout.tensors:
         if not spec.trainable or spec.name not in values:
@@ -186,7 +195,8 @@ def unit_scores(layout: Layout, guidance: Arrays) -> dict[str, NDArray[np.float6
     dict of str to ndarray
         Group name to ``(group.size,)`` float64 in [0, 1].
     """
-    if all(group.name in guidance for group in layout.groups):
+    by_unit = {group.name: (group.size,) for group in layout.groups}
+    if {name: values.shape for name, values in guidance.items()} == by_unit:
         return {g.name: guidance[g.name].astype(np.float64) for g in layout.groups}
     mean = sum_by_unit(layout, guidance) / unit_sizes(layout)
     return split_by_group(layout, mean)

@@ -31,6 +31,14 @@ FIXED = -1
 DIGEST_BYTES = 16
 MAX_LAYOUT_BYTES = 1 << 24
 MAX_AXIS = 1 << 28
+_UNREADABLE = (
+    zlib.error,
+    KeyError,
+    TypeError,
+    ValueError,
+    OverflowError,
+    RecursionError,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,14 +240,17 @@ def layout_from_bytes(data: bytes) -> Layout:
     try:
         inflater = zlib.decompressobj()
         text = inflater.decompress(data, MAX_LAYOUT_BYTES)
-        if inflater.unconsumed_tail or not inflater.eof:
-            raise WireError("the layout is truncated or larger than 16 MiB.")
+        surplus = inflater.unconsumed_tail or inflater.unused_data
+        if surplus or not inflater.eof:
+            raise WireError(
+                "the layout is truncated, followed by more, or over 16 MiB."
+            )
         body = json.loads(text)
         return Layout(
             tuple(_tensor_from_json(row) for row in body["tensors"]),
             tuple(Group(str(n), int(f), int(s)) for n, f, s in body["groups"]),
         )
-    except (zlib.error, KeyError, TypeError, ValueError, OverflowError) as error:
+    except _UNREADABLE as error:
         raise WireError(f"the layout's bytes cannot be read: {error}") from error
 
 
@@ -267,7 +278,11 @@ def _tensor_to_json(spec: TensorSpec) -> list[Any]:
 
 def _tensor_from_json(row: Sequence[Any]) -> TensorSpec:
     name, shape, dtype, trainable, runs, input_axes, macs, normalized = row
-    shape = tuple(int(length) for length in shape)
+    shape, input_axes = _whole(shape), _whole(input_axes)
+    if np.dtype(dtype).kind not in "fiub" or not set(input_axes) <= set(
+        range(len(shape))
+    ):
+        raise WireError(f"tensor {name!r}: no tensor has {dtype!r} or {input_axes}.")
     if any(not 0 <= length <= MAX_AXIS for length in shape):
         raise WireError(f"tensor {name!r}: no axis is {max(shape)} long.")
     owners = tuple(
@@ -280,7 +295,7 @@ def _tensor_from_json(row: Sequence[Any]) -> TensorSpec:
         np.dtype(dtype).name,
         bool(trainable),
         owners,
-        tuple(int(axis) for axis in input_axes),
+        input_axes,
         float(macs),
         bool(normalized),
     )
@@ -300,7 +315,15 @@ def _to_runs(owners: NDArray[np.int64]) -> list[list[int]]:
     return runs
 
 
+def _whole(numbers: Sequence[Any]) -> tuple[int, ...]:
+    """Read integers; anything else is an error, not rounded."""
+    if any(type(number) is not int for number in numbers):
+        raise WireError(f"expected integers, got {list(numbers)[:8]}.")
+    return tuple(numbers)
+
+
 def _from_runs(runs: Sequence[Sequence[int]], length: int) -> NDArray[np.int64]:
+    runs = [_whole(run) for run in runs]
     if sum(count * repeat for _, count, repeat in runs) != length or any(
         count < 1 or repeat < 1 for _, count, repeat in runs
     ):

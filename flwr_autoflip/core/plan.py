@@ -47,11 +47,12 @@ class Plan:
         _check_keep(self.layout, self.keep)
         for name, mask in self.mask.items():
             spec = self.layout.by_name.get(name)
-            if spec is None or mask.shape != spec.shape or mask.dtype != np.bool_:
+            if spec is None or not spec.trainable:
+                raise KeepError(f"mask {name!r}: the model has no such parameter.")
+            if mask.shape != spec.shape or mask.dtype != np.bool_:
                 raise KeepError(
-                    f"mask {name!r}: expected a boolean array of shape "
-                    f"{spec.shape if spec else 'of a known tensor'}, got "
-                    f"{mask.dtype} {mask.shape}; build it from this model's Layout."
+                    f"mask {name!r}: expected bool {spec.shape}, got {mask.dtype} "
+                    f"{mask.shape}; build it from this model's Layout."
                 )
 
     @cached_property

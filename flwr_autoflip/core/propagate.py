@@ -21,10 +21,21 @@ FROZEN = 0
 
 @dataclass
 class Flow:
-    """Labels of one tensor, and the parameter axis each of its axes came from."""
+    """Labels of one tensor and where it comes from.
+
+    Parameters
+    ----------
+    axes : list of ndarray
+        Labels of each axis.
+    source : tuple of (str, tuple of int), optional
+        A parameter, and which of its axes each of these is.
+    producers : frozenset of str (default: none)
+        Weights whose layers put this out, as it is.
+    """
 
     axes: Axes
     source: tuple[str, tuple[int, ...]] | None = None
+    producers: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -34,7 +45,7 @@ class Units:
     parent: list[int] = field(default_factory=lambda: [FROZEN])
     input_axes: set[tuple[str, int]] = field(default_factory=set)
     macs: dict[str, float] = field(default_factory=dict)
-    normalized: list[Labels] = field(default_factory=list)
+    normalized: set[str] = field(default_factory=set)
 
     def new(self, count: int) -> Labels:
         """Give ``count`` fresh labels."""

@@ -10,7 +10,14 @@ from .propagate import Axes, Call, Flow, Labels, Units, fixed, rule
 # --- Elementwise and shape ---
 
 
-@rule("hardswish", "hardsigmoid", "hardtanh", "leaky_relu", "prelu", "native_dropout")
+@rule(
+    "hardswish",
+    "hardsigmoid",
+    "hardtanh",
+    "leaky_relu",
+    "_prelu_kernel",
+    "native_dropout",
+)
 def pointwise(call: Call) -> Flow:
     """Elementwise: aligned indices of all tensor arguments are one unit."""
     shape = call.out.shape
@@ -221,7 +228,8 @@ def _convolution(call: Call) -> Flow:
     produced_axis = fixed(out[1]) if transposed and groups != 1 else produced
     spatial = call.args[0].shape if transposed else out
     _count_macs(units, weight, float(out[0] * math.prod(spatial[2:])))
-    return Flow([inputs[0], produced_axis, *(fixed(n) for n in out[2:])])
+    axes = [inputs[0], produced_axis, *(fixed(n) for n in out[2:])]
+    return Flow(axes, producer=_name(weight))
 
 
 def _couple_groups(
@@ -274,7 +282,11 @@ def _product(call: Call, left: int, right: int) -> Flow:
     _consume(call.units, a, -1)
     _count_macs(call.units, b, float(len(a.axes[-2])))
     _count_macs(call.units, a, float(len(b.axes[-1])))
-    return Flow([*a.axes[:-1], b.axes[-1]])
+    return Flow([*a.axes[:-1], b.axes[-1]], producer=_name(b))
+
+
+def _name(weight: Flow) -> str | None:
+    return None if weight.source is None else weight.source[0]
 
 
 @rule(
@@ -290,7 +302,9 @@ def _batch_norm(call: Call) -> list[Flow]:
     for position in range(1, 5):
         if isinstance(call.args[position], torch.Tensor):
             call.units.couple(axes[1], call.flow(position).axes[0])
-    call.units.normalized.append(axes[1])
+    producer = call.flow(0).producer
+    if producer is not None:
+        call.units.normalized.add(producer)
     return [Flow(axes)]
 
 

@@ -59,6 +59,11 @@ def _resize_linear(layer: Any) -> None:
     layer.out_features, layer.in_features = layer.weight.shape
 
 
+@register_resize(nn.PReLU)
+def _resize_prelu(layer: Any) -> None:
+    layer.num_parameters = len(layer.weight)
+
+
 @register_resize(nn.Embedding)
 def _resize_embedding(layer: Any) -> None:
     layer.num_embeddings, layer.embedding_dim = layer.weight.shape

@@ -103,7 +103,7 @@ def parse_threshold(value: ThresholdLike) -> Threshold:
         case MacShare(number) | Auto(number):
             inside, bounds = 0 < number <= 1, "(0, 1]"
         case Compression(number):
-            inside, bounds = number >= 1, "[1, inf)"
+            inside, bounds = 1 <= number < np.inf, "[1, inf)"
         case _:
             raise AutoFlipError(f"threshold must be {_WAYS}, got {value!r}.")
     if not inside:
@@ -152,7 +152,8 @@ def select(scores: Scores, threshold: Threshold, cost: Mapping[type, Cost]) -> K
             return {name: s >= value for name, s in scores.items()}
         case Quantile(share, "layer"):
             return {
-                n: keep_top(s, s.size - int(share * s.size)) for n, s in scores.items()
+                n: keep_top(s, s.size - int(share * s.size + 1e-9))
+                for n, s in scores.items()
             }
         case Quantile(share, _):
             return _above_global_quantile(scores, share)

@@ -24,6 +24,9 @@ from .propagate import FROZEN, RULES, Call, Flow, Units, fixed
 from .rules import pointwise
 from .verify import verified_layout
 
+Place = tuple[str, int]
+"""A tensor's name and one of its axes."""
+
 
 def trace(model: nn.Module, example_input: Any, exclude: Sequence[str] = ()) -> Layout:
     """Find a model's units by running it once.
@@ -58,9 +61,11 @@ def trace(model: nn.Module, example_input: Any, exclude: Sequence[str] = ()) -> 
     _check_names(model, exclude)
     inputs = tuple(x.cpu() if isinstance(x, torch.Tensor) else x for x in inputs)
     model = copy.deepcopy(model).cpu().eval()
-    watch = _Watch(model, exclude)
-    with torch.no_grad():
+    watch = _Watch(model, exclude, frozenset())
+    if exclude:  # a first run tells which axes are the excluded layers' own
         _run(model, inputs, watch)
+        watch = _Watch(model, exclude, frozenset(watch.units.input_axes))
+    _run(model, inputs, watch)
     watch.raise_unsupported()
     batch = next((len(x) for x in inputs if isinstance(x, torch.Tensor) and x.dim()), 1)
 
@@ -89,7 +94,7 @@ def _check_names(model: nn.Module, exclude: Sequence[str]) -> None:
 
 def _run(model: nn.Module, inputs: tuple[Any, ...], watch: "_Watch") -> None:
     try:
-        with watch.modules_named(), watch:
+        with torch.no_grad(), watch.modules_named(), watch:
             output = model(*inputs)
     except UnsupportedLayerError:
         raise
@@ -108,20 +113,23 @@ def _run(model: nn.Module, inputs: tuple[Any, ...], watch: "_Watch") -> None:
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Carry labels from tensor to tensor while the model runs."""
 
-    def __init__(self, model: nn.Module, exclude: Sequence[str]) -> None:
+    def __init__(
+        self, model: nn.Module, exclude: Sequence[str], input_axes: frozenset[Place]
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.model = model
         self.exclude = tuple(exclude)
         self.units = Units()
         self.unsupported: list[str] = []
-        self.path: list[str] = []
+        self.path: list[tuple[str, str]] = []
         self.flows: dict[str, Flow] = {}
         self._flow_of: Any = WeakIdKeyDictionary()
         for name, tensor in model.state_dict(keep_vars=True).items():
             flow = Flow([self.units.new(n) for n in tensor.shape], None)
             flow.source = (name, tuple(range(tensor.dim())))
             if self._excluded(name):
-                self.units.freeze(*flow.axes)
+                own = [a for a in range(tensor.dim()) if (name, a) not in input_axes]
+                self.units.freeze(*(flow.axes[axis] for axis in own))
             self.flows[name] = self._flow_of[tensor] = flow
 
     def _excluded(self, name: str) -> bool:
@@ -141,7 +149,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for name, module in self.model.named_modules():
 
             def enter(module: nn.Module, args: Any, name: str = name) -> None:
-                self.path.append(f"{name or 'forward'} ({type(module).__name__})")
+                self.path.append((name, type(module).__name__))
 
             def leave(module: nn.Module, args: Any, out: Any) -> None:
                 self.path.pop()
@@ -179,9 +187,11 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 continue
             axes = self.flow_of(leaf).axes
             if not all(self.units.is_frozen(labels) for labels in axes):
-                place = self.path[-1] if self.path else "forward"
-                self.unsupported.append(f"{place}: {name}")
                 self.units.freeze(*axes)
+                module, kind = self.path[-1] if self.path else ("", "")
+                if not self._excluded(module):
+                    place = f"{module or 'forward'} ({kind})"
+                    self.unsupported.append(f"{place}: {name}")
         return []
 
     def raise_unsupported(self) -> None:
@@ -202,9 +212,6 @@ def _is_pointwise(func: Any, name: str) -> bool:
 
 # --- Labels -> Layout ---
 
-Place = tuple[str, int]
-"""A tensor's name and one of its axes."""
-
 
 def _build_layout(watch: _Watch, batch: int, dense: frozenset[str]) -> Layout:
     """Turn labels into owners; groups named in ``dense`` stay whole."""
@@ -217,13 +224,11 @@ def _build_layout(watch: _Watch, batch: int, dense: frozenset[str]) -> Layout:
     groups, number = _group_units(roots, units.input_axes, dense)
     lookup = np.full(len(units.parent), FIXED)
     lookup[list(number)] = list(number.values())
-    normalized = {units.find(x) for axis in units.normalized for x in axis.tolist()}
     trainable = {name for name, _ in watch.model.named_parameters()}
     tensors = []
     for name, tensor in state.items():
         axes = range(tensor.dim())
         owners = [lookup[roots[name, axis]] for axis in axes]
-        rows = set(roots[name, 0].tolist()) if tensor.dim() else {FROZEN}
         tensors.append(
             TensorSpec(
                 name,
@@ -233,7 +238,7 @@ def _build_layout(watch: _Watch, batch: int, dense: frozenset[str]) -> Layout:
                 tuple(o if o.max(initial=FIXED) > FIXED else None for o in owners),
                 tuple(axis for axis in axes if (name, axis) in units.input_axes),
                 units.macs.get(name, 0.0) / batch,
-                rows <= normalized - {FROZEN},
+                name in units.normalized,
             )
         )
     return Layout(tuple(tensors), tuple(groups))

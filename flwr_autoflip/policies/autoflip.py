@@ -197,10 +197,11 @@ def _is_output(layout: Layout, spec: TensorSpec) -> bool:
 
     Layers excluded by name look the same, and are left alone likewise.
     """
-    layer = spec.name.rpartition(".")[0]
-    return not any(
-        t.own_axes for t in layout.tensors if t.name.rpartition(".")[0] == layer
-    )
+
+    def layer(tensor: TensorSpec) -> str:  # a bare parameter is a layer of its own
+        return tensor.name.rpartition(".")[0] or tensor.name
+
+    return not any(t.own_axes for t in layout.tensors if layer(t) == layer(spec))
 
 
 def _units_not_all_marked(

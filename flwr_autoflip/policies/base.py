@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..core.errors import AutoFlipError
 from ..core.guidance import Report
 from ..core.layout import Arrays, Layout
 from ..core.plan import Plan, dense_plan, keep_from_bool
@@ -87,10 +88,19 @@ def unit_plan(
         At least the best unit of every group stays.
     """
     if isinstance(threshold, Mapping):
+        _check_counts(layout, threshold)
         kept = {name: keep_top(s, threshold[name]) for name, s in scores.items()}
     else:
         kept = select(scores, threshold, unit_costs(layout))
     return Plan(layout, keep_from_bool(keep_one(kept, scores)))
+
+
+def _check_counts(layout: Layout, counts: UnitCounts) -> None:
+    sizes = {group.name: group.size for group in layout.groups}
+    if set(counts) != set(sizes) or min(counts.values()) < 0:
+        raise AutoFlipError(
+            f"units a group must be a number for each of {sizes}, got {dict(counts)}."
+        )
 
 
 def keep_one(kept: Kept, scores: Mapping[str, NDArray[Any]]) -> Kept:
@@ -118,8 +128,12 @@ def unit_costs(layout: Layout) -> dict[type, Cost]:
 def parse_units(value: Any) -> Threshold | UnitCounts:
     """Read a threshold, or counts such as ``"conv1=8,fc1=32"`` or a mapping."""
     if isinstance(value, str) and "=" in value:
-        pairs = (pair.split("=") for pair in value.split(","))
-        return {name.strip(): int(count) for name, count in pairs}
+        pairs = [pair.partition("=") for pair in value.split(",")]
+        if not all(count.strip().isdecimal() for _, _, count in pairs):
+            raise AutoFlipError(
+                f"units a group must read 'conv1=8,fc1=32', got {value!r}."
+            )
+        return {name.strip(): int(count) for name, _, count in pairs}
     return value if isinstance(value, Mapping) else parse_threshold(value)
 
 

@@ -119,13 +119,14 @@ def test_truncated_and_surplus_plans_are_wire_errors(masked: bool) -> None:
         decode_plan(data + b"\0", layout)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=64))
 def test_random_bytes_are_a_wire_error(data: bytes) -> None:
     with pytest.raises(WireError):
         decode_plan(data, mlp_layout())
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=24))
 def test_random_bytes_after_a_good_header_are_read_or_a_wire_error(
     data: bytes,
@@ -324,6 +325,7 @@ def test_values_that_do_not_fit_are_wire_errors(
 # --- Sixteen bits ---
 
 
+@settings(deadline=None)
 @given(
     hnp.arrays(np.float64, 8, elements=st.floats(-1, 1, width=32)),
     st.integers(-100, 100),

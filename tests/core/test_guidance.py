@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from models import (
@@ -49,6 +49,7 @@ def test_deviation_of_float64_is_float32() -> None:
     assert squared.dtype == np.float32
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_deviation_is_symmetric_and_not_negative(data: st.DataObject) -> None:
     values = hnp.arrays(np.float32, 5, elements=st.floats(-1e3, 1e3, width=32))
@@ -125,6 +126,7 @@ def test_two_explorers_by_client_are_one_half_wherever_they_differ() -> None:
     np.testing.assert_array_equal(normalize(reports, "client")["w"], [0.5, 0.5, 0])
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_client_guidance_lies_between_1_k_and_1_less_1_k(data: st.DataObject) -> None:
     k = data.draw(st.integers(2, 8))
@@ -138,6 +140,7 @@ def test_client_guidance_lies_between_1_k_and_1_less_1_k(data: st.DataObject) ->
     assert (guidance[differ] <= 1 - 1 / k + 1e-6).all()
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_normalizations_match_a_naive_loop(data: st.DataObject) -> None:
     k = data.draw(st.integers(1, 4))

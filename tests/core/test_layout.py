@@ -117,6 +117,7 @@ def test_bytes_give_the_layout_back(name: str) -> None:
                 np.testing.assert_array_equal(mine, theirs)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(-1, 8), min_size=1, max_size=40))
 def test_any_owners_survive_the_bytes(owners: list[int]) -> None:
     spec = TensorSpec("w", (len(owners),), "int64", False, (np.array(owners),))
@@ -162,6 +163,7 @@ def test_surplus_bytes_are_a_wire_error() -> None:
         layout_from_bytes(layout_to_bytes(mlp_layout()) + b"\0")
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_random_bytes_are_a_wire_error(data: bytes) -> None:
     with pytest.raises(WireError):
@@ -194,7 +196,7 @@ JUNK = st.recursive(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(junk=JUNK, seed=st.integers(0, 2**32 - 1))
 def test_any_field_replaced_by_junk_is_read_or_a_wire_error(
     junk: Any, seed: int

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import layout_of, mlp_layout, random_arrays
 from torch import nn
@@ -297,6 +297,7 @@ def bias_free() -> Layout:
 BIAS_FREE = bias_free()
 
 
+@settings(deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     explorers=st.integers(2, 4),

@@ -12,7 +12,7 @@ WEIGHTS = {
     "fc2.weight": np.float32([[0, 0, 0, 99], [0, 0, 0, 99]]),
     "fc2.bias": np.float32([0, 0]),
 }
-"""Sizes of neurons: 3 + 0, 0 + 9, 5 + 1, 1.5 + 0, over 4; fc2's columns are not theirs."""
+"""Sizes of neurons: 3 + 0, 0 + 9, 5 + 1, 1.5 + 0, over 4; fc2 does not count."""
 
 
 def test_the_largest_by_mean_absolute_value_stay() -> None:
