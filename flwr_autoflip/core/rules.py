@@ -128,7 +128,7 @@ def _cat(call: Call) -> Flow:
             if axis != dim:
                 call.units.couple(axes[axis], labels)
     axes[dim] = np.concatenate([flow.axes[dim] for flow in flows])
-    return Flow(axes)
+    return Flow(axes, producers=frozenset().union(*(f.producers for f in flows)))
 
 
 @rule("split", "split_with_sizes", "chunk")
@@ -229,7 +229,7 @@ def _convolution(call: Call) -> Flow:
     spatial = call.args[0].shape if transposed else out
     _count_macs(units, weight, float(out[0] * math.prod(spatial[2:])))
     axes = [inputs[0], produced_axis, *(fixed(n) for n in out[2:])]
-    return Flow(axes, producer=_name(weight))
+    return Flow(axes, producers=_names(weight))
 
 
 def _couple_groups(
@@ -282,11 +282,11 @@ def _product(call: Call, left: int, right: int) -> Flow:
     _consume(call.units, a, -1)
     _count_macs(call.units, b, float(len(a.axes[-2])))
     _count_macs(call.units, a, float(len(b.axes[-1])))
-    return Flow([*a.axes[:-1], b.axes[-1]], producer=_name(b))
+    return Flow([*a.axes[:-1], b.axes[-1]], producers=_names(b))
 
 
-def _name(weight: Flow) -> str | None:
-    return None if weight.source is None else weight.source[0]
+def _names(weight: Flow) -> frozenset[str]:
+    return frozenset() if weight.source is None else frozenset({weight.source[0]})
 
 
 @rule(
@@ -302,9 +302,7 @@ def _batch_norm(call: Call) -> list[Flow]:
     for position in range(1, 5):
         if isinstance(call.args[position], torch.Tensor):
             call.units.couple(axes[1], call.flow(position).axes[0])
-    producer = call.flow(0).producer
-    if producer is not None:
-        call.units.normalized.add(producer)
+    call.units.normalized |= call.flow(0).producers
     return [Flow(axes)]
 
 
