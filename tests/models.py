@@ -279,9 +279,15 @@ class RawParameters(nn.Module):
         return F.relu(x @ self.w1) @ self.w2
 
 
-def mlp() -> nn.Sequential:
-    """Linear 3 -> 4 -> 2; the model of :func:`mlp_layout`."""
-    return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+class RawBlock(nn.Module):
+    """The same one level down, so that its parameters have a common prefix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = RawParameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x)
 
 
 def sequential() -> nn.Sequential:
@@ -314,6 +320,7 @@ ZOO: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "branches": (Branches, (2, 5, 5)),
     "sequential": (sequential, (1, 6, 6)),
     "raw_parameters": (RawParameters, (3,)),
+    "raw_block": (RawBlock, (3,)),
 }
 """Name to factory and the shape of one example."""
 

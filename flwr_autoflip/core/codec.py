@@ -282,7 +282,7 @@ def to_half(values: NDArray[Any]) -> tuple[NDArray[np.float16], float]:
     half : ndarray
         Same shape, float16.
     scale : float
-        Divide by it to get the values back, to about one part in 2000 over 29 bits
+        Divide by it to get the values back, to about one part in 2000 over 27 bits
         of range.
 
     Examples

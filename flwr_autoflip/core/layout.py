@@ -30,7 +30,7 @@ Owners = NDArray[np.int64] | None
 FIXED = -1
 DIGEST_BYTES = 16
 MAX_LAYOUT_BYTES = 1 << 24
-MAX_AXIS = 1 << 28
+MAX_AXIS = 1 << 22
 _UNREADABLE = (
     zlib.error,
     KeyError,
@@ -126,6 +126,8 @@ class Layout:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "by_name", {t.name: t for t in self.tensors})
+        _check_unique("tensor", [t.name for t in self.tensors])
+        _check_unique("group", [g.name for g in self.groups])
         first = 0
         for group in self.groups:
             if group.first != first or group.size < 1:
@@ -156,6 +158,11 @@ class Layout:
     def encoded(self) -> bytes:
         """The layout as it travels: see :func:`layout_to_bytes`."""
         return layout_to_bytes(self)
+
+
+def _check_unique(kind: str, names: Sequence[str]) -> None:
+    if len(set(names)) < len(names):
+        raise AutoFlipError(f"every {kind} needs a name of its own, got {names[:8]}.")
 
 
 def _check_owners(spec: TensorSpec, num_units: int) -> None:

@@ -80,6 +80,12 @@ def _check_names(model: nn.Module, exclude: Sequence[str]) -> None:
     unknown = [name for name in exclude if name not in modules]
     if unknown:
         raise AutoFlipError(f"exclude: the model has no module named {unknown}.")
+    odd = [f"{n}: {t.dtype}" for n, t in model.state_dict().items() if _is_odd(t)]
+    if odd:
+        raise UnsupportedLayerError(
+            f"NumPy, and so the wire, lacks these dtypes: {odd}. Convert the model, "
+            "such as model.float()."
+        )
     names: dict[int, str] = {}
     shared = []
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -90,6 +96,11 @@ def _check_names(model: nn.Module, exclude: Sequence[str]) -> None:
         raise UnsupportedLayerError(
             f"parameters that are shared by two layers cannot be pruned: {shared}."
         )
+
+
+def _is_odd(tensor: torch.Tensor) -> bool:
+    name = str(tensor.dtype).removeprefix("torch.")
+    return not hasattr(np, name) or np.dtype(name).kind not in "fiub"
 
 
 def _run(model: nn.Module, inputs: tuple[Any, ...], watch: "_Watch") -> None:

@@ -142,6 +142,8 @@ def _fault(model: nn.Module, inputs: tuple[Any, ...], plan: Plan) -> str:
             got = tree_leaves(shrink(model, plan)(*inputs))
         except Exception as error:
             return f"{error}"
+    if len(got) != len(expected):
+        return "the number of outputs differs."
     for one, other in zip(expected, got, strict=True):
         if isinstance(one, torch.Tensor) and not _same(one, other):
             return "outputs differ."

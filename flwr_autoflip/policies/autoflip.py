@@ -184,24 +184,14 @@ def _check_by_weight(
 
 
 def _maskable(layout: Layout, keep_output: bool) -> list[TensorSpec]:
-    """Trainable tensors, without those of output layers if they are to stay."""
-    return [
-        t
-        for t in layout.tensors
-        if t.trainable and not (keep_output and _is_output(layout, t))
-    ]
+    """Trainable tensors, without those of output layers if they are to stay.
 
-
-def _is_output(layout: Layout, spec: TensorSpec) -> bool:
-    """Tell a layer whose own units nobody owns: its outputs are the model's.
-
-    Layers excluded by name look the same, and are left alone likewise.
+    Nobody owns an output layer's slices: its units are the model's outputs. Layers
+    excluded by name look the same, and are left alone likewise.
     """
-
-    def layer(tensor: TensorSpec) -> str:  # a bare parameter is a layer of its own
-        return tensor.name.rpartition(".")[0] or tensor.name
-
-    return not any(t.own_axes for t in layout.tensors if layer(t) == layer(spec))
+    return [
+        t for t in layout.tensors if t.trainable and (t.own_axes or not keep_output)
+    ]
 
 
 def _units_not_all_marked(

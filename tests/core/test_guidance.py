@@ -197,7 +197,6 @@ def test_absent_tensors_and_buffers_count_nothing() -> None:
     np.testing.assert_array_equal(sum_by_unit(flat_layout(), values), [1, 2, 0, 0, 0])
 
 
-# BUG: the docstring says "names the layout lacks are an error"; they are passed over.
 def test_unknown_names_are_an_error() -> None:
     with pytest.raises((AutoFlipError, KeyError)):
         sum_by_unit(mlp_layout(), {"fc9.weight": np.ones((4, 3), np.float32)})
@@ -228,7 +227,6 @@ def test_unit_scores_take_sums_by_unit_as_they_are() -> None:
     np.testing.assert_array_equal(scores["fc1"], [0.5, 0, 1, 0.25])
 
 
-# BUG: a group of bare parameters has a tensor's name, so its matrix passes for scores.
 def test_unit_scores_of_bare_parameters() -> None:
     layout = layout_of("raw_parameters")
     guidance = {"w1": np.ones((3, 6), np.float32), "w2": np.ones((6, 2), np.float32)}

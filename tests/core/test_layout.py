@@ -157,7 +157,6 @@ def test_truncated_layout_is_a_wire_error() -> None:
             layout_from_bytes(data[:length])
 
 
-# BUG: the inflater's unused_data is not looked at.
 def test_surplus_bytes_are_a_wire_error() -> None:
     with pytest.raises(WireError):
         layout_from_bytes(layout_to_bytes(mlp_layout()) + b"\0")
@@ -175,7 +174,6 @@ def test_layout_that_inflates_beyond_16_mib_is_a_wire_error() -> None:
         layout_from_bytes(zlib.compress(b" " * ((1 << 24) + 1)))
 
 
-# BUG: RecursionError is a RuntimeError, which is not in the except clause.
 def test_deeply_nested_json_is_a_wire_error() -> None:
     with pytest.raises(WireError):
         layout_from_bytes(zlib.compress(b"[" * 200_000))
@@ -222,8 +220,6 @@ def test_any_field_replaced_by_junk_is_read_or_a_wire_error(
         assert all(o is None or o.dtype == np.int64 for o in spec.owners)
 
 
-# BUG: runs are not checked to be integers; owners come out as floats, and Plan.index
-# fails on them later with IndexError.
 def test_fractional_owners_are_a_wire_error() -> None:
     value = body()
     value["tensors"][1][4] = [[[0.5, 3, 1], [0, 1, 1]]]
@@ -256,8 +252,6 @@ def test_faulty_tensor_is_a_wire_error(place: tuple[int, ...], junk: Any) -> Non
         layout_from_bytes(squeeze(value))
 
 
-# BUG: any dtype that NumPy knows passes, and any input axis; values of such a tensor
-# then fail in unpack_small with TypeError.
 @pytest.mark.parametrize(
     ("place", "junk"),
     [(2, "O"), (2, "f4,f4"), (2, "S5"), (2, "datetime64"), (5, [2]), (5, [-1])],
@@ -304,6 +298,19 @@ def test_owners_that_do_not_fit_are_refused(
 
     with pytest.raises(AutoFlipError, match=message):
         Layout((spec,), (Group("a", 0, 2),))
+
+
+# BUG: by_name and keep are keyed by name, so the second one hides the first.
+@pytest.mark.parametrize("twice", ["tensor", "group"])
+def test_a_name_that_comes_twice_is_refused(twice: str) -> None:
+    value = body()
+    if twice == "tensor":
+        value["tensors"].append(value["tensors"][3])
+    else:
+        value["groups"] = [["fc1", 0, 2], ["fc1", 2, 2]]
+
+    with pytest.raises(WireError):
+        layout_from_bytes(squeeze(value))
 
 
 # --- check_arrays ---

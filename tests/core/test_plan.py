@@ -268,8 +268,6 @@ def test_mask_that_does_not_fit_is_refused(name: str, mask: np.ndarray) -> None:
         Plan(mlp_layout(), {"fc1": np.arange(4)}, {name: mask})
 
 
-# BUG: a buffer's mask is accepted, but the wire has no place for it: the decoded plan
-# keeps more values than the encoded one. apply() does not honour it either.
 def test_mask_of_a_buffer_is_refused() -> None:
     mask = {"norm.running_mean": np.array([True, False])}
 

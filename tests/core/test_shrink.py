@@ -100,7 +100,8 @@ def test_one_step_moves_kept_coordinates_as_in_the_masked_model(
         step(small, x)
     step(dense, x)
 
-    assert any((before[n] != a).any() for n, a in arrays_of(small).items())
+    if not with_mask:  # a mask may leave nothing that a gradient reaches
+        assert any((before[n] != a).any() for n, a in arrays_of(small).items())
     assert_kept_equal(dense, small, plan)
 
 

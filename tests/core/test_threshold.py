@@ -86,7 +86,6 @@ def test_layer_quantile_breaks_ties_by_position() -> None:
     assert chosen([0.5, 0.5, 0.5, 0.5], Quantile(0.5)) == [0, 1]
 
 
-# BUG: int(share * size) without the 1e-9 that keep_even has: .29 * 100 is 28.99...
 @settings(deadline=None)
 @given(st.integers(1, 200), st.data())
 def test_layer_quantile_drops_exactly_k_of_n(n: int, data: st.DataObject) -> None:
@@ -329,7 +328,6 @@ def test_what_is_no_threshold_is_refused(value: object) -> None:
         parse_threshold(value)  # type: ignore[arg-type]
 
 
-# BUG ("infx"): the error says [1, inf), and inf >= 1 passes.
 @pytest.mark.parametrize(
     "value",
     [

@@ -268,15 +268,23 @@ def test_output_layer_with_single_weights_inside_units() -> None:
     )
 
 
-# BUG: bare parameters of one module are taken for one layer, so w2 is no output.
-def test_output_among_bare_parameters_is_never_pruned_by_default() -> None:
-    layout = layout_of("raw_parameters")
-    report = {"w1": np.float32(np.arange(18).reshape(3, 6)), "w2": np.zeros((6, 2))}
-    report["w2"][0, 0] = 1
+# BUG ("raw_block"): block.w1 and block.w2 pass for one layer, so w2 is no output. A
+# tensor without own axes could simply be one, whatever stands beside it.
+@pytest.mark.parametrize(
+    ("name", "prefix"), [("raw_parameters", ""), ("raw_block", "block.")]
+)
+def test_output_among_bare_parameters_is_never_pruned_by_default(
+    name: str, prefix: str
+) -> None:
+    layout = layout_of(name)
+    report = {
+        f"{prefix}w1": np.arange(18, dtype=np.float32).reshape(3, 6),
+        f"{prefix}w2": np.eye(6, 2, dtype=np.float32),
+    }
 
     plan = AutoFlipPolicy(Absolute(0.5), units="none")(1, layout, {}, [report] * 2)
 
-    assert set(plan.mask) == {"w1"}
+    assert set(plan.mask) == {f"{prefix}w1"}
 
 
 # --- Sums by unit instead of whole reports ---

@@ -47,8 +47,6 @@ def test_more_than_there_are_keeps_all() -> None:
     assert plan.num_parameters == flat_layout().num_parameters
 
 
-# BUG: counts are not checked: KeyError, an unknown name passes unseen, and a negative
-# count keeps all but the last ones.
 @pytest.mark.parametrize(
     "counts",
     [{"conv": 1}, {"conv": 1, "fc1": 2, "fc9": 1}, {"conv": 1, "fc1": -1}],
@@ -108,7 +106,6 @@ def test_units_are_read(value: Any, parsed: Any) -> None:
     assert parse_units(value) == parsed
 
 
-# BUG: int() and the unpacking raise a bare ValueError, without a way out.
 @pytest.mark.parametrize("value", ["conv1=many", "conv1=8,fc1", "conv1=8=9", "a=1.5"])
 def test_units_that_cannot_be_read_are_refused(value: str) -> None:
     with pytest.raises(AutoFlipError):
