@@ -35,7 +35,8 @@ def count_macs(model: nn.Module, example_input: Any) -> int:
     meta = copy.deepcopy(model).to("meta").eval()
     tensors = [x.to("meta") if isinstance(x, torch.Tensor) else x for x in inputs]
     batch = next(len(x) for x in inputs if isinstance(x, torch.Tensor))
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    here = torch.device("meta")  # also for what forward itself makes
+    with here, torch.no_grad(), FlopCounterMode(display=False) as counter:
         meta(*tensors)
     return int(counter.get_total_flops()) // (2 * batch)
 

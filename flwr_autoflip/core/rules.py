@@ -306,6 +306,47 @@ def _batch_norm(call: Call) -> list[Flow]:
     return [Flow(axes)]
 
 
+@rule("native_layer_norm")
+def _layer_norm(call: Call) -> list[Flow]:
+    """Mean and variance are over these units: without some, they would be others."""
+    axes = call.axes(0)
+    call.units.freeze(*axes[len(axes) - len(call.args[1]) :])
+    for position in (2, 3):
+        if isinstance(call.args[position], torch.Tensor):
+            call.units.freeze(*call.flow(position).axes)
+    return [Flow(axes)]
+
+
+@rule("native_group_norm")
+def _group_norm(call: Call) -> list[Flow]:
+    """Channels that are normalised together go together."""
+    axes = call.axes(0)
+    for position in (1, 2):
+        if isinstance(call.args[position], torch.Tensor):
+            call.units.couple(axes[1], call.flow(position).axes[0])
+    together = axes[1].reshape(call.args[6], -1)
+    for column in together.T[1:]:
+        call.units.couple(together[:, 0], column)
+    call.units.freeze(*axes[2:])
+    call.units.normalized |= call.flow(0).producers
+    return [Flow(axes)]
+
+
+@rule(
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_attention_math",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_flash_attention",
+)
+def _attention(call: Call) -> list[Flow]:
+    query, key, value = call.axes(0), call.axes(1), call.axes(2)
+    for one, other in ((query, key), (key, value)):
+        call.units.couple(one[0], other[0])
+        call.units.couple(one[1], other[1])
+    call.units.couple(query[-1], key[-1])
+    return [Flow([*query[:-1], value[-1]])]
+
+
 @rule(
     "max_pool2d_with_indices",
     "max_pool3d_with_indices",

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from .attention import HeadPrunedAttention
 from .errors import AutoFlipError
 from .layout import Arrays, Layout
 from .plan import Plan
@@ -67,6 +68,30 @@ def _resize_prelu(layer: Any) -> None:
 @register_resize(nn.Embedding)
 def _resize_embedding(layer: Any) -> None:
     layer.num_embeddings, layer.embedding_dim = layer.weight.shape
+
+
+@register_resize(nn.GroupNorm)
+def _resize_group_norm(layer: Any) -> None:
+    if layer.affine:
+        together = layer.num_channels // layer.num_groups
+        layer.num_channels = len(layer.weight)
+        layer.num_groups = layer.num_channels // together
+
+
+@register_resize(nn.RNNBase)
+def _resize_recurrent(layer: Any) -> None:
+    layer.hidden_size = layer.weight_hh_l0.shape[1]
+    layer.input_size = layer.weight_ih_l0.shape[1]
+    layer._init_flat_weights()
+
+
+@register_resize(nn.MultiheadAttention)
+def _resize_attention(layer: Any) -> None:
+    inner = layer.out_proj.weight.shape[1]
+    if inner != layer.embed_dim:
+        layer.num_heads = inner // layer.head_dim
+        layer.__class__ = HeadPrunedAttention
+        layer._qkv_same_embed_dim = False  # keeps torch's fused fast path away
 
 
 @register_resize(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .errors import AutoFlipError, UnsupportedLayerError
+from .layers import LAYER_RULES, LayerCall
 from .layout import FIXED, Group, Layout, TensorSpec
 from .propagate import FROZEN, RULES, Call, Flow, Units, fixed
 from .rules import pointwise
@@ -61,6 +62,11 @@ def trace(model: nn.Module, example_input: Any, exclude: Sequence[str] = ()) -> 
     _check_names(model, exclude)
     inputs = tuple(x.cpu() if isinstance(x, torch.Tensor) else x for x in inputs)
     model = copy.deepcopy(model).cpu().eval()
+    with _no_fused_transformer():
+        return _trace(model, inputs, exclude)
+
+
+def _trace(model: nn.Module, inputs: tuple[Any, ...], exclude: Sequence[str]) -> Layout:
     watch = _Watch(model, exclude, frozenset())
     if exclude:  # a first run tells which axes are the excluded layers' own
         _run(model, inputs, watch)
@@ -73,6 +79,17 @@ def trace(model: nn.Module, example_input: Any, exclude: Sequence[str] = ()) -> 
         return _build_layout(watch, batch, dense)
 
     return verified_layout(model, inputs, build)
+
+
+@contextmanager
+def _no_fused_transformer() -> Iterator[None]:
+    """Make encoder layers call their parts, also where torch would fuse them."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def _check_names(model: nn.Module, exclude: Sequence[str]) -> None:
@@ -133,6 +150,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.units = Units()
         self.unsupported: list[str] = []
         self.path: list[tuple[str, str]] = []
+        self.inside: nn.Module | None = None
         self.flows: dict[str, Flow] = {}
         self._flow_of: Any = WeakIdKeyDictionary()
         for name, tensor in model.state_dict(keep_vars=True).items():
@@ -161,12 +179,17 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
             def enter(module: nn.Module, args: Any, name: str = name) -> None:
                 self.path.append((name, type(module).__name__))
+                if type(module) in LAYER_RULES and self.inside is None:
+                    self.inside = module
 
-            def leave(module: nn.Module, args: Any, out: Any) -> None:
-                self.path.pop()
+            def leave(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+                name, _ = self.path.pop()
+                if self.inside is module:
+                    self.inside = None
+                    self._follow_layer(name, module, (args, kwargs), out)
 
             handles.append(module.register_forward_pre_hook(enter))
-            handles.append(module.register_forward_hook(leave))
+            handles.append(module.register_forward_hook(leave, with_kwargs=True))
         try:
             yield
         finally:
@@ -177,6 +200,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
+        if self.inside is not None:  # the whole layer has a rule
+            return out
         name = func._schema.name.removeprefix("aten::").rstrip("_")
         call = Call(self.units, self.flow_of, args, out)
         if name in RULES:
@@ -185,12 +210,21 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             flows = pointwise(call)
         else:
             flows = self._unknown(name, args, kwargs)
-        outs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
-        if isinstance(flows, Flow):
-            flows = [flows]
-        for leaf, flow in zip(outs, flows, strict=False):
+        flows = [flows] if isinstance(flows, Flow) else flows
+        for leaf, flow in zip(_tensors(out), flows, strict=False):
             self._flow_of[leaf] = flow
         return out
+
+    def _follow_layer(self, name: str, module: nn.Module, given: Any, out: Any) -> None:
+        own = {
+            local: self.flows[f"{name}.{local}" if name else local]
+            for local in module.state_dict()
+        }
+        inputs, outputs = [self.flow_of(t) for t in _tensors(given)], _tensors(out)
+        call = LayerCall(self.units, module, own, inputs, outputs)
+        flows = LAYER_RULES[type(module)](call)
+        for leaf, flow in zip(outputs, flows, strict=True):
+            self._flow_of[leaf] = flow
 
     def _unknown(self, name: str, args: Any, kwargs: Any) -> list[Flow]:
         for leaf in tree_leaves((args, kwargs)):
@@ -213,6 +247,10 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 f"these operators cannot be followed: {faults}. Exclude the layers "
                 "that feed them by name, exclude=(...), and they stay dense."
             )
+
+
+def _tensors(tree: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
 def _is_pointwise(func: Any, name: str) -> bool:
