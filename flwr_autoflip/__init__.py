@@ -8,6 +8,7 @@ from .core.errors import (
     UnsupportedLayerError,
     WireError,
 )
+from .files import export_onnx, load_pruned, save_pruned
 from .mod import autoflip_mod
 from .presets import PRESETS, Options
 from .strategy import AutoFlip
@@ -26,4 +27,7 @@ __all__ = [
     "WireError",
     "autoflip_mod",
     "client_app",
+    "export_onnx",
+    "load_pruned",
+    "save_pruned",
 ]

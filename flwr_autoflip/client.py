@@ -19,7 +19,8 @@ from .core.codec import VERSION, pack_small
 from .core.cost import count_parameters
 from .core.errors import AutoFlipError, WireError
 from .core.exploration import encode_report
-from .core.shrink import arrays_of, hold_mask, load_arrays_inplace, shrink
+from .core.shrink import arrays_of, hold_mask, load_arrays_inplace
+from .core.skeleton import build_small
 
 Metrics = Mapping[str, Any]
 
@@ -137,7 +138,7 @@ class AutoFlipClient(NumPyClient):
     def _small_model(
         self, request: wire.Request, arrays: dict[str, NDArray[Any]]
     ) -> nn.Module:
-        model = shrink(self.model_fn(), request.orders.plan)
+        model = build_small(self.model_fn, request.orders.plan)
         load_arrays_inplace(model, arrays)
         return model
 

@@ -1,0 +1,148 @@
+"""Pruned models as files: safetensors and a plan, never a pickle."""
+
+from base64 import b64decode, b64encode
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from .core.codec import decode_plan, encode_plan
+from .core.errors import AutoFlipError, WireError
+from .core.layout import Arrays, layout_from_bytes
+from .core.plan import Plan
+from .core.shrink import arrays_of, load_arrays_inplace
+from .core.skeleton import build_small
+
+FORMAT = "flwr-autoflip 1"
+
+
+def save_pruned(path: str | Path, model: nn.Module | Arrays, plan: Plan) -> None:
+    """Save a pruned model; the file is as large as its kept values.
+
+    Parameters
+    ----------
+    path : path
+        Conventionally ``*.safetensors``; an old file is replaced at once, not in part.
+    model : nn.Module or mapping of str to ndarray
+        The small model, the dense one, or arrays of either.
+    plan : Plan
+
+    Raises
+    ------
+    AutoFlipError
+        If the tensors are neither the dense model's nor the plan's.
+    """
+    arrays = arrays_of(model) if isinstance(model, nn.Module) else model
+    kept = {spec.name: _kept(arrays, plan, spec.name) for spec in plan.layout.tensors}
+    metadata = {
+        "format": FORMAT,
+        "layout": b64encode(plan.layout.encoded).decode(),
+        "plan": b64encode(encode_plan(plan)).decode(),
+    }
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    save_file(kept, partial, metadata)
+    partial.replace(path)
+
+
+def _kept(arrays: Arrays, plan: Plan, name: str) -> Any:
+    shapes = plan.layout.by_name[name].shape, plan.small_shape(name)
+    array = arrays.get(name)
+    if array is None or array.shape not in shapes:
+        got = "nothing" if array is None else array.shape
+        raise AutoFlipError(
+            f"tensor {name!r}: expected shape {shapes[0]} or {shapes[1]}, got {got}; "
+            "save the model that this plan was made for."
+        )
+    small = plan.take(name, array) if array.shape == shapes[0] else array
+    mask = plan.small_mask.get(name)
+    return (small if mask is None else small[mask]).copy()
+
+
+def load_pruned(
+    path: str | Path, model_fn: Callable[[], nn.Module]
+) -> tuple[nn.Module, Plan]:
+    """Load what :func:`save_pruned` wrote.
+
+    Parameters
+    ----------
+    path : path
+    model_fn : callable
+        Gives the dense model, which is never allocated.
+
+    Returns
+    -------
+    model : nn.Module
+        Small, in evaluation mode.
+    plan : Plan
+
+    Raises
+    ------
+    AutoFlipError
+        If the file is damaged, of another kind, or of another model.
+    """
+    try:
+        with safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if metadata.get("format") != FORMAT:
+            raise AutoFlipError(
+                f"{path}: expected format {FORMAT!r}, got {metadata.get('format')!r}."
+            )
+        layout = layout_from_bytes(b64decode(metadata["layout"]))
+        plan = decode_plan(b64decode(metadata["plan"]), layout)
+    except (SafetensorError, WireError, KeyError, OSError) as error:
+        raise AutoFlipError(f"{path} is no whole pruned model: {error}") from error
+    for spec in layout.tensors:
+        stored, mask = arrays.get(spec.name), plan.small_mask.get(spec.name)
+        shape = plan.small_shape(spec.name) if mask is None else (int(mask.sum()),)
+        if stored is None or stored.shape != shape or stored.dtype.name != spec.dtype:
+            raise AutoFlipError(f"{path}: tensor {spec.name!r} is missing or odd.")
+        if mask is not None:
+            arrays[spec.name] = np.zeros(mask.shape, stored.dtype)
+            arrays[spec.name][mask] = stored
+    model = build_small(model_fn, plan)
+    load_arrays_inplace(model, {t.name: arrays[t.name] for t in layout.tensors})
+    return model.eval(), plan
+
+
+def export_onnx(path: str | Path, small: nn.Module, example_input: Any) -> None:
+    """Export a small model to ONNX and compare it with PyTorch in onnxruntime.
+
+    Parameters
+    ----------
+    path : path
+    small : nn.Module
+    example_input : Tensor or tuple of Tensor
+
+    Raises
+    ------
+    AutoFlipError
+        If onnxruntime's outputs differ by more than 1e-4; the file is removed.
+    ImportError
+        Without the extra ``flwr-autoflip[onnx]``.
+    """
+    import onnxruntime
+
+    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    small = small.eval()
+    torch.onnx.export(small, inputs, str(path), dynamo=True, verbose=False)
+    providers = ["CPUExecutionProvider"]
+    session = onnxruntime.InferenceSession(str(path), providers=providers)
+    feeds = {
+        node.name: x.numpy()
+        for node, x in zip(session.get_inputs(), inputs, strict=True)
+    }
+    with torch.no_grad():
+        expected = small(*inputs)
+    leaves = [x for x in tree_leaves(expected) if isinstance(x, torch.Tensor)]
+    for one, other in zip(leaves, session.run(None, feeds), strict=True):
+        if not np.allclose(one.numpy(), other, rtol=1e-4, atol=1e-4):
+            Path(path).unlink()
+            raise AutoFlipError(f"{path}: onnxruntime computes something else.")
