@@ -31,6 +31,8 @@ class Options(TypedDict, total=False):
         One plan from all explorers, or one a round from those who take part.
     keep_output : bool
         Never mask the output layer.
+    round_to : int
+        Keep a multiple of this many units a group, such as 8 for some hardware.
     exploration_fraction : float or "round"
         Share of nodes that explore; ``"round"``: as many as a round has.
     exploration_epochs : int, optional
@@ -53,6 +55,7 @@ class Options(TypedDict, total=False):
     single_weights: ThresholdLike | None
     guidance_from: Literal["explorers", "participants"]
     keep_output: bool
+    round_to: int
     exploration_fraction: float | Literal["round"]
     exploration_epochs: int | None
     exploration_payload: Payload
@@ -69,6 +72,7 @@ _DEFAULT = Options(
     single_weights=None,
     guidance_from="explorers",
     keep_output=True,
+    round_to=1,
     exploration_fraction="round",
     exploration_epochs=None,
     exploration_payload="update",
@@ -89,6 +93,7 @@ PRESETS: Mapping[str, Options] = {
         single_weights=None,
         guidance_from="participants",
         keep_output=False,
+        round_to=1,
         exploration_fraction=1.0,
         exploration_epochs=150,
         exploration_payload="deviation",
@@ -106,6 +111,7 @@ PRESETS: Mapping[str, Options] = {
         single_weights=None,
         guidance_from="explorers",
         keep_output=False,
+        round_to=1,
         exploration_fraction=1.0,
         exploration_epochs=150,
         exploration_payload="update",
@@ -152,6 +158,9 @@ def resolve_options(preset: str, changes: Options) -> Options:
         )
     if epochs is not None and not (isinstance(epochs, int) and epochs >= 1):
         raise AutoFlipError(f"exploration_epochs must be at least 1, got {epochs!r}.")
+    multiple = options["round_to"]
+    if not (isinstance(multiple, int) and multiple >= 1):
+        raise AutoFlipError(f"round_to must be at least 1, got {multiple!r}.")
     if options["warm_start"] and options["exploration_payload"] != "update":
         raise AutoFlipError(
             "warm_start needs exploration_payload='update': other payloads do not say "
@@ -199,6 +208,7 @@ def resolve_policy(policy: Policy | str, options: Options) -> Policy:
     if not isinstance(policy, str):
         return policy
     threshold = parse_units(options["threshold"])
+    round_to = options["round_to"]
     if policy == "dense":
         return Dense()
     if policy in ("random", "l1"):
@@ -207,7 +217,11 @@ def resolve_policy(policy: Policy | str, options: Options) -> Policy:
                 "policy='random' has no deviations to find a boundary in; give a "
                 "target such as threshold='2x', 'macs:0.25' or {'conv1': 8, ...}."
             )
-        return RandomUnits(threshold) if policy == "random" else L1Units(threshold)
+        return (
+            RandomUnits(threshold, round_to=round_to)
+            if policy == "random"
+            else L1Units(threshold, round_to)
+        )
     if policy != "autoflip":
         raise AutoFlipError(
             "policy must be 'autoflip', 'random', 'l1', 'dense' or a Policy object, "
@@ -223,4 +237,5 @@ def resolve_policy(policy: Policy | str, options: Options) -> Policy:
         None if single is None else parse_threshold(single),
         options["guidance_from"],
         options["keep_output"],
+        round_to,
     )

@@ -1,5 +1,6 @@
 """Small models that each hold one thing that tracing must get right, and plans."""
 
+import copy
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from flwr_autoflip.core.layout import Group, Layout, TensorSpec
 from flwr_autoflip.core.plan import Plan
+from flwr_autoflip.core.shrink import arrays_of, load_arrays_inplace, shrink
 from flwr_autoflip.core.trace import trace
 
 
@@ -267,6 +269,30 @@ class LstmNet(nn.Module):
         return self.fc2(F.relu(self.fc1(hidden[:, -1])))
 
 
+class RolledNet(nn.Module):
+    """Units that move one place on, twice, inside layers; input (4,)."""
+
+    class Roll(nn.Module):
+        """Nobody can tell a unit from its neighbour here."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.roll(x, 1, -1)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 6)
+        self.turn = self.Roll()
+        self.middle = nn.Linear(6, 5)
+        self.again = self.Roll()
+        self.inner = nn.Linear(5, 7)
+        self.last = nn.Linear(7, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.turn(F.relu(self.first(x)))
+        x = self.again(F.relu(self.middle(x)))
+        return self.last(F.relu(self.inner(x)))
+
+
 class RawParameters(nn.Module):
     """A two-layer network from bare parameters; input (3,)."""
 
@@ -362,6 +388,71 @@ def random_plan(layout: Layout, seed: int, masked: bool = False) -> Plan:
         if masked and spec.trainable
     }
     return Plan(layout, keep, mask)
+
+
+def masked_twin(model: nn.Module, plan: Plan) -> nn.Module:
+    """Give the dense model whose removed coordinates are 0 and get no gradient."""
+    twin = copy.deepcopy(model)
+    load_arrays_inplace(twin, plan.apply(arrays_of(model)))
+    for name, parameter in twin.named_parameters():
+        mask = torch.as_tensor(plan.dense_mask(name))
+        parameter.register_hook(lambda grad, mask=mask: grad * mask)
+    return twin
+
+
+def without_chance(model: nn.Module) -> nn.Module:
+    """Switch dropout and stochastic depth off; returns the model."""
+    for module in model.modules():
+        if type(module).__name__ in ("Dropout", "StochasticDepth"):
+            module.p = 0.0
+    return model
+
+
+def three_steps(model: nn.Module, inputs: tuple[Tensor, ...], rate: float) -> None:
+    """Take three steps of SGD with momentum .9 and weight decay 1e-3."""
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=rate, momentum=0.9, weight_decay=1e-3
+    )
+    for _ in range(3):
+        optimizer.zero_grad()
+        out = model(*inputs)
+        F.cross_entropy(out, torch.arange(len(out)) % out.shape[1]).backward()
+        optimizer.step()
+
+
+def assert_same_outputs(
+    model: nn.Module, plan: Plan, inputs: tuple[Tensor, ...]
+) -> None:
+    """Compare the shrunk and the masked model in evaluation and in training mode."""
+    for training in (False, True):
+        model = model.train(training)
+        with torch.no_grad():  # lets torch fuse where it can
+            expected = masked_twin(model, plan)(*inputs)
+            got = shrink(model, plan)(*inputs)
+        spread = expected.std(0).mean()
+        assert spread > 1e-4, "the signal is dead at the end"
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def assert_same_training(
+    model: nn.Module, plan: Plan, inputs: tuple[Tensor, ...], rate: float = 0.1
+) -> None:
+    """Compare every coordinate of the shrunk and the masked model after training."""
+    small, dense = shrink(model.train(), plan), masked_twin(model, plan)
+    before = arrays_of(small)
+
+    three_steps(small, inputs, rate)
+    three_steps(dense, inputs, rate)
+
+    little, big = arrays_of(small), arrays_of(dense)
+    for spec in plan.layout.tensors:
+        name = spec.name
+        np.testing.assert_allclose(
+            little[name], plan.take(name, big[name]), 1e-5, 1e-5, err_msg=name
+        )
+        if spec.trainable:
+            np.testing.assert_array_equal(big[name][~plan.dense_mask(name)], 0)
+    assert any((before[name] != little[name]).any() for name in before)
 
 
 def random_arrays(layout: Layout, seed: int = 0) -> dict[str, np.ndarray]:

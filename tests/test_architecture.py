@@ -23,6 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "ledger": {"core"},
     "report": {"ledger", "core"},
     "exchange": {"wire", "ledger", "core"},
+    "files": {"core"},
     "client": {"wire", "core"},
     "mod": {"wire", "client", "core"},
     "presets": {"policies", "core"},
@@ -32,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
         *("explorer", "exchange", "hosts", "presets", "wire", "ledger"),
         *("policies", "core"),
     },
-    "": {"core", "client", "mod", "presets", "strategy"},
+    "": {"core", "client", "files", "mod", "presets", "strategy"},
 }
 """First part of a module's name -> what it may import of this package."""
 

@@ -3,7 +3,7 @@
 import pytest
 
 from flwr_autoflip.core.errors import AutoFlipError
-from flwr_autoflip.core.threshold import Absolute, Auto, MacShare, Quantile
+from flwr_autoflip.core.threshold import Absolute, Auto, Compression, MacShare, Quantile
 from flwr_autoflip.policies import AutoFlipPolicy, Dense, L1Units, RandomUnits
 from flwr_autoflip.presets import resolve_options, resolve_policy
 
@@ -61,6 +61,9 @@ def test_policies_by_name() -> None:
     assert resolve_policy("random", options) == RandomUnits(MacShare(0.25))
     assert resolve_policy("l1", options) == L1Units(MacShare(0.25))
     assert resolve_policy("dense", options) == Dense()
+    eights = resolve_options("default", {"threshold": "2x", "round_to": 8})
+    assert resolve_policy("random", eights) == RandomUnits(Compression(2), round_to=8)
+    assert resolve_policy("l1", eights) == L1Units(Compression(2), 8)
     assert resolve_policy("random", counts) == RandomUnits({"conv1": 8, "fc1": 4})
     own = RandomUnits(MacShare(0.1), seed=3)
     assert resolve_policy(own, options) is own

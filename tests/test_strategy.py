@@ -488,6 +488,7 @@ def test_no_explorer_at_all_is_one_clear_error() -> None:
         ({"value_dtype": "int8"}, "value_dtype must be"),
         ({"client_api": "grpc"}, "client_api must be"),
         ({"preset": "best"}, "preset must be"),
+        ({"round_to": 0}, "round_to must be at least 1"),
         ({"policy": "magic"}, "policy must be"),
         ({"policy": "random", "threshold": "auto"}, "give a target"),
         ({"thresold": 0.3}, "did you mean 'threshold'"),

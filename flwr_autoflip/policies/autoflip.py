@@ -53,6 +53,8 @@ class AutoFlipPolicy:
         One plan from everybody, or one a round from those who take part (paper).
     keep_output : bool (default: True)
         Leave the output layer's weights alone. The paper does not.
+    round_to : int (default: 1)
+        With ``units="score"``: keep a multiple of this many units a group.
     """
 
     threshold: Threshold
@@ -61,6 +63,7 @@ class AutoFlipPolicy:
     single_weights: Threshold | None = None
     guidance_from: Literal["explorers", "participants"] = "explorers"
     keep_output: bool = True
+    round_to: int = 1
 
     def __post_init__(self) -> None:
         if self.units not in ("score", "all", "none"):
@@ -142,7 +145,9 @@ class AutoFlipPolicy:
     def _plan_by_score(
         self, layout: Layout, guidance: Mapping[str, NDArray[np.float32]]
     ) -> Plan:
-        plan = unit_plan(layout, unit_scores(layout, guidance), self.threshold)
+        plan = unit_plan(
+            layout, unit_scores(layout, guidance), self.threshold, self.round_to
+        )
         if self.single_weights is None:
             return plan
         _check_by_weight(layout, guidance)

@@ -72,6 +72,7 @@ def unit_plan(
     layout: Layout,
     scores: Mapping[str, NDArray[Any]],
     threshold: Threshold | UnitCounts,
+    round_to: int = 1,
 ) -> Plan:
     """Keep the units that a threshold (or a count a group) chooses by score.
 
@@ -81,6 +82,8 @@ def unit_plan(
     scores : mapping of str to ndarray
         Group name to ``(group.size,)``.
     threshold : Threshold or mapping of str to int
+    round_to : int (default: 1)
+        Keep a multiple of this many units a group, more rather than fewer.
 
     Returns
     -------
@@ -92,7 +95,11 @@ def unit_plan(
         kept = {name: keep_top(s, threshold[name]) for name, s in scores.items()}
     else:
         kept = select(scores, threshold, unit_costs(layout))
-    return Plan(layout, keep_from_bool(keep_one(kept, scores)))
+    kept = {
+        name: choice | keep_top(scores[name], -(-choice.sum() // round_to) * round_to)
+        for name, choice in keep_one(kept, scores).items()
+    }
+    return Plan(layout, keep_from_bool(kept))
 
 
 def _check_counts(layout: Layout, counts: UnitCounts) -> None:

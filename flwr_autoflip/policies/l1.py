@@ -20,9 +20,12 @@ class L1Units:
     ----------
     threshold : Threshold or mapping of str to int
         How many: a target such as ``Compression`` or ``MacShare``, or a count a group.
+    round_to : int (default: 1)
+        Keep a multiple of this many units a group.
     """
 
     threshold: Threshold | UnitCounts
+    round_to: int = 1
 
     explores = False
     per_round = False
@@ -36,4 +39,6 @@ class L1Units:
     ) -> Plan:
         """Make the plan of the weights at hand; see :class:`.base.Policy`."""
         sizes = {t.name: np.abs(weights[t.name]) for t in layout.tensors if t.trainable}
-        return unit_plan(layout, unit_scores(layout, sizes), self.threshold)
+        return unit_plan(
+            layout, unit_scores(layout, sizes), self.threshold, self.round_to
+        )

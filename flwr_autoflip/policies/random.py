@@ -21,10 +21,13 @@ class RandomUnits:
     threshold : Threshold or mapping of str to int
         How many: a target such as ``Compression`` or ``MacShare``, or a count a group.
     seed : int (default: 0)
+    round_to : int (default: 1)
+        Keep a multiple of this many units a group.
     """
 
     threshold: Threshold | UnitCounts
     seed: int = 0
+    round_to: int = 1
 
     explores = False
     per_round = False
@@ -39,4 +42,4 @@ class RandomUnits:
         """Draw the plan; see :class:`.base.Policy`."""
         generator = np.random.default_rng(self.seed)
         scores = {group.name: generator.random(group.size) for group in layout.groups}
-        return unit_plan(layout, scores, self.threshold)
+        return unit_plan(layout, scores, self.threshold, self.round_to)

@@ -11,6 +11,7 @@ from models import (
     HardView,
     LstmNet,
     RawParameters,
+    RolledNet,
     TiedLinear,
     batch,
     build,
@@ -285,6 +286,37 @@ def test_excluding_is_not_by_prefix_of_a_name() -> None:
     assert sizes(layout) == {"fc1": 5}
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+def test_tracing_leaves_torchs_fused_attention_as_it_was(enabled: bool) -> None:
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(enabled)
+    try:
+        trace(build("conv_flat"), batch("conv_flat", 1))
+        after_success = torch.backends.mha.get_fastpath_enabled()
+        with pytest.raises(AutoFlipError, match="forward fails"):
+            trace(build("conv_flat"), torch.zeros(1, 3, 8, 8))
+        after_error = torch.backends.mha.get_fastpath_enabled()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+    assert after_success == enabled
+    assert after_error == enabled
+
+
+def test_tracing_follows_encoder_layers_that_torch_would_fuse() -> None:
+    seen = []
+
+    class Watched(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(torch.backends.mha.get_fastpath_enabled())
+            return super().forward(x)
+
+    trace(nn.Sequential(Watched(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.zeros(1, 3))
+
+    assert seen
+    assert not any(seen)
+
+
 def test_unknown_exclude_name_is_an_error() -> None:
     with pytest.raises(AutoFlipError, match=r"no module named .*conv9"):
         trace(build("conv_flat"), batch("conv_flat", 1), exclude=("conv9",))
@@ -350,20 +382,20 @@ def test_shared_parameter_is_refused_by_both_names() -> None:
 
 
 def test_unknown_operator_is_refused_by_layer_and_operator() -> None:
-    model = nn.Sequential()
-    model.add_module("head", nn.Linear(3, 4))
-    model.add_module("normed", nn.LayerNorm(4))
-    model.add_module("middle", nn.Linear(4, 4))
-    model.add_module("again", nn.LayerNorm(4))
-    model.add_module("tail", nn.Linear(4, 2))
-
     with pytest.raises(UnsupportedLayerError) as caught:
-        trace(model, torch.zeros(1, 3))
+        trace(RolledNet(), torch.zeros(1, 4))
 
     # All of them, in one error.
-    assert "normed (LayerNorm)" in str(caught.value)
-    assert "again (LayerNorm)" in str(caught.value)
+    assert "turn (Roll): roll" in str(caught.value)
+    assert "again (Roll): roll" in str(caught.value)
     assert "exclude=" in str(caught.value)
+
+
+def test_rolled_units_work_once_their_feeders_are_excluded() -> None:
+    layout = trace(RolledNet(), torch.zeros(1, 4), exclude=("first", "middle"))
+
+    assert sizes(layout) == {"inner": 7}
+    assert_equivalent(RolledNet(), layout, torch.randn(4, 4))
 
 
 def test_fourier_transform_works_once_its_feeder_is_excluded() -> None:
@@ -376,14 +408,12 @@ def test_fourier_transform_works_once_its_feeder_is_excluded() -> None:
     assert_equivalent(FourierNet(), layout, torch.randn(4, 4))
 
 
-def test_lstm_works_once_it_is_excluded() -> None:
+def test_lstm_stays_dense_once_it_is_excluded() -> None:
     x = torch.zeros(1, 7, dtype=torch.int64)
-    with pytest.raises(UnsupportedLayerError, match="lstm"):
-        trace(LstmNet(), x)
 
-    layout = trace(LstmNet(), x, exclude=("embed", "lstm"))
+    layout = trace(LstmNet(), x, exclude=("lstm",))
 
-    assert sizes(layout) == {"fc1": 5}
+    assert sizes(layout) == {"embed": 4, "fc1": 5}
     assert_equivalent(LstmNet(), layout, torch.arange(28).reshape(4, 7) % 9)
 
 

@@ -18,3 +18,13 @@ def test_it_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_it_is_short() -> None:
     assert len(EXAMPLE.read_text().splitlines()) <= 80
+
+
+def test_the_text_model_trains_with_half_its_hidden_units(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    runpy.run_path(str(EXAMPLE.with_name("text_round.py")), run_name="__main__")
+
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[2:] == ["32", "of", "64"]
+    assert float(lines[2].split()[3]) < 0.9 * float(lines[2].split()[1])

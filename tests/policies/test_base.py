@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from models import flat_layout, mlp_layout
+from models import flat_layout, layout_of, mlp_layout
 
 from flwr_autoflip.core.errors import AutoFlipError
 from flwr_autoflip.core.threshold import Absolute, Auto, Compression, MacShare, Quantile
@@ -117,3 +117,17 @@ def test_ones_like_groups_by_hand() -> None:
 
     np.testing.assert_array_equal(ones["conv"], [1, 1])
     np.testing.assert_array_equal(ones["fc1"], [1, 1, 1])
+
+
+def test_units_are_rounded_up_to_a_multiple() -> None:
+    layout = layout_of("conv_flat")
+    scores = {g.name: np.arange(g.size) / g.size for g in layout.groups}
+
+    for threshold in (Auto(0.3), Compression(4), Absolute(0.9)):
+        exact = unit_plan(layout, scores, threshold)
+        plan = unit_plan(layout, scores, threshold, round_to=3)
+
+        for group in layout.groups:
+            kept, least = len(plan.keep[group.name]), len(exact.keep[group.name])
+            assert kept == min(group.size, -(-least // 3) * 3)
+            assert set(exact.keep[group.name]) <= set(plan.keep[group.name])
