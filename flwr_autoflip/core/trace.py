@@ -204,6 +204,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return out
         name = func._schema.name.removeprefix("aten::").rstrip("_")
         call = Call(self.units, self.flow_of, args, out)
+        if name == "_local_scalar_dense" and self._is_computed(args[0]):
+            self._report("a Python number made of data (control flow?)")
         if name in RULES:
             flows = RULES[name](call)
         elif _is_pointwise(func, name):
@@ -233,11 +235,18 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             axes = self.flow_of(leaf).axes
             if not all(self.units.is_frozen(labels) for labels in axes):
                 self.units.freeze(*axes)
-                module, kind = self.path[-1] if self.path else ("", "")
-                if not self._excluded(module):
-                    place = f"{module or 'forward'} ({kind})"
-                    self.unsupported.append(f"{place}: {name}")
+                self._report(name)
         return []
+
+    def _is_computed(self, tensor: torch.Tensor) -> bool:
+        """Tell values that layers computed from lengths and other given integers."""
+        whole = not tensor.is_floating_point() and tensor.dtype != torch.bool
+        return tensor in self._flow_of and not whole
+
+    def _report(self, what: str) -> None:
+        module, kind = self.path[-1] if self.path else ("", "")
+        if not self._excluded(module):
+            self.unsupported.append(f"{module or 'forward'} ({kind}): {what}")
 
     def raise_unsupported(self) -> None:
         """Raise one error for everything that no rule knew."""

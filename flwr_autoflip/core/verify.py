@@ -72,7 +72,7 @@ def verified_layout(
             f"group {name!r} stays dense, since forward depends on its size: {fault} "
             "If forward reshapes with fixed numbers, write x.flatten(1) instead.",
             AutoFlipWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     return layout
 
