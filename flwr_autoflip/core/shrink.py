@@ -216,18 +216,22 @@ def hold_mask(small: nn.Module, plan: Plan) -> AbstractContextManager[Any]:
     parameters = dict(small.named_parameters())
     for name, mask in plan.small_mask.items():
         hook = _GradientMask(torch.as_tensor(mask))
-        handle = parameters[name].register_hook(hook)  # type: ignore[no-untyped-call]
+        parameter: Any = parameters[name]  # torch leaves its hooks untyped
+        handle = parameter.register_post_accumulate_grad_hook(hook)
         stack.callback(handle.remove)
     return stack
 
 
 class _GradientMask:
-    """Multiply a gradient by a mask, on whatever device it turns up."""
+    """Multiply a parameter's gradient by a mask, on whatever device it turns up."""
 
     def __init__(self, mask: torch.Tensor) -> None:
         self.mask = mask
 
-    def __call__(self, grad: torch.Tensor) -> torch.Tensor:
-        if self.mask.device != grad.device:
-            self.mask = self.mask.to(grad.device)
-        return grad * self.mask
+    def __call__(self, parameter: torch.Tensor) -> None:
+        grad = parameter.grad
+        if grad is None:
+            return
+        if self.mask.device != grad.device or self.mask.dtype != grad.dtype:
+            self.mask = self.mask.to(grad)
+        grad.mul_(self.mask)  # in place: a second buffer would cost as much again

@@ -69,7 +69,7 @@ class Recurrent(nn.Module):
             found = outputs.mean(time)
         else:
             found = outputs.select(time, -1)
-        return self.fc2(F.relu(self.fc1(found)))
+        return self.fc2(F.gelu(self.fc1(found)))
 
 
 class ZeroState(Recurrent):
@@ -78,7 +78,7 @@ class ZeroState(Recurrent):
     def forward(self, x: Tensor) -> Tensor:
         zeros = torch.zeros(1, len(x), 6, dtype=self.fc1.weight.dtype)
         outputs, _ = self.cells(self.embed(x), (zeros, zeros))
-        return self.fc2(F.relu(self.fc1(outputs[:, -1])))
+        return self.fc2(F.gelu(self.fc1(outputs[:, -1])))
 
 
 class TwoLstms(nn.Module):
@@ -207,7 +207,7 @@ def test_small_model_computes_what_the_masked_one_does(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_three_steps_move_kept_coordinates_as_in_the_masked_model(name: str) -> None:
     model, inputs = built(name)
-    plan = random_plan(layout_of_case(name), seed=3)
+    plan = random_plan(layout_of_case(name), seed=1)
 
     assert plan.num_parameters < plan.layout.num_parameters
     assert_same_training(model, plan, inputs)
@@ -341,7 +341,6 @@ def test_lstm_with_a_fixed_state_stays_dense() -> None:
     assert sizes(layout) == {"embed": 4, "fc1": 5}
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_lstm_with_a_fixed_state_works() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AutoFlipWarning)
@@ -378,7 +377,7 @@ class PackedNet(Recurrent):
             self.embed(x), torch.full((len(x),), 4), batch_first=True
         )
         _, (last, _) = self.cells(packed)
-        return self.fc2(F.relu(self.fc1(last[-1])))
+        return self.fc2(F.gelu(self.fc1(last[-1])))
 
 
 # BUG: "forward fails ... zip() argument 2 is longer", and exclude does not help.
@@ -397,7 +396,7 @@ class StateOfItsInput(Recurrent):
         x = self.embed(x)
         zeros = x.new_zeros(1, len(x), self.cells.hidden_size)
         outputs, _ = self.cells(x, (zeros, zeros))
-        return self.fc2(F.relu(self.fc1(outputs[:, -1])))
+        return self.fc2(F.gelu(self.fc1(outputs[:, -1])))
 
 
 # BUG: "these operators cannot be followed: forward: new_zeros"; no unit is in there.
