@@ -40,7 +40,8 @@ class HeadPrunedAttention(nn.MultiheadAttention):
         if need_weights:
             scores = q @ k.transpose(-2, -1) / self.head_dim**0.5
             weights = torch.softmax(scores if mask is None else scores + mask, -1)
-            attended = F.dropout(weights, self.dropout, self.training) @ v
+            weights = F.dropout(weights, self.dropout, self.training)
+            attended = weights @ v
         else:
             weights = None
             drop = self.dropout if self.training else 0.0

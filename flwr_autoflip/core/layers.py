@@ -50,6 +50,12 @@ class LayerCall:
             total = self.units.macs.get(source[0], 0.0)
             self.units.macs[source[0]] = total + macs
 
+    def stay_dense(self) -> list[Flow]:
+        """Freeze the layer and what it takes in; give outputs that cannot go."""
+        for flow in (*self.tensors.values(), *self.inputs):
+            self.units.freeze(*flow.axes)
+        return [Flow([fixed(n) for n in out.shape]) for out in self.outputs]
+
 
 LayerRule = Callable[[LayerCall], list[Flow]]
 LAYER_RULES: dict[type[nn.Module], LayerRule] = {}
@@ -84,9 +90,10 @@ def _recurrent(call: LayerCall) -> list[Flow]:
     one unit. (Two modules of one layer each are pruned apart.)
     """
     module, units = call.module, call.units
-    if module.proj_size:
-        units.freeze(*(labels for f in call.tensors.values() for labels in f.axes))
-        return [Flow([fixed(n) for n in out.shape]) for out in call.outputs]
+    states = 2 if isinstance(module, nn.LSTM) else 1
+    packed = len(call.outputs) > 1 + states
+    if module.proj_size or packed:
+        return call.stay_dense()
     hidden = units.new(module.hidden_size)
     directions = 2 if module.bidirectional else 1
     features = call.inputs[0].axes[-1]
@@ -118,10 +125,9 @@ def _attention(call: LayerCall) -> list[Flow]:
     features = call.tensors["out_proj.weight"].axes[0]
     output = Flow([*call.inputs[0].axes[:-1], features])
     rest = [Flow([fixed(n) for n in out.shape]) for out in call.outputs[1:]]
-    if "in_proj_weight" not in call.tensors or module.bias_k is not None:
-        units.freeze(*(labels for f in call.tensors.values() for labels in f.axes))
-        units.freeze(*(flow.axes[-1] for flow in call.inputs))
-        return [Flow([fixed(n) for n in call.outputs[0].shape]), *rest]
+    extra = module.add_zero_attn or module.bias_k is not None
+    if "in_proj_weight" not in call.tensors or extra:
+        return call.stay_dense()
     per_head = np.repeat(units.new(heads), embedding // heads)
     tokens = [math.prod(map(len, flow.axes[:-1])) for flow in call.inputs[:3]]
     for flow, rows in zip(call.inputs[:3], tokens, strict=True):

@@ -38,6 +38,11 @@ def pointwise(call: Call) -> Flow:
     return Flow(out)
 
 
+@rule("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like")
+def _like(call: Call) -> Flow:
+    return Flow(call.axes(0))
+
+
 @rule("clone", "detach", "alias", "contiguous", "_to_copy", "lift_fresh", "dropout")
 def _same(call: Call) -> Flow:
     return call.flow(0)
@@ -129,6 +134,22 @@ def _cat(call: Call) -> Flow:
                 call.units.couple(axes[axis], labels)
     axes[dim] = np.concatenate([flow.axes[dim] for flow in flows])
     return Flow(axes, producers=frozenset().union(*(f.producers for f in flows)))
+
+
+@rule("stack")
+def _stack(call: Call) -> Flow:
+    flows = [call.flow_of(tensor) for tensor in call.args[0]]
+    for flow in flows[1:]:
+        for labels, others in zip(flows[0].axes, flow.axes, strict=True):
+            call.units.couple(labels, others)
+    axes = list(flows[0].axes)
+    axes.insert(call.arg(1, 0) % len(call.out.shape), fixed(len(flows)))
+    return Flow(axes)
+
+
+@rule("new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided")
+def _new(call: Call) -> Flow:
+    return Flow([fixed(length) for length in call.out.shape])
 
 
 @rule("split", "split_with_sizes", "chunk")

@@ -80,18 +80,26 @@ def _resize_group_norm(layer: Any) -> None:
 
 @register_resize(nn.RNNBase)
 def _resize_recurrent(layer: Any) -> None:
-    layer.hidden_size = layer.weight_hh_l0.shape[1]
+    if not layer.proj_size:  # else the recurrent columns are projections
+        layer.hidden_size = layer.weight_hh_l0.shape[1]
     layer.input_size = layer.weight_ih_l0.shape[1]
     layer._init_flat_weights()
 
 
 @register_resize(nn.MultiheadAttention)
 def _resize_attention(layer: Any) -> None:
-    inner = layer.out_proj.weight.shape[1]
-    if inner != layer.embed_dim:
+    if layer.in_proj_weight is None:  # query, key and value of different widths
+        return
+    outer, inner = layer.out_proj.weight.shape
+    if {outer, inner, layer.in_proj_weight.shape[1]} != {layer.embed_dim}:
         layer.num_heads = inner // layer.head_dim
         layer.__class__ = HeadPrunedAttention
         layer._qkv_same_embed_dim = False  # keeps torch's fused fast path away
+
+
+@register_resize(nn.TransformerEncoder)
+def _resize_encoder(layer: Any) -> None:
+    layer.use_nested_tensor = False  # only torch's fused layers understand those
 
 
 @register_resize(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

@@ -7,6 +7,7 @@ rule that touches prunable units makes one error, with all such layers by name.
 """
 
 import copy
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -222,7 +223,10 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             local: self.flows[f"{name}.{local}" if name else local]
             for local in module.state_dict()
         }
-        inputs, outputs = [self.flow_of(t) for t in _tensors(given)], _tensors(out)
+        args, kwargs = given
+        bound = inspect.signature(module.forward).bind(*args, **kwargs)
+        inputs = [self.flow_of(t) for t in _tensors(tuple(bound.arguments.values()))]
+        outputs = _tensors(out)
         call = LayerCall(self.units, module, own, inputs, outputs)
         flows = LAYER_RULES[type(module)](call)
         for leaf, flow in zip(outputs, flows, strict=True):

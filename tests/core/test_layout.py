@@ -300,7 +300,6 @@ def test_owners_that_do_not_fit_are_refused(
         Layout((spec,), (Group("a", 0, 2),))
 
 
-# BUG: by_name and keep are keyed by name, so the second one hides the first.
 @pytest.mark.parametrize("twice", ["tensor", "group"])
 def test_a_name_that_comes_twice_is_refused(twice: str) -> None:
     value = body()

@@ -4,17 +4,32 @@ import copy
 import re
 import warnings
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import ZOO, ConvFlat, batch, build, layout_of, random_plan
+from models import (
+    ZOO,
+    ConvFlat,
+    assert_same_outputs,
+    assert_same_training,
+    batch,
+    build,
+    layout_of,
+    random_arrays,
+    random_plan,
+    without_chance,
+)
 from torch import nn
 from torch.nn import functional as F
 
+from flwr_autoflip.core.codec import expand, pack
+from flwr_autoflip.core.cost import count_macs
 from flwr_autoflip.core.errors import AutoFlipError
+from flwr_autoflip.core.layout import Layout
 from flwr_autoflip.core.plan import Plan, dense_plan
 from flwr_autoflip.core.shrink import (
     arrays_of,
@@ -145,6 +160,72 @@ def test_torchvision_models_compute_the_same(name: str) -> None:
         expected = dense(x)
         assert expected.std(0).mean() > 1e-3  # the signal is alive at the end
         np.testing.assert_allclose(small(x).numpy(), expected.numpy(), **CLOSE)
+
+
+@lru_cache
+def torchvision_case(name: str) -> tuple[nn.Module, torch.Tensor, Layout]:
+    """Build a model in float64, a batch, and its layout."""
+    models = pytest.importorskip("torchvision.models")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = getattr(models, name)(num_classes=10)
+        if name == "vgg11_bn":  # 4096 neurons twice would take most of the time
+            model.avgpool = nn.AdaptiveAvgPool2d(1)
+            model.classifier = nn.Sequential(
+                nn.Linear(512, 32), nn.ReLU(), nn.Dropout(), nn.Linear(32, 10)
+            )
+        x = torch.randn(4, 3, 32, 32)
+    layout = trace(model, x[:1])
+    return without_chance(model.double()), x.double(), layout
+
+
+TORCHVISION = [
+    "resnet18",
+    "resnet50",
+    "efficientnet_b3",
+    "mobilenet_v3_small",
+    "vgg11_bn",
+]
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_torchvision_models_compute_and_train_the_same(name: str) -> None:
+    model, x, layout = torchvision_case(name)
+    model = copy.deepcopy(model)
+    plan = random_plan(layout, seed=4)
+    calibrate(model, plan, x)
+
+    assert plan.num_parameters < layout.num_parameters / 2
+    assert_same_outputs(model, plan, (x,))
+    # Four values a channel make gradients so large that big steps end in chaos.
+    rate = 1e-5 if name == "efficientnet_b3" else 0.01
+    assert_same_training(model, plan, (x,), rate)
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_plan_foretells_the_macs_of_torchvision_models(name: str) -> None:
+    model, x, layout = torchvision_case(name)
+    plan = random_plan(layout, seed=5)
+
+    small = shrink(model, plan)
+
+    assert plan.macs == pytest.approx(count_macs(small, x), abs=1e-6, rel=0)
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+@settings(max_examples=2, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_expand_puts_torchvision_models_back(name: str, seed: int) -> None:
+    _, _, layout = torchvision_case(name)
+    plan = random_plan(layout, seed)
+    arrays, base = (random_arrays(layout, s) for s in (seed, seed + 1))
+
+    full = expand(base, pack(arrays, plan), plan)
+
+    for spec in layout.tensors:
+        kept = plan.dense_mask(spec.name)
+        expected = np.where(kept, arrays[spec.name], base[spec.name])
+        np.testing.assert_array_equal(full[spec.name], expected, err_msg=spec.name)
 
 
 def calibrate(model: nn.Module, plan: Plan, x: torch.Tensor) -> None:

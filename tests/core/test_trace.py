@@ -425,7 +425,6 @@ def test_forward_that_fails_is_an_error_that_names_the_shape() -> None:
     assert isinstance(caught.value.__cause__, RuntimeError)
 
 
-# BUG: tracing passes, then arrays_of fails with TypeError.
 def test_dtype_that_numpy_lacks_is_refused() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).bfloat16()
 

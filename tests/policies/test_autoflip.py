@@ -268,8 +268,6 @@ def test_output_layer_with_single_weights_inside_units() -> None:
     )
 
 
-# BUG ("raw_block"): block.w1 and block.w2 pass for one layer, so w2 is no output. A
-# tensor without own axes could simply be one, whatever stands beside it.
 @pytest.mark.parametrize(
     ("name", "prefix"), [("raw_parameters", ""), ("raw_block", "block.")]
 )
