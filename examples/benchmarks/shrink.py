@@ -1,8 +1,9 @@
 """What a device feels: time and memory of shrunk models against dense, as ratios.
 
-Dense and shrunk take turns in one run; medians are compared. Memory is the peak of a
-process of its own that builds the model, loads it and trains one step, less what an
-empty process with the same imports takes.
+Dense and shrunk take turns in one run; medians are compared. Models of images, dense
+ones too, are in torch's channels-last format, which suits a CPU best. Memory is the
+peak of a process of its own that builds the model, loads it and trains one step, less
+what an empty process with the same imports takes.
 """
 
 import argparse
@@ -26,12 +27,12 @@ from torch import nn
 
 from flwr_autoflip.core.codec import decode_plan, encode_plan
 from flwr_autoflip.core.layout import layout_from_bytes
-from flwr_autoflip.core.plan import Plan, dense_plan, keep_from_bool
+from flwr_autoflip.core.plan import Plan, dense_plan
 from flwr_autoflip.core.shrink import arrays_of, hold_mask, load_arrays_inplace
 from flwr_autoflip.core.skeleton import build_small
-from flwr_autoflip.core.threshold import MacShare, select
+from flwr_autoflip.core.threshold import MacShare
 from flwr_autoflip.core.trace import trace
-from flwr_autoflip.policies.base import unit_costs
+from flwr_autoflip.policies.base import unit_plan
 
 
 class SixLayerCnn(nn.Sequential):
@@ -83,10 +84,11 @@ def efficientnet_b3() -> nn.Module:
 
 
 Case = tuple[Callable[[], nn.Module], tuple[int, ...], int]
-CASES: dict[str, Case] = {
+CASES: dict[str, Case] = {  # model, shape of an example, batch
     "six-layer CNN": (SixLayerCnn, (1, 28, 28), 32),
-    "ResNet-18": (resnet18, (3, 32, 32), 32),
-    "EfficientNet-B3": (efficientnet_b3, (3, 32, 32), 16),
+    "ResNet-18": (resnet18, (3, 64, 64), 16),
+    "EfficientNet-B3": (efficientnet_b3, (3, 96, 96), 8),
+    "EfficientNet-B3, 32x32": (efficientnet_b3, (3, 32, 32), 16),
     "two-layer LSTM": (CharLstm, (80,), 32),
 }
 
@@ -95,7 +97,7 @@ def make_batch(shape: tuple[int, ...], count: int) -> torch.Tensor:
     """Random images, or characters where an example has one axis."""
     if len(shape) == 1:
         return torch.randint(0, 80, (count, *shape))
-    return torch.randn(count, *shape)
+    return torch.randn(count, *shape).to(memory_format=torch.channels_last)
 
 
 def make_plan(name: str, share: float) -> Plan:
@@ -105,8 +107,7 @@ def make_plan(name: str, share: float) -> Plan:
     if share == 1:
         return dense_plan(layout)
     scores = {g.name: np.linspace(1, 0, g.size) for g in layout.groups}
-    kept = select(scores, MacShare(share), unit_costs(layout))
-    return Plan(layout, keep_from_bool(kept))
+    return unit_plan(layout, scores, MacShare(share))
 
 
 def train_step(model: nn.Module, batch: torch.Tensor, labels: torch.Tensor) -> None:
@@ -117,17 +118,22 @@ def train_step(model: nn.Module, batch: torch.Tensor, labels: torch.Tensor) -> N
 
 
 def ready(name: str, plan: Plan) -> nn.Module:
-    """Build a plan's model with finite values."""
+    """Build a plan's model with plausible values."""
     return filled(build_small(CASES[name][0], plan))
 
 
 def filled(model: nn.Module) -> nn.Module:
-    """Give every value of a model 0.01, in place."""
+    """Give a model that :func:`build_small` made plausible values, in place.
+
+    They stand for those that come from the server; denormal ones would slow it down.
+    """
     with torch.no_grad():
-        for tensor in model.state_dict().values():
-            if tensor.is_floating_point():
-                tensor.fill_(0.01)
-    return model
+        for name, tensor in model.state_dict().items():
+            if tensor.dim() > 1:  # keeps activations' size from layer to layer
+                tensor.normal_(std=(2 / tensor[0].numel()) ** 0.5)
+            elif tensor.is_floating_point():
+                tensor.fill_(float(name.endswith(("weight", "running_var"))))
+    return model.to(memory_format=torch.channels_last)
 
 
 def measure_times(name: str, plans: dict[float, Plan], steps: int) -> dict[str, Any]:

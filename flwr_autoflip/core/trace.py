@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from . import rules_layers  # noqa: F401  imported to fill RULES
 from .errors import AutoFlipError, UnsupportedLayerError
 from .layers import LAYER_RULES, LayerCall
 from .layout import FIXED, Group, Layout, TensorSpec
