@@ -11,7 +11,7 @@ from torch import nn
 
 from . import wire
 from .core.codec import encode_plan, plan_digest
-from .core.cost import count_macs, count_parameters
+from .core.cost import Cost, measure_cost
 from .core.errors import WireError
 from .core.plan import Plan
 from .core.shrink import shrink
@@ -21,37 +21,28 @@ LOGGER = getLogger("flwr")
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Size:
-    """Parameters and forward MACs an example of a model that was really built."""
-
-    parameters: int
-    macs: int
-
-
 @dataclass
-class SizeOf:
-    """Sizes of the dense model and of plans' models; each is built once."""
+class CostOf:
+    """Costs of the dense model and of plans' models; each is built once."""
 
     model: nn.Module
     example_input: Any
-    known: dict[bytes, Size] = field(default_factory=dict)
+    known: dict[bytes, Cost] = field(default_factory=dict)
 
-    def dense(self) -> Size:
-        """Size of the whole model."""
+    def dense(self) -> Cost:
+        """Cost of the whole model."""
         return self._measure(b"", self.model)
 
-    def plan(self, plan: Plan) -> Size:
-        """Size of a plan's model; single zeros in it count, since they are computed."""
+    def plan(self, plan: Plan) -> Cost:
+        """Cost of a plan's model; single zeros in it count, since they are computed."""
         digest = plan_digest(encode_plan(plan.without_mask()))
         if digest not in self.known:
             self._measure(digest, shrink(self.model, plan.without_mask()))
         return self.known[digest]
 
-    def _measure(self, key: bytes, model: nn.Module) -> Size:
+    def _measure(self, key: bytes, model: nn.Module) -> Cost:
         if key not in self.known:
-            macs = count_macs(model, self.example_input)
-            self.known[key] = Size(count_parameters(model), macs)
+            self.known[key] = measure_cost(model, self.example_input)
         return self.known[key]
 
     def check(self, plan: Plan, parameters: int) -> None:
@@ -81,12 +72,12 @@ class Exchange:
     Parameters
     ----------
     ledger : Ledger
-    size_of : SizeOf
+    cost_of : CostOf
     api : {"message", "numpy"}
     """
 
     ledger: Ledger
-    size_of: SizeOf
+    cost_of: CostOf
     api: wire.ClientApi
     held: dict[int, wire.Held] = field(default_factory=dict)
     sent: list[Sent] = field(default_factory=list)
@@ -161,7 +152,7 @@ class Exchange:
                 continue
             try:
                 reply = wire.read_reply(message, sent.orders, self.api)
-                self.size_of.check(
+                self.cost_of.check(
                     sent.orders.plan, reply.receipt.get(wire.KEY_PARAMETERS, 0)
                 )
                 made = read(reply)
@@ -212,17 +203,17 @@ class Exchange:
         receipt: dict[str, Any],
     ) -> None:
         answered = message is not None and message.has_content()
-        size = self.size_of.plan(sent.orders.plan)
-        if receipt.get(wire.KEY_PARAMETERS) == self.size_of.dense().parameters:
-            size = self.size_of.dense()
+        cost = self.cost_of.plan(sent.orders.plan)
+        if receipt.get(wire.KEY_PARAMETERS) == self.cost_of.dense().parameters:
+            cost = self.cost_of.dense()
         self.ledger.add(
             NodeRow(
                 **sent.row,
                 status=status,
                 reason=reason.strip(),
                 bytes_up=wire.count_bytes(message.content) if answered else 0,  # type: ignore[union-attr]
-                parameters=size.parameters,
-                macs_per_example=size.macs,
+                parameters=cost.parameters,
+                macs_per_example=cost.macs,
                 examples=receipt.get(wire.KEY_EXAMPLES, 0),
                 eval_examples=receipt.get(wire.KEY_EVAL_EXAMPLES, 0),
                 seconds=receipt.get(wire.KEY_SECONDS, 0.0),

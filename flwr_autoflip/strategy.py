@@ -21,7 +21,7 @@ from .core.plan import Plan, dense_plan
 from .core.rescale import rescale_fan_in
 from .core.shrink import load_arrays_inplace, shrink
 from .core.trace import trace
-from .exchange import Exchange, SizeOf, log_round
+from .exchange import CostOf, Exchange, log_round
 from .explorer import Explorer
 from .hosts import find_attribute, update_inplace, weight_key
 from .ledger import Ledger
@@ -101,8 +101,8 @@ class AutoFlip(Strategy):
         self.layout: Layout = trace(model, example_input, tuple(exclude))
         path = None if ledger_dir is None else Path(ledger_dir) / "ledger.jsonl"
         self.ledger = Ledger(path)
-        self._size_of = SizeOf(model, example_input)
-        self._exchange = Exchange(self.ledger, self._size_of, client_api)
+        self._cost_of = CostOf(model, example_input)
+        self._exchange = Exchange(self.ledger, self._cost_of, client_api)
         self._explorer = Explorer(
             strategy, self._exchange, self.layout, self.options, value_dtype
         )
@@ -191,7 +191,7 @@ class AutoFlip(Strategy):
         nn.Module
             In evaluation mode.
         """
-        plan, model = self.deployable_plan(), self._size_of.model
+        plan, model = self.deployable_plan(), self._cost_of.model
         small = shrink(model, plan)
         values = plan.apply(wire.from_arrayrecord(arrays))
         load_arrays_inplace(small, {n: plan.take(n, a) for n, a in values.items()})
@@ -206,12 +206,14 @@ class AutoFlip(Strategy):
             dense = small if whole else evaluate_fn(server_round, arrays)
             metrics = dict(small or {})
             metrics |= {f"dense-{key}": value for key, value in (dense or {}).items()}
-            size = self._size_of.plan(plan)
+            cost = self._cost_of.plan(plan)
             shape = {
                 "parameters": plan.num_parameters,
+                "zeros": cost.parameters - plan.num_parameters,
+                "bytes": cost.bytes,
                 "dense_parameters": self.layout.num_parameters,
-                "macs": size.macs,
-                "dense_macs": self._size_of.dense().macs,
+                "macs": cost.macs,
+                "dense_macs": self._cost_of.dense().macs,
                 "units": {name: len(kept) for name, kept in plan.keep.items()},
             }
             self.ledger.add_server(server_round, metrics, shape)
@@ -325,7 +327,7 @@ class AutoFlip(Strategy):
         self.strategy.summary()
 
     def _log_plan(self, plan: Plan) -> None:
-        small, dense = self._size_of.plan(plan), self._size_of.dense()
+        small, dense = self._cost_of.plan(plan), self._cost_of.dense()
         LOGGER.log(
             INFO,
             "\t└──> plan: %d of %d units, %d of %d parameters, %.1f %% of MACs",

@@ -16,7 +16,6 @@ per masked tensor      only if element bitmaps follow: for each trainable tensor
 =====================  ==============================================================
 """
 
-from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any
 
@@ -311,8 +310,3 @@ def from_half(half: NDArray[Any], scale: float) -> NDArray[np.float32]:
         raise WireError(f"a report's scale must be positive and finite, got {scale}.")
     with np.errstate(over="ignore"):  # a foreign scale may be anything
         return (np.asarray(half, np.float64) / scale).astype(np.float32)
-
-
-def as_tensors(arrays: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-    """Turn anything array-like into a dict of NumPy arrays."""
-    return {name: np.asarray(value) for name, value in arrays.items()}

@@ -1,4 +1,4 @@
-"""What a model costs: parameters and multiply-accumulates.
+"""What a model costs: parameters, zeros among them, multiply-accumulates, bytes.
 
 MACs are counted on the model that is really built, by torch's ``FlopCounterMode`` on
 the ``meta`` device (no memory, no arithmetic); FLOPs = 2 MACs, as in Eq. 12 of
@@ -6,6 +6,7 @@ arXiv:2405.10271v4. A training step is taken as three forward passes.
 """
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,38 @@ from torch.utils.flop_counter import FlopCounterMode
 
 STEP_PER_FORWARD = 3
 """MACs of a training step over those of its forward pass: one forward, two backward."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model that was really built costs.
+
+    Parameters
+    ----------
+    parameters : int
+        Trainable values, zeros among them: they take memory and time like any other.
+    zeros : int
+        How many of them are exactly 0. Bytes on the wire fall with these, no more.
+    macs : int
+        Forward multiply-accumulates an example.
+    bytes : int
+        Memory of the ``state_dict``.
+    """
+
+    parameters: int
+    zeros: int
+    macs: int
+    bytes: int
+
+
+def measure_cost(model: nn.Module, example_input: Any) -> Cost:
+    """Measure a model; see :class:`Cost` and :func:`count_macs`."""
+    return Cost(
+        count_parameters(model),
+        sum(int((p == 0).sum()) for p in model.parameters()),
+        count_macs(model, example_input),
+        sum(tensor.nbytes for tensor in model.state_dict().values()),
+    )
 
 
 def count_macs(model: nn.Module, example_input: Any) -> int:

@@ -1,6 +1,8 @@
 """A small model without ever allocating the dense one."""
 
+import copy
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import nn
@@ -15,12 +17,13 @@ def build_small(model_fn: Callable[[], nn.Module], plan: Plan) -> nn.Module:
 
     The dense model is made on ``meta``, where tensors have no memory, and only the
     small one gets any. A model whose constructor cannot run there, or that keeps
-    tensors outside its ``state_dict``, is built for real and then cut.
+    tensors outside its ``state_dict``, is built for real and then cut. What was cut on
+    ``meta`` is kept, and copied when the same plan is built again.
 
     Parameters
     ----------
     model_fn : callable
-        Gives the dense model.
+        Gives the dense model, the same at every call.
     plan : Plan
 
     Returns
@@ -28,19 +31,22 @@ def build_small(model_fn: Callable[[], nn.Module], plan: Plan) -> nn.Module:
     nn.Module
         To be loaded with :func:`.shrink.load_arrays_inplace`.
     """
-    skeleton = _skeleton(model_fn)
+    skeleton = _small_skeleton(model_fn, plan)
     if skeleton is None:
         return shrink(model_fn(), plan)
-    return shrink(skeleton, plan).to_empty(device="cpu")
+    return copy.deepcopy(skeleton).to_empty(device="cpu")
 
 
-def _skeleton(model_fn: Callable[[], nn.Module]) -> nn.Module | None:
+@lru_cache(maxsize=8)
+def _small_skeleton(model_fn: Callable[[], nn.Module], plan: Plan) -> nn.Module | None:
     try:
         with torch.device("meta"):
             model = model_fn()
     except (RuntimeError, NotImplementedError):  # it reads values while it is made
         return None
-    return None if any(_keeps_more(module) for module in model.modules()) else model
+    if any(_keeps_more(module) for module in model.modules()):
+        return None
+    return shrink(model, plan)
 
 
 def _keeps_more(module: nn.Module) -> bool:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import AutoFlipError
@@ -142,8 +141,3 @@ def parse_units(value: Any) -> Threshold | UnitCounts:
             )
         return {name.strip(): int(count) for name, _, count in pairs}
     return value if isinstance(value, Mapping) else parse_threshold(value)
-
-
-def ones_like_groups(layout: Layout) -> dict[str, NDArray[np.float64]]:
-    """Give every unit the same score."""
-    return {group.name: np.ones(group.size) for group in layout.groups}

@@ -207,7 +207,7 @@ def read_request(
             "this node does not hold the plan whose digest the server sent; it was "
             "probably restarted. The server sends the whole plan next time."
         )
-    plan = decode_plan(plan_bytes, _read_layout(layout_bytes))
+    plan = _read_plan(plan_bytes, layout_bytes)
     check_values(values, plan)
     if held.get(KEY_PLAN) != plan_bytes or held.get(KEY_LAYOUT) != layout_bytes:
         state[STATE] = ConfigRecord({KEY_LAYOUT: layout_bytes, KEY_PLAN: plan_bytes})
@@ -223,6 +223,15 @@ def read_request(
     return Request(orders, cast(bytes, digest), own)
 
 
+# A node gets the same plan every round, and virtual nodes of one process share it: the
+# same object then finds its index maps, and the model cut by it, made already.
+
+
 @lru_cache(maxsize=8)
-def _read_layout(data: bytes) -> Layout:
-    return layout_from_bytes(data)
+def _read_plan(plan_bytes: bytes, layout_bytes: bytes) -> Plan:
+    return decode_plan(plan_bytes, _read_layout(layout_bytes))
+
+
+@lru_cache(maxsize=8)
+def _read_layout(layout_bytes: bytes) -> Layout:
+    return layout_from_bytes(layout_bytes)

@@ -15,7 +15,6 @@ from models import (
 )
 
 from flwr_autoflip.core.codec import (
-    as_tensors,
     check_values,
     decode_plan,
     encode_plan,
@@ -374,10 +373,3 @@ def test_half_of_a_diverged_report_is_a_wire_error(bad: float) -> None:
 def test_scale_that_cannot_be_is_a_wire_error(scale: float) -> None:
     with pytest.raises(WireError, match="positive and finite"):
         from_half(np.float16([1.0]), scale)
-
-
-def test_as_tensors_by_hand() -> None:
-    arrays = as_tensors({"a": [1, 2], "b": 3.0})
-
-    np.testing.assert_array_equal(arrays["a"], [1, 2])
-    np.testing.assert_array_equal(arrays["b"], 3.0)

@@ -12,6 +12,7 @@ from flwr_autoflip.core.cost import (
     count_macs,
     count_macs_thop,
     count_parameters,
+    measure_cost,
 )
 from flwr_autoflip.core.plan import dense_plan
 from flwr_autoflip.core.shrink import arrays_of, shrink
@@ -41,6 +42,21 @@ def test_macs_are_of_one_example_whatever_the_batch(size: int) -> None:
 def test_parameters_by_hand() -> None:
     assert count_parameters(build("conv_flat")) == CONV_FLAT_PARAMETERS
     assert layout_of("conv_flat").num_parameters == CONV_FLAT_PARAMETERS
+
+
+def test_zeros_and_bytes_are_counted_apart() -> None:
+    model = build("conv_flat")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(1.0)
+        model.fc2.weight[0] = 0.0
+
+    cost = measure_cost(model, batch("conv_flat", 1))
+
+    assert cost.parameters == CONV_FLAT_PARAMETERS  # zeros take memory all the same
+    assert cost.zeros == 8
+    assert cost.macs == CONV_FLAT_MACS  # and time
+    assert cost.bytes == 4 * CONV_FLAT_PARAMETERS
 
 
 def test_thop_counts_the_same_for_layers_that_both_know() -> None:

@@ -62,3 +62,27 @@ def test_values_outside_the_state_dict_survive(place: str) -> None:
 
     x = torch.randn(4, 3)
     torch.testing.assert_close(small(x), expected(x))
+
+
+def test_a_plan_already_built_is_reused_but_never_its_values() -> None:
+    calls = []
+
+    def model_fn() -> nn.Module:
+        calls.append(1)
+        return build("conv_flat")
+
+    plan = random_plan(layout_of("conv_flat"), 0)
+    first = build_small(model_fn, plan)
+    first.mark = "the user's own"
+    with torch.no_grad():
+        for parameter in first.parameters():
+            parameter.fill_(7.0)
+    second = build_small(model_fn, plan)
+
+    assert len(calls) == 1
+    assert not hasattr(second, "mark")
+    ours = {p.data_ptr() for p in first.parameters()}
+    assert ours.isdisjoint(p.data_ptr() for p in second.parameters())
+
+    build_small(model_fn, random_plan(layout_of("conv_flat"), 1))
+    assert len(calls) == 2  # another plan is another model

@@ -10,7 +10,6 @@ from flwr_autoflip.core.errors import AutoFlipError
 from flwr_autoflip.core.threshold import Absolute, Auto, Compression, MacShare, Quantile
 from flwr_autoflip.policies.base import (
     keep_one,
-    ones_like_groups,
     parse_units,
     unit_costs,
     unit_plan,
@@ -110,13 +109,6 @@ def test_units_are_read(value: Any, parsed: Any) -> None:
 def test_units_that_cannot_be_read_are_refused(value: str) -> None:
     with pytest.raises(AutoFlipError):
         parse_units(value)
-
-
-def test_ones_like_groups_by_hand() -> None:
-    ones = ones_like_groups(flat_layout())
-
-    np.testing.assert_array_equal(ones["conv"], [1, 1])
-    np.testing.assert_array_equal(ones["fc1"], [1, 1, 1])
 
 
 def test_units_are_rounded_up_to_a_multiple() -> None:
