@@ -105,16 +105,28 @@ def _check_names(model: nn.Module, exclude: Sequence[str]) -> None:
             f"NumPy, and so the wire, lacks these dtypes: {odd}. Convert the model, "
             "such as model.float()."
         )
-    names: dict[int, str] = {}
-    shared = []
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if id(parameter) in names:
-            shared.append(f"{names[id(parameter)]} = {name}")
-        names[id(parameter)] = name
+    shared = [
+        " = ".join(names)
+        for names in _tied(model)
+        if len(names) > 1 and not any(_is_inside(name, exclude) for name in names)
+    ]
     if shared:
         raise UnsupportedLayerError(
-            f"parameters that are shared by two layers cannot be pruned: {shared}."
+            f"parameters that are shared by two layers cannot be pruned: {shared}. "
+            "Exclude one of the layers by name, exclude=(...), and both stay dense."
         )
+
+
+def _tied(model: nn.Module) -> list[list[str]]:
+    """Group the names of parameters and buffers by the tensor they stand for."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        names.setdefault(id(tensor), []).append(name)
+    return list(names.values())
+
+
+def _is_inside(name: str, modules: Sequence[str]) -> bool:
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
 def _is_odd(tensor: torch.Tensor) -> bool:
@@ -155,16 +167,22 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.inside: nn.Module | None = None
         self.flows: dict[str, Flow] = {}
         self._flow_of: Any = WeakIdKeyDictionary()
-        for name, tensor in model.state_dict(keep_vars=True).items():
+        state = model.state_dict(keep_vars=True)
+        for names in _tied(model):
+            tensor = state[names[0]]
             flow = Flow([self.units.new(n) for n in tensor.shape], None)
-            flow.source = (name, tuple(range(tensor.dim())))
-            if self._excluded(name):
-                own = [a for a in range(tensor.dim()) if (name, a) not in input_axes]
+            flow.source = (names[0], tuple(range(tensor.dim())))
+            if len(names) > 1:  # one layer's input may be the other's output
+                self.units.freeze(*flow.axes)
+            elif self._excluded(names[0]):
+                axes = range(tensor.dim())
+                own = [axis for axis in axes if (names[0], axis) not in input_axes]
                 self.units.freeze(*(flow.axes[axis] for axis in own))
-            self.flows[name] = self._flow_of[tensor] = flow
+            self._flow_of[tensor] = flow
+            self.flows |= dict.fromkeys(names, flow)
 
     def _excluded(self, name: str) -> bool:
-        return any(name == e or name.startswith(f"{e}.") for e in self.exclude)
+        return _is_inside(name, self.exclude)
 
     def flow_of(self, tensor: Any) -> Flow:
         """Labels of a tensor; one that nobody produced cannot be pruned."""

@@ -82,8 +82,36 @@ def test_tied_weights_are_refused() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
     model[2].weight = model[0].weight
 
-    with pytest.raises(UnsupportedLayerError, match=r"0.weight = 2.weight"):
+    with pytest.raises(UnsupportedLayerError, match=r"0.weight = 2.weight.*exclude="):
         trace(model, torch.randn(1, 4))
+
+
+class Tied(nn.Module):
+    """A language model whose decoder is its embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(7, 6)
+        self.hidden, self.back = nn.Linear(6, 8), nn.Linear(8, 6)
+        self.decode = nn.Linear(6, 7)
+        self.decode.weight = self.embed.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.decode(self.back(F.relu(self.hidden(self.embed(x)))))
+
+
+@pytest.mark.parametrize("excluded", ["embed", "decode"])
+def test_tied_weights_stay_dense_and_tied_when_excluded(excluded: str) -> None:
+    model, x = Tied(), torch.tensor([[1, 4, 2]])
+
+    layout = trace(model, x, exclude=(excluded,))
+
+    assert {group.name: group.size for group in layout.groups} == {"hidden": 8}
+    plan = Plan(layout, {"hidden": np.array([0, 3, 5])})
+    small = shrink(model, plan)
+    assert small.decode.weight is small.embed.weight
+    load_arrays_inplace(model, plan.apply(arrays_of(model)))
+    torch.testing.assert_close(small(x), model(x), atol=1e-5, rtol=1e-5)
 
 
 def test_several_inputs_and_outputs() -> None:
