@@ -28,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "mod": {"wire", "client", "core"},
     "presets": {"policies", "core"},
     "hosts": {"wire", "core"},
+    "inprocess": set(),
     "explorer": {"exchange", "hosts", "presets", "wire", "policies", "core"},
     "strategy": {
         *("explorer", "exchange", "hosts", "presets", "wire", "ledger"),
