@@ -207,7 +207,7 @@ POLICIES = (
     *(f"eflprune-{criterion}" for criterion in get_args(Criterion)),
     *("structured", "structured-restart"),
 )
-"""Names of policies; those after "dense" are baselines, each in a module of its name."""
+"""Names of policies; those after "dense" are other papers' methods."""
 
 
 def resolve_policy(policy: Policy | str, options: Options) -> Policy:

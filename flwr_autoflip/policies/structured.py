@@ -23,7 +23,8 @@ class Structured(Policy):
     k : float (default: 2.2)
         Standard deviations; the authors choose 2.0 to 2.5 by hand, 2.2 for FEMNIST.
     threshold : Compression, MacShare or mapping of str to int, optional
-        Once, at ``first_round``, keep so many, those nearest the mean, instead of those within ``k``.
+        Keep so many, those nearest the mean, from ``first_round`` on, instead of those
+        within ``k``.
     first_round, last_round : int (default: 2, 51)
         Rounds at whose start it prunes. The authors count from 0, so theirs are 1 to
         50; their first round trains the whole model.
