@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .core.codec import encode_plan
 from .core.guidance import Report
@@ -22,14 +23,15 @@ class Planner:
     layout : Layout
     explored : mapping of int to Report
         Node id to deviations; grows as nodes explore.
-    probed : list of Report
-        Squared gradients of the last round's nodes, if it probed.
+    probed : dict of str to ndarray
+        Squared gradients of the last round, float64, summed over its nodes; empty if
+        it did not probe.
     """
 
     policy: Policy
     layout: Layout
     explored: Mapping[int, Report]
-    probed: list[Report] = field(default_factory=list)
+    probed: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     _run_plan: Plan | None = None
     _previous: Previous | None = None
     _server_round: int = 0
@@ -49,13 +51,14 @@ class Planner:
         reports = list(self.explored.values())
         self._run_plan = self.policy(0, self.layout, weights, reports)
         self._previous = Previous(self._run_plan, 0)
-        self._server_round, self.probed = 0, []
+        self._server_round, self.probed = 0, {}
         return self._run_plan
 
     def add_probe(self, squares: Report, num_examples: float) -> None:
         """Take a node's squared gradients in, weighed as its values are."""
-        weight = np.float32(num_examples)
-        self.probed.append({name: weight * s for name, s in squares.items()})
+        for name, values in squares.items():
+            weighed = num_examples * values.astype(np.float64)
+            self.probed[name] = self.probed.get(name, 0.0) + weighed
 
     def renew(self, server_round: int, weights: Arrays) -> Plan | None:
         """Make a round's plan from the weights, the probe and the plan that held.
@@ -71,9 +74,9 @@ class Planner:
         Plan or None
             None if the plan that held still does.
         """
-        before, reports = self._previous, self.probed
+        before, reports = self._previous, [self.probed] if self.probed else []
         plan = self.policy(server_round, self.layout, weights, reports, before)
-        self._server_round, self.probed = server_round, []
+        self._server_round, self.probed = server_round, {}
         if before is not None and encode_plan(plan) == encode_plan(before.plan):
             return None
         self._previous = Previous(plan, server_round)

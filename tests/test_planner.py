@@ -54,12 +54,15 @@ def test_reports_are_the_explorers_first_and_then_the_probe_once() -> None:
 
     planner.start(WEIGHTS)
     planner.add_probe({"fc1.bias": np.float32([1, 2, 3, 0])}, 5)
+    planner.add_probe({"fc1.bias": np.float32([0, 1, 0, 3e38])}, 10)
     planner.renew(1, WEIGHTS)
     planner.renew(2, WEIGHTS)
 
     assert policy.calls[0][1] == [explored]
     (weighed,) = policy.calls[1][1]
-    np.testing.assert_array_equal(weighed["fc1.bias"], [5, 10, 15, 0])
+    np.testing.assert_array_equal(
+        weighed["fc1.bias"], [5, 20, 15, 10 * float(np.float32(3e38))]
+    )
     assert policy.calls[2][1] == []
 
 

@@ -107,8 +107,8 @@ class Policy(ABC):
             Global dense arrays.
         reports : sequence of Report
             Deviations of the explorers, or of this round's participants. With
-            ``renewed``, once there is a plan: squared gradients a node, times its
-            examples, from the round before if it probed. Otherwise empty.
+            ``renewed``, once there is a plan: squared gradients of the round before,
+            summed over its nodes by examples, if it probed. Otherwise empty.
         previous : Previous or None
             With ``renewed``, the plan that holds; None for the first.
 
