@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from .core.codec import VERSION, pack_small
 from .core.cost import count_parameters
 from .core.errors import AutoFlipError, WireError
 from .core.exploration import encode_report
+from .core.probe import append_probe, sum_gradients
 from .core.shrink import arrays_of, hold_mask, load_arrays_inplace
 from .core.skeleton import build_small
 
@@ -101,7 +102,10 @@ class AutoFlipClient(NumPyClient):
         request = self._read(parameters, config)
         orders, received = request.orders, request.arrays()
         model = self._small_model(request, received).train()
-        with hold_mask(model, orders.reply_plan), _measured(model) as spent:
+        with ExitStack() as stack:
+            sums = stack.enter_context(sum_gradients(model)) if orders.probe else {}
+            stack.enter_context(hold_mask(model, orders.reply_plan))
+            spent = stack.enter_context(_measured(model))
             num_examples, metrics = self.train(model, request.config)
         trained = arrays_of(model)
         receipt = receipt_of(request, count_parameters(model), spent)
@@ -112,6 +116,8 @@ class AutoFlipClient(NumPyClient):
             )
         else:
             values = pack_small(trained, orders.reply_plan, orders.dtype)
+            if orders.probe:
+                values = append_probe(values, sums, orders.reply_plan)
         return [values], int(num_examples), {**_numbers(metrics), **receipt}
 
     def evaluate(

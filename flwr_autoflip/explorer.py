@@ -87,7 +87,7 @@ class Explorer:
         """
         wait_for_nodes(grid, int(find_attribute(self.inner, "min_available_nodes", 1)))
         round_templates = list(self.inner.configure_train(0, arrays, config, grid))
-        templates = self._choose(grid, round_templates)
+        templates = self._choose(grid, round_templates, policy)
         if isinstance(policy, AutoFlipPolicy):
             deciding = round_templates if policy.per_round else templates
             policy.check_explorers(len(deciding))
@@ -109,9 +109,13 @@ class Explorer:
         update_inplace(aggregated, dense)
         return aggregated
 
-    def _choose(self, grid: Grid, templates: list[Message]) -> list[Message]:
+    def _choose(
+        self, grid: Grid, templates: list[Message], policy: Policy
+    ) -> list[Message]:
         """Choose explorers: those of an ordinary round, or a share of all nodes."""
         fraction = self.options["exploration_fraction"]
+        if policy.max_explorers is not None:
+            return templates[: policy.max_explorers]
         if fraction == "round" or not templates:
             return templates
         nodes = sorted(grid.get_node_ids())

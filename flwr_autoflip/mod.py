@@ -53,6 +53,10 @@ def autoflip_mod(
         return call_next(message, context)
     values = wire.single_array(message.content.array_records[arrays_key])
     request = wire.read_request(values, config, context.state)
+    if request.orders.probe:
+        raise WireError(
+            "the server asks for gradients, which a mod cannot see; use AutoFlipClient."
+        )
     plan = request.orders.plan
     zeros = {t.name: np.zeros(t.shape, t.dtype) for t in plan.layout.tensors}
     dense = expand(zeros, values, plan)

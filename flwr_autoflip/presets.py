@@ -2,15 +2,31 @@
 
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, cast, get_args
 
 from .core.errors import AutoFlipError
 from .core.exploration import PAYLOADS, Payload
 from .core.guidance import Normalization
-from .core.threshold import Auto, ThresholdLike, parse_threshold
-from .policies import AutoFlipPolicy, Dense, L1Units, Policy, RandomUnits
+from .core.threshold import (
+    Auto,
+    Compression,
+    Threshold,
+    ThresholdLike,
+    parse_threshold,
+)
+from .policies import (
+    AutoFlipPolicy,
+    Dense,
+    EflPrune,
+    L1Units,
+    Policy,
+    PruneFl,
+    RandomUnits,
+    Structured,
+)
 from .policies.autoflip import Units
 from .policies.base import UnitCounts, parse_units
+from .policies.eflprune import Criterion
 
 
 class Options(TypedDict, total=False):
@@ -186,13 +202,23 @@ def _is_real(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+POLICIES = (
+    *("autoflip", "random", "l1", "dense", "prunefl"),
+    *(f"eflprune-{criterion}" for criterion in get_args(Criterion)),
+    *("structured", "structured-restart"),
+)
+"""Names of policies; those after "dense" are other papers' methods."""
+
+
 def resolve_policy(policy: Policy | str, options: Options) -> Policy:
     """Give the policy that a name and the options mean.
 
     Parameters
     ----------
-    policy : Policy or {"autoflip", "random", "l1", "dense"}
-        A policy object is taken as it is.
+    policy : Policy or str
+        One of :data:`POLICIES`; a policy object is taken as it is. With
+        ``threshold="auto"`` "prunefl" and "structured" go by their own rules.
+        "structured-restart" throws weights away when units go.
     options : Options
         Complete.
 
@@ -208,25 +234,51 @@ def resolve_policy(policy: Policy | str, options: Options) -> Policy:
     if not isinstance(policy, str):
         return policy
     threshold = parse_units(options["threshold"])
-    round_to = options["round_to"]
-    if policy == "dense":
-        return Dense()
-    if policy in ("random", "l1"):
-        if policy == "random" and isinstance(threshold, Auto):
-            raise AutoFlipError(
-                "policy='random' has no deviations to find a boundary in; give a "
-                "target such as threshold='2x', 'macs:0.25' or {'conv1': 8, ...}."
-            )
-        return (
-            RandomUnits(threshold, round_to=round_to)
-            if policy == "random"
-            else L1Units(threshold, round_to)
-        )
-    if policy != "autoflip":
+    kind, _, detail = policy.partition("-")
+    if policy not in POLICIES:
         raise AutoFlipError(
-            "policy must be 'autoflip', 'random', 'l1', 'dense' or a Policy object, "
-            f"got {policy!r}."
+            f"policy must be {', '.join(map(repr, POLICIES))} or a Policy object, got "
+            f"{policy!r}."
         )
+    if policy in ("random", "eflprune-random") and isinstance(threshold, Auto):
+        raise AutoFlipError(
+            f"policy={policy!r} has no deviations to find a boundary in; give a "
+            "target such as threshold='2x', 'macs:0.25' or {'conv1': 8, ...}."
+        )
+    match kind:
+        case "dense":
+            return Dense()
+        case "random":
+            return RandomUnits(threshold, round_to=options["round_to"])
+        case "l1":
+            return L1Units(threshold, options["round_to"])
+        case "prunefl":
+            return _prunefl(threshold, options)
+        case "eflprune":
+            criterion = cast(Criterion, detail)
+            return EflPrune(criterion, threshold, round_to=options["round_to"])
+        case "structured":
+            own = None if isinstance(threshold, Auto) else threshold
+            return Structured(threshold=own, restart=detail == "restart")
+        case _:
+            return _autoflip(threshold, options)
+
+
+def _prunefl(threshold: Threshold | UnitCounts, options: Options) -> PruneFl:
+    if not isinstance(threshold, Auto | Compression):
+        raise AutoFlipError(
+            "policy='prunefl' takes threshold='auto' (its own density) or a number of "
+            f"parameters such as '2x', got {threshold!r}."
+        )
+    if options["exploration_payload"] == "units":
+        raise AutoFlipError(
+            "policy='prunefl' reads single weights from its explorer; use "
+            "exploration_payload='update' or 'deviation'."
+        )
+    return PruneFl(None if isinstance(threshold, Auto) else threshold)
+
+
+def _autoflip(threshold: Threshold | UnitCounts, options: Options) -> AutoFlipPolicy:
     if isinstance(threshold, Mapping):
         raise AutoFlipError("policy='autoflip' takes a threshold, not units a group.")
     single = options["single_weights"]
@@ -237,5 +289,5 @@ def resolve_policy(policy: Policy | str, options: Options) -> Policy:
         None if single is None else parse_threshold(single),
         options["guidance_from"],
         options["keep_output"],
-        round_to,
+        options["round_to"],
     )

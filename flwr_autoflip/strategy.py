@@ -25,6 +25,7 @@ from .exchange import CostOf, Exchange, log_round
 from .explorer import Explorer
 from .hosts import find_attribute, update_inplace, weight_key
 from .ledger import Ledger
+from .planner import Planner
 from .policies import Policy
 from .presets import Options, resolve_options, resolve_policy
 
@@ -47,7 +48,7 @@ class AutoFlip(Strategy):
     preset : {"default", "paper", "authors-code"} (default: "default")
         Where options that are not given come from.
     policy : Policy or str (default: "autoflip")
-        Who stays: "autoflip", "random", "l1", "dense", or your own.
+        Who stays: a name in :func:`flwr_autoflip.presets.resolve_policy`, or your own.
     exclude : sequence of str (default: ())
         Modules whose units all stay.
     value_dtype : {"float32", "float16"} (default: "float32")
@@ -106,8 +107,9 @@ class AutoFlip(Strategy):
         self._explorer = Explorer(
             strategy, self._exchange, self.layout, self.options, value_dtype
         )
+        self._planner = Planner(self.policy, self.layout, self._explorer.reports)
         self._weights: dict[str, NDArray[Any]] = {}
-        self._run_plan: Plan | None = None
+        self._initial: dict[str, NDArray[Any]] = {}
         self._round_plan = dense_plan(self.layout)
 
     # --- The run --------------------------------------------------------------------
@@ -160,23 +162,34 @@ class AutoFlip(Strategy):
         return result
 
     def _plan_run(self, record: ArrayRecord) -> None:
-        """Make the one plan of the run, unless every round has its own."""
+        """Make the plan before round 1, unless participants decide round by round."""
+        arrays = self._weights = wire.from_arrayrecord(record)
         if self.policy.per_round:
             return
-        arrays = wire.from_arrayrecord(record)
-        reports = list(self._explorer.reports.values())
-        plan = self._run_plan = self.policy(0, self.layout, arrays, reports)
-        if self.options["rescale"]:
+        if self.policy.restarts:
+            self._initial = arrays
+        plan = self._planner.start(arrays)
+        if self.options["rescale"] and self.policy.renewed == "never":
             scaled = rescale_fan_in(arrays, plan)
             update_inplace(record, scaled)
         self._log_plan(plan)
 
-    def deployable_plan(self) -> Plan:
-        """Plan of all explorers: what a device will run in the end."""
-        if self._run_plan is None:
-            reports = list(self._explorer.reports.values())
-            self._run_plan = self.policy(0, self.layout, self._weights, reports)
-        return self._run_plan
+    def deployable_plan(self, arrays: ArrayRecord | None = None) -> Plan:
+        """Give the plan of what a device will run in the end.
+
+        Parameters
+        ----------
+        arrays : ArrayRecord, optional
+            Dense weights that it is for; left out, those of the last round. Only
+            policies with ``renewed="weights"`` look at them.
+
+        Returns
+        -------
+        Plan
+        """
+        if arrays is None or self.policy.renewed != "weights":
+            return self._planner.deployable(self._weights)
+        return self._planner.deployable(wire.from_arrayrecord(arrays))
 
     def deployable_model(self, arrays: ArrayRecord) -> nn.Module:
         """Build the small model for deployment.
@@ -191,7 +204,7 @@ class AutoFlip(Strategy):
         nn.Module
             In evaluation mode.
         """
-        plan, model = self.deployable_plan(), self._cost_of.model
+        plan, model = self.deployable_plan(arrays), self._cost_of.model
         small = shrink(model, plan)
         values = plan.apply(wire.from_arrayrecord(arrays))
         load_arrays_inplace(small, {n: plan.take(n, a) for n, a in values.items()})
@@ -199,7 +212,7 @@ class AutoFlip(Strategy):
 
     def _evaluate_both(self, evaluate_fn: EvaluateFn) -> EvaluateFn:
         def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-            plan = self.deployable_plan()
+            plan = self.deployable_plan(arrays)
             masked = plan.apply(wire.from_arrayrecord(arrays))
             small = evaluate_fn(server_round, wire.to_arrayrecord(masked))
             whole = plan.num_parameters == self.layout.num_parameters
@@ -227,6 +240,8 @@ class AutoFlip(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Sample as the inner strategy does; ship each node its plan's values."""
+        if self.policy.renewed != "never":
+            self._renew_plan(server_round, arrays)
         templates = list(
             self.strategy.configure_train(server_round, arrays, config, grid)
         )
@@ -240,8 +255,19 @@ class AutoFlip(Strategy):
             pack(self._weights, self._round_plan, self.value_dtype),
             self.value_dtype,
             self.options["regrow"],
+            probe=self.policy.probes(server_round),
         )
         return self._exchange.requests(server_round, templates, orders)
+
+    def _renew_plan(self, server_round: int, arrays: ArrayRecord) -> None:
+        """Make the round's plan; start afresh in place if it asks for that."""
+        plan = self._planner.renew(server_round, wire.from_arrayrecord(arrays))
+        if plan is None or not self.policy.restarts:
+            return
+        rescale = self.options["rescale"]
+        fresh = rescale_fan_in(self._initial, plan) if rescale else self._initial
+        update_inplace(arrays, fresh)
+        self._log_plan(plan)
 
     def _plan_round(
         self,
@@ -250,9 +276,7 @@ class AutoFlip(Strategy):
         arrays: ArrayRecord,
         grid: Grid,
     ) -> Plan:
-        if not self.policy.per_round:
-            return self.deployable_plan()
-        if self.policy.explores:
+        if self.policy.per_round and self.policy.explores:
             late = [
                 t
                 for t in templates
@@ -261,12 +285,7 @@ class AutoFlip(Strategy):
             if late:
                 self._explorer.visit(server_round, grid, late, arrays)
         nodes = [template.metadata.dst_node_id for template in templates]
-        reports = [
-            self._explorer.reports[node]
-            for node in nodes
-            if node in self._explorer.reports
-        ]
-        return self.policy(server_round, self.layout, self._weights, reports)
+        return self._planner.of_round(server_round, self._weights, nodes)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -280,6 +299,8 @@ class AutoFlip(Strategy):
 
         accepted = []
         for message, reply, full in self._exchange.replies(replies, read):
+            if reply.probe:
+                self._planner.add_probe(reply.probe, reply.num_examples)
             wire.inner_reply(message, full, reply, weight_key(self.strategy))
             accepted.append(message)
         if not accepted:
@@ -291,6 +312,7 @@ class AutoFlip(Strategy):
             zero = self.options["untrained"] == "zero"
             settled = settle(arrays, self._weights, trained, zero=zero)
             update_inplace(aggregated, settled)
+            self._weights = settled
         log_round(self.ledger, server_round, plan)
         return aggregated, metrics
 
@@ -303,7 +325,7 @@ class AutoFlip(Strategy):
         )
         if not templates:
             return []
-        plan, weights = self.deployable_plan(), wire.from_arrayrecord(arrays)
+        plan, weights = self.deployable_plan(arrays), wire.from_arrayrecord(arrays)
         orders = wire.Orders("evaluate", plan, pack(weights, plan, self.value_dtype))
         return self._exchange.requests(server_round, templates, orders)
 

@@ -30,8 +30,9 @@ ALLOWED: dict[str, set[str]] = {
     "hosts": {"wire", "core"},
     "inprocess": set(),
     "explorer": {"exchange", "hosts", "presets", "wire", "policies", "core"},
+    "planner": {"policies", "core"},
     "strategy": {
-        *("explorer", "exchange", "hosts", "presets", "wire", "ledger"),
+        *("explorer", "exchange", "hosts", "planner", "presets", "wire", "ledger"),
         *("policies", "core"),
     },
     "": {"core", "client", "files", "mod", "presets", "strategy"},

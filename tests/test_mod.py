@@ -13,6 +13,7 @@ from grid import LocalGrid
 
 from flwr_autoflip import AutoFlip, autoflip_mod
 from flwr_autoflip.core.shrink import arrays_of, load_arrays_inplace
+from flwr_autoflip.policies import PruneFl
 
 
 class PlainNumPyClient(NumPyClient):
@@ -109,3 +110,15 @@ def test_messages_of_others_pass_through() -> None:
     result = FedAvg().start(LocalGrid(app, 3), initial(), num_rounds=1)
 
     assert len(result.arrays) == len(initial())
+
+
+def test_a_mod_cannot_see_gradients_and_says_so() -> None:
+    strategy = AutoFlip(
+        FedAvg(fraction_evaluate=0.0), TinyNet(), EXAMPLE, policy=PruneFl(interval=1)
+    )
+
+    strategy.start(LocalGrid(plain_app([autoflip_mod]), 3), initial(), num_rounds=1)
+
+    train = [r for r in strategy.ledger.rows if r["phase"] == "train"]
+    assert {r["status"] for r in train} == {"failed"}
+    assert "use AutoFlipClient" in train[0]["reason"]

@@ -4,8 +4,16 @@ import pytest
 
 from flwr_autoflip.core.errors import AutoFlipError
 from flwr_autoflip.core.threshold import Absolute, Auto, Compression, MacShare, Quantile
-from flwr_autoflip.policies import AutoFlipPolicy, Dense, L1Units, RandomUnits
-from flwr_autoflip.presets import resolve_options, resolve_policy
+from flwr_autoflip.policies import (
+    AutoFlipPolicy,
+    Dense,
+    EflPrune,
+    L1Units,
+    PruneFl,
+    RandomUnits,
+    Structured,
+)
+from flwr_autoflip.presets import POLICIES, Options, resolve_options, resolve_policy
 
 
 def test_default_needs_no_number_from_the_user() -> None:
@@ -84,3 +92,61 @@ def test_units_payload_cannot_choose_single_weights() -> None:
                 "single_weights": 0.3,
             },
         )
+
+
+def named(policy: str, **changes: object) -> object:
+    options = resolve_options("default", Options(**changes))  # type: ignore[typeddict-item]
+    return resolve_policy(policy, options)
+
+
+def test_baselines_by_name() -> None:
+    assert named("prunefl") == PruneFl()
+    assert named("prunefl", threshold="3x") == PruneFl(Compression(3))
+    assert named("structured") == Structured(restart=False)
+    assert named("structured-restart") == Structured(restart=True)
+    assert named("structured", threshold="macs:0.5") == Structured(
+        threshold=MacShare(0.5), restart=False
+    )
+    assert named("eflprune-bn", threshold="2x", round_to=8) == EflPrune(
+        "bn", Compression(2), round_to=8
+    )
+    for criterion in ("random", "l1", "l2", "similarity", "bn", "magnitude"):
+        assert named(f"eflprune-{criterion}", threshold="2x") == EflPrune(
+            criterion, Compression(2)
+        )
+
+
+def test_every_name_is_a_policy_and_no_other_is() -> None:
+    for name in POLICIES:
+        assert callable(named(name, threshold="2x"))
+    for name in (
+        "eflprune",
+        "eflprune-",
+        "eflprune-l3",
+        "structured-fresh",
+        "prunefl-1",
+    ):
+        with pytest.raises(AutoFlipError, match="policy must be 'autoflip'"):
+            named(name, threshold="2x")
+
+
+@pytest.mark.parametrize(
+    ("policy", "changes", "message"),
+    [
+        ("prunefl", {"threshold": "macs:0.5"}, "takes threshold='auto'"),
+        ("prunefl", {"threshold": {"a": 1}}, "takes threshold='auto'"),
+        (
+            "prunefl",
+            {"exploration_payload": "units", "warm_start": False},
+            "reads single weights",
+        ),
+        ("structured", {"threshold": 0.3}, "takes its own limits"),
+        ("eflprune-random", {}, "give a target"),
+        ("eflprune-magnitude", {"threshold": {"a": 1}}, "prunes single weights"),
+    ],
+)
+def test_thresholds_that_a_baseline_cannot_use(
+    policy: str, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(AutoFlipError, match=message):
+        named(policy, **changes)

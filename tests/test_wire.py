@@ -53,6 +53,17 @@ def test_request_has_one_array_and_our_keys_beside_the_apps() -> None:
     assert plan_bytes == 16 + len(LAYOUT.encoded) + len(encode_plan(PLAN))
 
 
+def test_a_probe_is_one_more_key_and_longer_replies() -> None:
+    content, _, _ = wire.request_content(
+        orders(probe=True), template(), wire.Held(), "message"
+    )
+    config = dict(content["settings"])
+
+    assert config["autoflip-probe"] is True
+    request = wire.read_request(pack(ARRAYS, PLAN), config, RecordDict())
+    assert request.orders.probe
+
+
 def test_a_node_that_holds_the_plan_is_sent_its_digest_alone() -> None:
     _, held, _ = wire.request_content(orders(), template(), wire.Held(), "message")
 

@@ -13,8 +13,11 @@ from numpy.typing import NDArray
 from .errors import AutoFlipError
 from .layout import Arrays, Layout
 
-Report = Mapping[str, NDArray[np.float32]]
-"""Deviations of one explorer by tensor (or group) name, float32, not negative."""
+Report = Mapping[str, NDArray[np.floating]]
+"""Deviations of one explorer by tensor (or group) name, float32, not negative.
+
+Where a policy probes, also squared gradients of a round, float64.
+"""
 
 Normalization = Literal["client", "layer"]
 

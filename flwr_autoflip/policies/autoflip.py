@@ -21,20 +21,17 @@ from ..core.layout import Arrays, Layout, TensorSpec
 from ..core.plan import Mask, Plan, warn_if_nothing_pruned
 from ..core.threshold import (
     Absolute,
-    Compression,
-    Cost,
-    MacShare,
     Threshold,
     keep_top,
     select,
 )
-from .base import unit_plan
+from .base import Policy, Previous, unit_plan, weight_costs
 
 Units = Literal["score", "all", "none"]
 
 
 @dataclass(frozen=True)
-class AutoFlipPolicy:
+class AutoFlipPolicy(Policy):
     """Plans from explorers' deviations.
 
     Parameters
@@ -99,6 +96,7 @@ class AutoFlipPolicy:
         layout: Layout,
         weights: Arrays,
         reports: Sequence[Report],
+        previous: Previous | None = None,
     ) -> Plan:
         """Make the plan of a set of explorers; see :class:`.base.Policy`."""
         self.check_explorers(len(reports))
@@ -155,7 +153,7 @@ class AutoFlipPolicy:
             t.name: plan.take(t.name, guidance[t.name])
             for t in _maskable(layout, self.keep_output)
         }
-        chosen = select(kept, self.single_weights, _weight_costs(layout, plan))
+        chosen = select(kept, self.single_weights, weight_costs(layout, plan))
         masks = {}
         for name, choice in chosen.items():
             masks[name] = np.zeros(layout.by_name[name].shape, np.bool_)
@@ -168,7 +166,7 @@ class AutoFlipPolicy:
         _check_by_weight(layout, guidance)
         scores = {t.name: guidance[t.name] for t in _maskable(layout, self.keep_output)}
         whole = Plan(layout, {g.name: np.arange(g.size) for g in layout.groups})
-        mask = select(scores, self.threshold, _weight_costs(layout, whole))
+        mask = select(scores, self.threshold, weight_costs(layout, whole))
         if self.units == "none":
             return Plan(layout, whole.keep, mask)
         return Plan(layout, _units_not_all_marked(layout, mask, guidance), mask)
@@ -209,20 +207,3 @@ def _units_not_all_marked(
         name: np.flatnonzero(count if count.any() else keep_top(scores[name], 1))
         for name, count in left.items()
     }
-
-
-def _weight_costs(layout: Layout, plan: Plan) -> dict[type, Cost]:
-    """Single weights inside a plan: their share of the dense model's parameters."""
-    fixed = plan.num_parameters
-
-    def parameters(kept: Mapping[str, NDArray[np.bool_]]) -> float:
-        gone = sum(mask.size - int(np.count_nonzero(mask)) for mask in kept.values())
-        return (fixed - gone) / layout.num_parameters
-
-    def macs(kept: Mapping[str, NDArray[np.bool_]]) -> float:
-        raise AutoFlipError(
-            "single weights that go save no MACs, so 'macs:...' cannot choose them; "
-            "use it with units='score'."
-        )
-
-    return {Compression: parameters, MacShare: macs}

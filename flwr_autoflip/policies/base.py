@@ -1,13 +1,16 @@
-"""The protocol of a policy, and what policies over unit scores share."""
+"""What a policy is, and what policies share."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import AutoFlipError
 from ..core.guidance import Report
-from ..core.layout import Arrays, Layout
+from ..core.layout import Arrays, Layout, TensorSpec
 from ..core.plan import Plan, dense_plan, keep_from_bool
 from ..core.threshold import (
     Compression,
@@ -24,42 +27,90 @@ UnitCounts = Mapping[str, int]
 """Group name to how many of its units stay."""
 
 
-class Policy(Protocol):
-    """Decides who stays.
+Renewal = Literal["never", "round", "weights"]
+"""When a plan is made anew; see :class:`Policy`."""
+
+
+@dataclass(frozen=True)
+class Previous:
+    """The plan that holds when a new one is made.
+
+    Parameters
+    ----------
+    plan : Plan
+    since : int
+        First round in which it held; 0 if it was made before the rounds.
+    """
+
+    plan: Plan
+    since: int
+
+
+class Policy(ABC):
+    """Decides who stays; inherit from it, and change what differs.
 
     Attributes
     ----------
     explores : bool
         Needs explorers' reports.
+    max_explorers : int or None
+        How many nodes explore before round 1 at most.
     per_round : bool
-        Makes a plan every round from that round's participants; otherwise one plan
-        from all explorers serves the whole run and travels once.
+        Makes a plan every round from the explorers' reports of that round's
+        participants; otherwise all explorers count.
+    renewed : {"never", "round", "weights"}
+        ``"never"``: the plan of all explorers is evaluated and deployed. ``"round"``:
+        a plan is made before round 1 and anew at the start of every round, from the
+        weights, what was probed in the round before, and the plan that held; the last
+        one is evaluated and deployed. ``"weights"``: likewise, but what is evaluated
+        has a plan of its own weights.
+    restarts : bool
+        With ``renewed``: weights are thrown away when the plan changes, and start from
+        the initial ones.
     """
 
-    @property
-    def explores(self) -> bool: ...
+    explores: ClassVar[bool] = False
+    max_explorers: ClassVar[int | None] = None
+    renewed: ClassVar[Renewal] = "never"
 
     @property
-    def per_round(self) -> bool: ...
+    def per_round(self) -> bool:
+        """Whether a round's participants decide."""
+        return False
 
+    @property
+    def restarts(self) -> bool:
+        """Whether a new plan starts from the initial weights."""
+        return False
+
+    def probes(self, server_round: int) -> bool:
+        """Tell whether nodes also send gradients in this round, for the next plan."""
+        return False
+
+    @abstractmethod
     def __call__(
         self,
         server_round: int,
         layout: Layout,
         weights: Arrays,
         reports: Sequence[Report],
+        previous: Previous | None = None,
     ) -> Plan:
         """Make a plan.
 
         Parameters
         ----------
         server_round : int
+            0 before the first round.
         layout : Layout
         weights : mapping of str to ndarray
             Global dense arrays.
         reports : sequence of Report
-            Deviations of the explorers, or of this round's participants; empty for a
-            policy that does not explore.
+            Deviations of the explorers, or of this round's participants. With
+            ``renewed``, once there is a plan: squared gradients of the round before,
+            summed over its nodes by examples, if it probed. Otherwise empty.
+        previous : Previous or None
+            With ``renewed``, the plan that holds; None for the first.
 
         Returns
         -------
@@ -141,3 +192,28 @@ def parse_units(value: Any) -> Threshold | UnitCounts:
             )
         return {name.strip(): int(count) for name, _, count in pairs}
     return value if isinstance(value, Mapping) else parse_threshold(value)
+
+
+def weight_tensors(layout: Layout) -> list[TensorSpec]:
+    """List what methods for single weights prune: kernels and matrices.
+
+    Biases and normalisation layers, one value a unit, are left alone.
+    """
+    return [t for t in layout.tensors if t.trainable and len(t.shape) >= 2]
+
+
+def weight_costs(layout: Layout, plan: Plan) -> dict[type, Cost]:
+    """Single weights inside a plan: their share of the dense model's parameters."""
+    fixed = plan.num_parameters
+
+    def parameters(kept: Mapping[str, NDArray[np.bool_]]) -> float:
+        gone = sum(mask.size - int(np.count_nonzero(mask)) for mask in kept.values())
+        return (fixed - gone) / layout.num_parameters
+
+    def macs(kept: Mapping[str, NDArray[np.bool_]]) -> float:
+        raise AutoFlipError(
+            "single weights that go save no MACs, so 'macs:...' cannot choose them; "
+            "use it with units='score'."
+        )
+
+    return {Compression: parameters, MacShare: macs}

@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from ..core.guidance import Report
 from ..core.layout import Arrays, Layout
 from ..core.plan import Plan, dense_plan
+from .base import Policy, Previous
 
 
 @dataclass(frozen=True)
-class Dense:
+class Dense(Policy):
     """Keep every unit and weight."""
-
-    explores = False
-    per_round = False
 
     def __call__(
         self,
@@ -21,6 +19,7 @@ class Dense:
         layout: Layout,
         weights: Arrays,
         reports: Sequence[Report],
+        previous: Previous | None = None,
     ) -> Plan:
         """Make the plan that prunes nothing; see :class:`.base.Policy`."""
         return dense_plan(layout)

@@ -9,11 +9,11 @@ from ..core.guidance import Report, unit_scores
 from ..core.layout import Arrays, Layout
 from ..core.plan import Plan
 from ..core.threshold import Threshold
-from .base import UnitCounts, unit_plan
+from .base import Policy, Previous, UnitCounts, unit_plan
 
 
 @dataclass(frozen=True)
-class L1Units:
+class L1Units(Policy):
     """Keep units by the mean absolute value of their own parameters.
 
     Parameters
@@ -27,15 +27,13 @@ class L1Units:
     threshold: Threshold | UnitCounts
     round_to: int = 1
 
-    explores = False
-    per_round = False
-
     def __call__(
         self,
         server_round: int,
         layout: Layout,
         weights: Arrays,
         reports: Sequence[Report],
+        previous: Previous | None = None,
     ) -> Plan:
         """Make the plan of the weights at hand; see :class:`.base.Policy`."""
         sizes = {t.name: np.abs(weights[t.name]) for t in layout.tensors if t.trainable}

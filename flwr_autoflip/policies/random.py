@@ -9,11 +9,11 @@ from ..core.guidance import Report
 from ..core.layout import Arrays, Layout
 from ..core.plan import Plan
 from ..core.threshold import Threshold
-from .base import UnitCounts, unit_plan
+from .base import Policy, Previous, UnitCounts, unit_plan
 
 
 @dataclass(frozen=True)
-class RandomUnits:
+class RandomUnits(Policy):
     """Keep units drawn at random, once for the whole run.
 
     Parameters
@@ -29,15 +29,13 @@ class RandomUnits:
     seed: int = 0
     round_to: int = 1
 
-    explores = False
-    per_round = False
-
     def __call__(
         self,
         server_round: int,
         layout: Layout,
         weights: Arrays,
         reports: Sequence[Report],
+        previous: Previous | None = None,
     ) -> Plan:
         """Draw the plan; see :class:`.base.Policy`."""
         generator = np.random.default_rng(self.seed)

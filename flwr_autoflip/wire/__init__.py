@@ -1,9 +1,10 @@
 """Flower's records <-> core values, and every record key we use (wire version 1).
 
 Down: one ArrayRecord with one flat Array, and the app's own ConfigRecord with our keys
-in it. Up: one flat Array, the app's MetricRecord, and a receipt. The server knows the
-plan, so an upload carries no mask. Neither side trusts the other: version, digest,
-length, dtype and finiteness are checked before a value is used.
+in it. Up: one flat Array (gradients behind the values in a round that probes), the
+app's MetricRecord, and a receipt. The server knows the plan, so an upload carries no
+mask. Neither side trusts the other: version, digest, length, dtype and finiteness are
+checked before a value is used.
 """
 
 from .keys import (

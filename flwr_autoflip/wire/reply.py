@@ -1,7 +1,7 @@
 """Node -> server: values and a receipt, out and in."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 
 from ..core.codec import VERSION, check_values, encode_plan, plan_digest
 from ..core.errors import WireError
+from ..core.guidance import Report
 from ..core.layout import Arrays
+from ..core.probe import split_probe
 from .keys import (
     KEY_DIGEST,
     KEY_EVAL_EXAMPLES,
@@ -94,12 +96,15 @@ class Reply:
         The app's own, numbers only.
     receipt : dict
         Our keys: parameters, examples, seconds, scale.
+    probe : Report (default: empty)
+        Squared gradients, if they were asked for.
     """
 
     values: NDArray[Any]
     num_examples: float
     metrics: dict[str, Any]
     receipt: dict[str, Any]
+    probe: Report = field(default_factory=dict)
 
 
 def read_reply(message: Message, orders: Orders, api: ClientApi) -> Reply:
@@ -141,6 +146,9 @@ def read_reply(message: Message, orders: Orders, api: ClientApi) -> Reply:
     if len(content.array_records) != 1:
         raise WireError(f"expected one ArrayRecord, {len(content.array_records)} came.")
     values = single_array(next(iter(content.array_records.values())))
+    if orders.probe:
+        trained, probe = split_probe(values, orders.reply_plan)
+        return Reply(trained, num_examples, own, receipt, probe)
     if phase == "train":
         check_values(values, orders.reply_plan)
     return Reply(values, num_examples, own, receipt)

@@ -27,6 +27,7 @@ from .keys import (
     KEY_PAYLOAD,
     KEY_PHASE,
     KEY_PLAN,
+    KEY_PROBE,
     KEY_REGROW,
     KEY_VERSION,
     NUMPY_IN,
@@ -57,6 +58,8 @@ class Orders:
         Single weights that went may come back in training.
     payload : {"update", "deviation", "units"} (default: "update")
         What an explorer reports.
+    probe : bool (default: False)
+        Nodes also send gradients; see :mod:`flwr_autoflip.core.probe`.
     """
 
     phase: Phase
@@ -65,6 +68,7 @@ class Orders:
     dtype: str = "float32"
     regrow: bool = False
     payload: Payload = "update"
+    probe: bool = False
 
     @property
     def reply_plan(self) -> Plan:
@@ -109,6 +113,8 @@ def request_content(
     config |= {KEY_VERSION: VERSION, KEY_PHASE: orders.phase, KEY_DIGEST: digest}
     if orders.phase == "train":
         config |= {KEY_DTYPE: orders.dtype, KEY_REGROW: orders.regrow}
+    if orders.probe:
+        config[KEY_PROBE] = True
     if orders.phase == "explore":
         config[KEY_PAYLOAD] = orders.payload
     plan_bytes = len(digest)
@@ -218,6 +224,7 @@ def read_request(
         str(config.get(KEY_DTYPE, "float32")),
         bool(config.get(KEY_REGROW, False)),
         cast(Payload, payload),
+        bool(config.get(KEY_PROBE, False)),
     )
     own = {key: v for key, v in config.items() if not key.startswith(PREFIX)}
     return Request(orders, cast(bytes, digest), own)

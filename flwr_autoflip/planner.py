@@ -1,0 +1,119 @@
+"""Which plan holds: in a round, and for what is evaluated and deployed."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .core.codec import encode_plan
+from .core.guidance import Report
+from .core.layout import Arrays, Layout
+from .core.plan import Plan, dense_plan
+from .policies import Policy, Previous
+
+
+@dataclass
+class Planner:
+    """Call the policy when a plan is due, and remember what it said.
+
+    Parameters
+    ----------
+    policy : Policy
+    layout : Layout
+    explored : mapping of int to Report
+        Node id to deviations; grows as nodes explore.
+    probed : dict of str to ndarray
+        Squared gradients of the last round, float64, summed over its nodes; empty if
+        it did not probe.
+    """
+
+    policy: Policy
+    layout: Layout
+    explored: Mapping[int, Report]
+    probed: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    _run_plan: Plan | None = None
+    _previous: Previous | None = None
+    _server_round: int = 0
+
+    def start(self, weights: Arrays) -> Plan:
+        """Make the plan of all explorers, before round 1.
+
+        Parameters
+        ----------
+        weights : mapping of str to ndarray
+            Global dense arrays that the rounds start from.
+
+        Returns
+        -------
+        Plan
+        """
+        reports = list(self.explored.values())
+        self._run_plan = self.policy(0, self.layout, weights, reports)
+        self._previous = Previous(self._run_plan, 0)
+        self._server_round, self.probed = 0, {}
+        return self._run_plan
+
+    def add_probe(self, squares: Report, num_examples: float) -> None:
+        """Take a node's squared gradients in, weighed as its values are."""
+        for name, values in squares.items():
+            weighed = num_examples * values.astype(np.float64)
+            self.probed[name] = self.probed.get(name, 0.0) + weighed
+
+    def renew(self, server_round: int, weights: Arrays) -> Plan | None:
+        """Make a round's plan from the weights, the probe and the plan that held.
+
+        Parameters
+        ----------
+        server_round : int
+        weights : mapping of str to ndarray
+            Global dense arrays at the start of the round.
+
+        Returns
+        -------
+        Plan or None
+            None if the plan that held still does.
+        """
+        before, reports = self._previous, [self.probed] if self.probed else []
+        plan = self.policy(server_round, self.layout, weights, reports, before)
+        self._server_round, self.probed = server_round, {}
+        if before is not None and encode_plan(plan) == encode_plan(before.plan):
+            return None
+        self._previous = Previous(plan, server_round)
+        return plan
+
+    def of_round(
+        self, server_round: int, weights: Arrays, nodes: Iterable[int]
+    ) -> Plan:
+        """Give the plan that these nodes train in this round."""
+        if self.policy.renewed != "never" and self._previous is not None:
+            return self._previous.plan
+        if not self.policy.per_round:
+            return self.deployable(weights)
+        reports = [self.explored[node] for node in nodes if node in self.explored]
+        return self.policy(server_round, self.layout, weights, reports)
+
+    def deployable(self, weights: Arrays) -> Plan:
+        """Give the plan for evaluation and deployment.
+
+        Parameters
+        ----------
+        weights : mapping of str to ndarray
+            Global dense arrays that are evaluated or deployed.
+
+        Returns
+        -------
+        Plan
+            Of all explorers; with a policy that is ``renewed`` the plan that holds, or
+            one made from these weights. See :class:`.Policy`.
+        """
+        if self.policy.renewed == "weights":
+            return self.policy(
+                self._server_round, self.layout, weights, [], self._previous
+            )
+        if self.policy.renewed == "round":
+            held = self._previous
+            return dense_plan(self.layout) if held is None else held.plan
+        if self._run_plan is None:
+            return self.start(weights)
+        return self._run_plan

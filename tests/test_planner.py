@@ -1,0 +1,102 @@
+"""Which plan holds: a policy that tells what it was asked."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from models import mlp_layout, random_arrays
+
+from flwr_autoflip.core.plan import Plan
+from flwr_autoflip.planner import Planner
+from flwr_autoflip.policies import Policy, Previous
+
+LAYOUT = mlp_layout()
+WEIGHTS = random_arrays(LAYOUT)
+
+
+class Spy(Policy):
+    """Keeps as many neurons as it is told, and writes down its arguments."""
+
+    def __init__(self, counts: Sequence[int], renewed: Any = "round") -> None:
+        self.counts = list(counts)
+        self.renewed = renewed  # type: ignore[misc]
+        self.calls: list[tuple[int, list[Any], Previous | None]] = []
+
+    def __call__(  # type: ignore[no-untyped-def]
+        self, server_round, layout, weights, reports, previous=None
+    ) -> Plan:
+        self.calls.append((server_round, list(reports), previous))
+        return Plan(layout, {"fc1": np.arange(self.counts.pop(0))})
+
+
+def test_a_policy_is_told_the_plan_that_held_and_since_when() -> None:
+    policy = Spy([4, 4, 3, 3, 2])
+    planner = Planner(policy, LAYOUT, {7: {"fc1.bias": np.ones(4, np.float32)}})
+
+    planner.start(WEIGHTS)
+    renewed = [planner.renew(r, WEIGHTS) for r in (1, 2, 3, 5)]
+
+    assert [plan is not None for plan in renewed] == [False, True, False, True]
+    told = [(r, previous) for r, _, previous in policy.calls]
+    assert told[0] == (0, None)
+    assert [(r, len(p.plan.keep["fc1"]), p.since) for r, p in told[1:] if p] == [
+        (1, 4, 0),
+        (2, 4, 0),
+        (3, 3, 2),
+        (5, 3, 2),
+    ]
+
+
+def test_reports_are_the_explorers_first_and_then_the_probe_once() -> None:
+    policy = Spy([4, 4, 4])
+    explored = {"fc1.bias": np.ones(4, np.float32)}
+    planner = Planner(policy, LAYOUT, {7: explored})
+
+    planner.start(WEIGHTS)
+    planner.add_probe({"fc1.bias": np.float32([1, 2, 3, 0])}, 5)
+    planner.add_probe({"fc1.bias": np.float32([0, 1, 0, 3e38])}, 10)
+    planner.renew(1, WEIGHTS)
+    planner.renew(2, WEIGHTS)
+
+    assert policy.calls[0][1] == [explored]
+    (weighed,) = policy.calls[1][1]
+    np.testing.assert_array_equal(
+        weighed["fc1.bias"], [5, 20, 15, 10 * float(np.float32(3e38))]
+    )
+    assert policy.calls[2][1] == []
+
+
+def test_the_plan_that_holds_is_deployed() -> None:
+    policy = Spy([4, 3])
+    planner = Planner(policy, LAYOUT, {})
+    assert planner.deployable(WEIGHTS).alive.all()
+
+    planner.start(WEIGHTS)
+    planner.renew(1, WEIGHTS)
+
+    assert len(planner.deployable(WEIGHTS).keep["fc1"]) == 3
+    assert planner.of_round(1, WEIGHTS, [7]) is planner.deployable(WEIGHTS)
+    assert len(policy.calls) == 2
+
+
+def test_what_is_evaluated_has_a_plan_of_its_own_weights() -> None:
+    policy = Spy([4, 3, 2], "weights")
+    planner = Planner(policy, LAYOUT, {})
+    planner.start(WEIGHTS)
+    planner.renew(1, WEIGHTS)
+
+    evaluated = planner.deployable(WEIGHTS)
+
+    assert len(evaluated.keep["fc1"]) == 2
+    assert len(planner.of_round(1, WEIGHTS, []).keep["fc1"]) == 3
+    assert policy.calls[-1][0] == 1  # drawn as in the round that was
+
+
+def test_one_plan_serves_the_run_otherwise() -> None:
+    policy = Spy([3], "never")
+    planner = Planner(policy, LAYOUT, {})
+
+    plans = [planner.of_round(1, WEIGHTS, [7]), planner.deployable(WEIGHTS)]
+
+    assert plans[0] is plans[1]
+    assert len(policy.calls) == 1
