@@ -112,16 +112,17 @@ def read_idx(path: Path, axes: int) -> NDArray[np.uint8]:
     """Read one IDX file of unsigned bytes."""
     with _reading(path, "a gzipped IDX file"):
         content = gzip.decompress(path.read_bytes())
-    header = np.frombuffer(content[: 4 + 4 * axes], ">u4")
-    magic = 0x0800 + axes
-    if len(header) != 1 + axes or header[0] != magic:
-        got = f"{header[0]:#06x}" if len(header) else "an empty file"
-        raise _fault(path, f"an IDX file that starts with {magic:#06x}", got)
-    values = np.frombuffer(content, np.uint8, offset=4 + 4 * axes)
-    size = int(np.prod(header[1:], dtype=np.int64))
-    if len(values) != size:
-        raise _fault(path, f"{size} bytes after its header", f"{len(values)}")
-    return values.reshape(header[1:])
+    start = 4 + 4 * axes
+    magic = (0x0800 + axes).to_bytes(4)
+    if len(content) < start or content[:4] != magic:
+        got = content[:4].hex() or "an empty file"
+        raise _fault(path, f"an IDX file that starts with {magic.hex()}", got)
+    shape = np.frombuffer(content[4:start], ">u4")
+    values = np.frombuffer(content, np.uint8, offset=start)
+    if len(values) != np.prod(shape, dtype=np.int64):
+        expected = f"{np.prod(shape, dtype=np.int64)} bytes after its header"
+        raise _fault(path, expected, f"{len(values)}")
+    return values.reshape(shape)
 
 
 def read_cifar10(folder: Path) -> tuple[Dataset, Dataset]:
@@ -191,7 +192,7 @@ def read_shakespeare(folder: Path) -> tuple[Dataset, Dataset]:
 
 def _read_npz(path: Path, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
     expected = f"an npz file with {', '.join(keys)}"
-    with _reading(path, expected), np.load(path) as content:
+    with _reading(path, expected), path.open("rb") as file, np.load(file) as content:
         return {key: content[key] for key in keys}
 
 

