@@ -1,0 +1,1 @@
+"""The paper's five tasks, every method: ``python -m examples.paper``."""
