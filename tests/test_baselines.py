@@ -236,6 +236,8 @@ def test_random_units_are_drawn_every_round_and_the_rest_keeps_its_value() -> No
     run = Run(EflPrune("random", {"conv": 3, "fc1": 4}), 3)
 
     assert len({tuple(plan.alive) for plan in run.plans}) == 3
+    for name, array in arrays_of(make_model()).items():  # no rescaling, round by round
+        np.testing.assert_array_equal(run.sent[0][name], array)
     for server_round, plan in enumerate(run.plans, 1):
         before, after = run.sent[server_round - 1], run.result_after(server_round)
         for spec in run.strategy.layout.tensors:
