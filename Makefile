@@ -14,7 +14,7 @@ install: .venv/installed
 	touch $@
 
 demo: install
-	$(BIN)/python examples/quickstart/compare.py --seeds $(SEEDS)
+	$(BIN)/python -m examples.quickstart.compare --seeds $(SEEDS)
 
 test: check
 

@@ -23,7 +23,7 @@ class Curve:
     top1 : ndarray
         ``(rounds + 1,)`` global test accuracy of the deployable model.
     dense_top1 : ndarray
-        The same of the dense global model.
+        The same of the dense global model; NaN where it was not evaluated.
     bytes_moved : ndarray
         Both directions, exploration included, cumulative.
     macs : ndarray
@@ -78,7 +78,9 @@ def curve(rows: Sequence[Mapping[str, Any]], metric: str = "top1") -> Curve:
         macs.append(spent)
     return Curve(
         np.array([row["metrics"][metric] for row in server], float),
-        np.array([row["metrics"][f"dense-{metric}"] for row in server], float),
+        np.array(
+            [row["metrics"].get(f"dense-{metric}", np.nan) for row in server], float
+        ),
         np.array(moved, float),
         np.array(macs, float),
     )

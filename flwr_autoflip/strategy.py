@@ -1,7 +1,7 @@
 """AutoFlip: a Flower strategy around any other one. Explore, plan, ship, aggregate."""
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from logging import INFO, getLogger
 from pathlib import Path
 from typing import Any, Unpack
@@ -16,6 +16,7 @@ from . import wire
 from .core.aggregate import settle
 from .core.codec import VALUE_DTYPES, expand, pack
 from .core.errors import AutoFlipError
+from .core.guidance import Report
 from .core.layout import Layout, check_arrays
 from .core.plan import Plan, dense_plan
 from .core.rescale import rescale_fan_in
@@ -111,6 +112,7 @@ class AutoFlip(Strategy):
         self._weights: dict[str, NDArray[Any]] = {}
         self._initial: dict[str, NDArray[Any]] = {}
         self._round_plan = dense_plan(self.layout)
+        self._evaluated: Plan | None = None
 
     # --- The run --------------------------------------------------------------------
 
@@ -174,22 +176,29 @@ class AutoFlip(Strategy):
             update_inplace(record, scaled)
         self._log_plan(plan)
 
+    @property
+    def reports(self) -> Mapping[int, Report]:
+        """Deviations (Eq. 7) that nodes reported: node id to tensor name to array."""
+        return self._explorer.reports
+
     def deployable_plan(self, arrays: ArrayRecord | None = None) -> Plan:
         """Give the plan of what a device will run in the end.
 
         Parameters
         ----------
         arrays : ArrayRecord, optional
-            Dense weights that it is for; left out, those of the last round. Only
-            policies with ``renewed="weights"`` look at them.
+            Dense weights that it is for; left out, those that were evaluated last.
+            Only policies with ``renewed="weights"`` look at them.
 
         Returns
         -------
         Plan
         """
-        if arrays is None or self.policy.renewed != "weights":
+        if self.policy.renewed != "weights":
             return self._planner.deployable(self._weights)
-        return self._planner.deployable(wire.from_arrayrecord(arrays))
+        if arrays is not None:
+            return self._planner.deployable(wire.from_arrayrecord(arrays))
+        return self._evaluated or self._planner.deployable(self._weights)
 
     def deployable_model(self, arrays: ArrayRecord) -> nn.Module:
         """Build the small model for deployment.
@@ -212,7 +221,7 @@ class AutoFlip(Strategy):
 
     def _evaluate_both(self, evaluate_fn: EvaluateFn) -> EvaluateFn:
         def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-            plan = self.deployable_plan(arrays)
+            plan = self._evaluated = self.deployable_plan(arrays)
             masked = plan.apply(wire.from_arrayrecord(arrays))
             small = evaluate_fn(server_round, wire.to_arrayrecord(masked))
             whole = plan.num_parameters == self.layout.num_parameters

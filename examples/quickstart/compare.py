@@ -6,16 +6,10 @@ Each method is one ``flwr run`` of the app beside this file, on a SuperLink of o
 
 import argparse
 import json
-import os
 import re
-import signal
-import socket
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +34,9 @@ from flwr_autoflip.core.trace import trace
 from flwr_autoflip.ledger import read_ledger, total
 from flwr_autoflip.report import Curve, curve, draw_curves
 
+from ..simulation import flwr_run, superlink
+
 APP = Path(__file__).parent
-BIN = Path(sys.executable).parent
 NODES = 20
 METHODS = {
     "fedavg": {"policy": "dense"},
@@ -114,53 +109,6 @@ def run_config(
     return config
 
 
-@contextmanager
-def superlink(out: Path) -> Iterator[dict[str, str]]:
-    """Keep a simulation SuperLink of our own; give the environment to reach it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    environment = {
-        **os.environ,
-        "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}",
-        "FLWR_HOME": str(out / ".flwr"),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": port,
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    }
-    command = [BIN / "flower-superlink", "--insecure", "--simulation"]
-    command += ["--isolation", "subprocess", "--host", "127.0.0.1", "--port", port]
-    with (out / "superlink.log").open("w") as log:
-        process = subprocess.Popen(
-            command, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
-    try:
-        _wait_for_port(int(port), process)
-        yield environment
-    finally:
-        # The SuperLink leads a session of its own; its helpers end with it.
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-
-
-def _wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.2)
-    raise SystemExit(
-        "the SuperLink did not start; see superlink.log in the runs' folder"
-    )
-
-
 def run(
     method: str,
     seed: int,
@@ -175,35 +123,16 @@ def run(
     ledger = folder / "ledger.jsonl"
     ledger.unlink(missing_ok=True)
     config = {**config, "ledger-dir": str(folder)}
-    text = " ".join(
-        f"{key}={json.dumps(value) if isinstance(value, str) else value}"
-        for key, value in config.items()
-    )
-    federation = f"num-supernodes={NODES} client-resources-num-cpus=1"
-    command = [BIN / "flwr", "run", APP, "--stream", "-c", text]
-    command += ["--federation-config", federation]
     start = time.monotonic()
     rounds = int(config["num-server-rounds"])
-    with (
-        (folder / "log.txt").open("w") as log,
-        progress_bar(console) as bar,
-        subprocess.Popen(
-            command,
-            env=environment,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        ) as process,
-    ):
+    with progress_bar(console) as bar:
         task = bar.add_task(f"{method}, seed {seed}: starting", total=rounds)
-        for line in process.stdout or ():
-            log.write(line)
+        for line in flwr_run(APP, config, NODES, environment, folder / "log.txt"):
             if "[EXPLORATION" in line:
                 bar.update(task, description=f"{method}, seed {seed}: exploring")
             elif match := re.search(r"\[ROUND (\d+)/", line):
                 done = int(match[1]) - 1
                 bar.update(task, completed=done, description=f"{method}, seed {seed}")
-        process.wait()
         rows = read_ledger(ledger) if ledger.exists() else []
         if not rows or rows[-1]["phase"] != "server" or rows[-1]["round"] != rounds:
             raise SystemExit(f"{method} did not finish; see {folder / 'log.txt'}")

@@ -1,27 +1,14 @@
 """The quickstart through Flower's real simulation engine, and its data."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 
 pytest.importorskip("mlxtend")
 pytest.importorskip("ray")
-APP = Path(__file__).parents[2] / "examples" / "quickstart"
-
-
-def compare() -> ModuleType:
-    """Import the comparison script, which is no package."""
-    spec = importlib.util.spec_from_file_location("compare", APP / "compare.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_partitions_have_two_digits_and_no_test_image() -> None:
@@ -41,7 +28,8 @@ def test_partitions_have_two_digits_and_no_test_image() -> None:
 def test_flwr_run_end_to_end(tmp_path: Path) -> None:
     from rich.console import Console
 
-    module = compare()
+    from examples.quickstart import compare as module
+
     console = Console(file=sys.stderr)
     runs: dict[str, list] = {method: [] for method in module.METHODS}
     with module.superlink(tmp_path) as environment:
@@ -72,7 +60,8 @@ def test_flwr_run_end_to_end(tmp_path: Path) -> None:
 def test_a_run_that_fails_says_where_to_look(tmp_path: Path) -> None:
     from rich.console import Console
 
-    module = compare()
+    from examples.quickstart import compare as module
+
     config = {"policy": "magic", "num-server-rounds": 1}
     with (
         module.superlink(tmp_path) as environment,

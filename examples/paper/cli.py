@@ -1,0 +1,152 @@
+"""The paper's comparison: ``python -m examples.paper run`` and ``... report``."""
+
+import argparse
+import logging
+import multiprocessing
+import warnings
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from .methods import ABLATIONS, METHODS, find_methods
+from .runs import Backend, Run, RunError, all_runs, execute, prepare
+from .tasks import TASKS, find_task
+
+POLL = 0.5
+
+
+def main() -> None:
+    """Do what the command line says; a mistake in it is one line."""
+    options = parse()
+    try:
+        if options.command == "run":
+            run(options)
+        else:
+            from .report import write_report
+
+            write_report(options.out / options.scale, options.results, Console())
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m examples.paper")
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="make runs that are not made yet")
+    run.add_argument("--task", default="all", help=f"all, or of {', '.join(TASKS)}")
+    run.add_argument(
+        "--methods",
+        default="all",
+        help=f"all, or of {', '.join(METHODS)}; ablations: {', '.join(ABLATIONS)}",
+    )
+    run.add_argument("--seeds", type=int, default=3, help="how many, from 0")
+    run.add_argument("--data", default="", help="folder of data sets; else the hub")
+    run.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    run.add_argument("--backend", choices=["in-process", "flwr"], default="in-process")
+    report = commands.add_parser("report", help="tables and figures of what is there")
+    report.add_argument("--results", type=Path, default=Path("runs/paper-report"))
+    for command in (run, report):
+        command.add_argument("--scale", choices=["small", "paper"], default="small")
+        command.add_argument("--out", type=Path, default=Path("runs/paper"))
+    return parser.parse_args()
+
+
+# --- Making runs ---
+
+
+def run(options: argparse.Namespace) -> None:
+    """Make all runs that are asked for and not made yet, some at a time."""
+    tasks = list(TASKS) if options.task == "all" else options.task.split(",")
+    for task in tasks:
+        find_task(task)
+    methods = find_methods(options.methods)
+    if options.seeds < 1 or options.jobs < 1:
+        raise RunError("--seeds and --jobs must be at least 1.")
+    runs = all_runs(
+        options.out, tasks, options.scale, methods, options.seeds, options.data
+    )
+    waiting = [one for one in runs if not one.done]
+    for one in runs:  # before hours of work, not after
+        if one.done or (one.reference is None):
+            prepare(one)
+    console = Console()
+    console.print(f"{len(runs)} runs, {len(runs) - len(waiting)} of them made already.")
+    with (
+        ProcessPoolExecutor(
+            options.jobs,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=start_worker,
+        ) as pool,
+        progress(console) as bars,
+    ):
+        make_all(waiting, pool, bars, options.jobs, options.backend)
+
+
+def make_all(
+    waiting: list[Run],
+    pool: ProcessPoolExecutor,
+    bars: Progress,
+    jobs: int,
+    backend: Backend,
+) -> None:
+    """Keep every worker busy; a run starts when AutoFLIP's, if it needs it, is done."""
+    total = bars.add_task("all", total=sum(one.rounds for one in waiting))
+    running: dict[Future[None], tuple[Run, TaskID]] = {}
+    finished = 0
+    while waiting or running:
+        while len(running) < jobs and (one := next_run(waiting)) is not None:
+            waiting.remove(one)
+            bar = bars.add_task(one.label, total=one.rounds)
+            running[pool.submit(execute, one, backend)] = (one, bar)
+        ended, _ = wait(running, timeout=POLL, return_when=FIRST_COMPLETED)
+        for future in ended:
+            one, bar = running.pop(future)
+            future.result()
+            finished += one.rounds
+            bars.remove_task(bar)
+        under_way = 0
+        for one, bar in running.values():
+            done = one.rounds_done()
+            under_way += done
+            bars.update(bar, completed=done)
+        bars.update(total, completed=finished + under_way)
+
+
+def next_run(waiting: list[Run]) -> Run | None:
+    """Give the first run that can start."""
+    for one in waiting:
+        if one.reference is None or one.reference.done:
+            return one
+    return None
+
+
+def start_worker() -> None:
+    """Make a process fit to run one training at a time on one core."""
+    torch.set_num_threads(1)
+    logging.captureWarnings(True)
+    warnings.simplefilter("default")
+
+
+def progress(console: Console) -> Progress:
+    """Show rounds and the time left."""
+    return Progress(
+        TextColumn("{task.description:<36}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+    )

@@ -1,0 +1,257 @@
+"""Runs and their folders: what is done is not done again, nothing is overwritten."""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from flwr_autoflip import AutoFlipError
+from flwr_autoflip.inprocess import InProcessGrid
+from flwr_autoflip.ledger import read_ledger
+from flwr_autoflip.report import curve
+
+from .federation import Setting, make_client_app, run_server
+from .methods import EVERYTHING, Method
+from .tasks import find_task
+
+Backend = Literal["in-process", "flwr"]
+CONFIG, RESULT, LEDGER, LOG = "config.json", "run.json", "ledger.jsonl", "log.txt"
+
+
+class RunError(ValueError):
+    """A folder holds something else than what was asked for, or a run failed."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training and the folder it is kept in.
+
+    Parameters
+    ----------
+    root : Path
+        Of all runs.
+    task, scale : str
+    method : Method
+    seed : int
+    data : str
+        Folder of data sets, or "".
+    """
+
+    root: Path
+    task: str
+    scale: str
+    method: Method
+    seed: int
+    data: str = ""
+
+    @property
+    def folder(self) -> Path:
+        """Where everything about the run is."""
+        name = f"seed{self.seed}"
+        return self.root / self.scale / self.task / self.method.name / name
+
+    @property
+    def reference(self) -> "Run | None":
+        """AutoFLIP's run of the same seed, if this one copies its size."""
+        if self.method.size == "own":
+            return None
+        autoflip = EVERYTHING["autoflip"]
+        return Run(self.root, self.task, self.scale, autoflip, self.seed, self.data)
+
+    @property
+    def label(self) -> str:
+        """Short name for people."""
+        return f"{self.task} {self.method.name} seed {self.seed}"
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds it takes."""
+        return find_task(self.task).scales[self.scale].rounds * self.method.round_factor
+
+    @property
+    def done(self) -> bool:
+        """Whether the run has ended."""
+        return (self.folder / RESULT).exists()
+
+    def setting(self) -> Setting:
+        """Say what is run; AutoFLIP must be done for methods that copy its size."""
+        threshold = ""
+        if self.reference is not None:
+            plan = self.reference.result()["plan"]
+            threshold = (
+                ",".join(f"{name}={n}" for name, n in plan["units"].items())
+                if self.method.size == "units"
+                else f"{plan['dense_parameters'] / plan['parameters']:.6g}x"
+            )
+        return Setting(
+            self.task, self.scale, self.method.name, self.seed, threshold, self.data
+        )
+
+    def result(self) -> dict[str, Any]:
+        """Read what came out."""
+        result: dict[str, Any] = json.loads((self.folder / RESULT).read_text())
+        return result
+
+    def rounds_done(self) -> int:
+        """Count the rounds of a run that is under way."""
+        path = self.folder / LEDGER
+        return path.read_text().count('"phase": "server"') if path.exists() else 0
+
+
+def prepare(run: Run) -> Setting:
+    """Make the run's folder, or check that it is of the same run.
+
+    Raises
+    ------
+    RunError
+        If the folder is of another configuration; it is left as it is.
+    """
+    setting = run.setting()
+    described = json.loads(json.dumps(setting.describe()))
+    path = run.folder / CONFIG
+    if path.exists():
+        there = json.loads(path.read_text())
+        differs = sorted(
+            key
+            for key in {**there, **described}
+            if there.get(key) != described.get(key)
+        )
+        if differs:
+            raise RunError(
+                f"{run.folder} holds a run with other {', '.join(differs)}; choose "
+                "another --out, or move it away."
+            )
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(described, indent=1))
+    return setting
+
+
+def execute(run: Run, backend: Backend = "in-process") -> None:
+    """Make one run, from its first round, and write its result.
+
+    Raises
+    ------
+    RunError
+        If the folder is of another configuration, or ``flwr run`` failed.
+    """
+    setting = prepare(run)
+    start, cpu = time.monotonic(), time.process_time()
+    if backend == "flwr":
+        from .flower import run_with_flower
+
+        run_with_flower(setting, run.folder)
+    else:
+        with _logging_to(run.folder / LOG):
+            grid = InProcessGrid(
+                make_client_app(), setting.load().num_nodes, asdict(setting)
+            )
+            try:
+                run_server(grid, setting, run.folder)
+            except AutoFlipError as error:  # such as BatchNorm scores without BatchNorm
+                refused = {"refused": str(error), "backend": backend}
+                write_atomically(run.folder / RESULT, json.dumps(refused))
+                return
+    seconds = {
+        "seconds": time.monotonic() - start,
+        "cpu_seconds": time.process_time() - cpu,
+    }
+    result = summarise(run.folder, setting) | seconds | {"backend": backend}
+    write_atomically(run.folder / RESULT, json.dumps(result))
+
+
+def summarise(folder: Path, setting: Setting) -> dict[str, Any]:
+    """Put what a run's files say into one small structure.
+
+    Parameters
+    ----------
+    folder : Path
+    setting : Setting
+
+    Returns
+    -------
+    dict
+        Curves have an entry before round 1; bytes and MACs are cumulative and include
+        exploration. Figures that were not taken are None.
+    """
+    rows = read_ledger(folder / LEDGER)
+    line = curve(rows)
+    server = [row for row in rows if row["phase"] == "server"]
+    nodes = [row for row in rows if row["phase"] != "server"]
+    if len(server) != setting.rounds + 1:
+        raise RunError(
+            f"{folder} has {len(server) - 1} of {setting.rounds} rounds; see {LOG}."
+        )
+    return {
+        "top1": line.top1.round(5).tolist(),
+        "dense_top1": _or_none(line.dense_top1),
+        "local_top1": _or_none(
+            np.array([row["metrics"].get("local-top1", np.nan) for row in server])
+        ),
+        "bytes": line.bytes_moved.astype(int).tolist(),
+        "macs": line.macs.astype(int).tolist(),
+        "exploration": {
+            key: sum(row[column] for row in nodes if row["phase"] == "explore")
+            for key, column in (
+                ("down", "bytes_down"),
+                ("up", "bytes_up"),
+                ("macs", "macs"),
+            )
+        },
+        "plan_bytes": sum(row["plan_bytes"] for row in nodes),
+        "lost": sum(row["status"] != "ok" for row in nodes),
+        "training_seconds": sum(row["seconds"] for row in nodes),
+        "plan": server[-1]["plan"],
+        **json.loads((folder / "watched.json").read_text()),
+    }
+
+
+def _or_none(values: np.ndarray) -> list[float | None]:
+    return [None if np.isnan(v) else round(float(v), 5) for v in values]
+
+
+@contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    """Send Flower's log, and warnings, to a file for a while."""
+    handler = logging.FileHandler(path, mode="w")
+    loggers = [logging.getLogger(name) for name in ("flwr", "py.warnings")]
+    before = [logger.handlers for logger in loggers]
+    for logger in loggers:
+        logger.handlers = [handler]
+    try:
+        yield
+    finally:
+        for logger, handlers in zip(loggers, before, strict=True):
+            logger.handlers = handlers
+        handler.close()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file such that it is there whole or not at all."""
+    part = path.with_suffix(".part")
+    part.write_text(text)
+    os.replace(part, path)
+
+
+def all_runs(
+    root: Path,
+    tasks: Iterable[str],
+    scale: str,
+    methods: Iterable[Method],
+    seeds: int,
+    data: str,
+) -> list[Run]:
+    """List runs in the order to make them: seed by seed, so that all have one first."""
+    chosen = list(methods)
+    return [
+        Run(root, task, scale, method, seed, data)
+        for seed in range(seeds)
+        for task in tasks
+        for method in chosen
+    ]
