@@ -58,7 +58,9 @@ def parse() -> argparse.Namespace:
     report = commands.add_parser("report", help="tables and figures of what is there")
     report.add_argument("--results", type=Path, default=Path("runs/paper-report"))
     for command in (run, report):
-        command.add_argument("--scale", choices=["small", "paper"], default="small")
+        command.add_argument(
+            "--scale", choices=["tiny", "small", "paper"], default="small"
+        )
         command.add_argument("--out", type=Path, default=Path("runs/paper"))
     return parser.parse_args()
 

@@ -73,7 +73,7 @@ class Setting:
     def parts(self) -> tuple[Task, Scale, Method]:
         """Look the names up."""
         task = find_task(self.task)
-        return task, task.scales[self.scale], EVERYTHING[self.method]
+        return task, task.scale(self.scale), EVERYTHING[self.method]
 
     @property
     def rounds(self) -> int:
@@ -105,7 +105,7 @@ class Setting:
 def model_fn(task: str, scale: str) -> Callable[[], nn.Module]:
     """Give the function that builds a task's model, always the same object."""
     found = find_task(task)
-    return partial(found.build, found.scales[scale])
+    return partial(found.build, found.scale(scale))
 
 
 class Client(AutoFlipClient):

@@ -73,7 +73,7 @@ class Run:
     @property
     def rounds(self) -> int:
         """How many rounds it takes."""
-        return find_task(self.task).scales[self.scale].rounds * self.method.round_factor
+        return find_task(self.task).scale(self.scale).rounds * self.method.round_factor
 
     @property
     def done(self) -> bool:

@@ -1,7 +1,7 @@
 """The paper's five tasks (Section V, Table II), at its scale and at a small one."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,24 @@ class Task:
     input_dtype: torch.dtype = torch.float32
     test_by: str = ""
     """Column of the test set that says whose local test a row is, if any does."""
+
+    def scale(self, name: str) -> Scale:
+        """Find a scale; "tiny" is the small one cut down until it takes seconds.
+
+        Raises
+        ------
+        ValueError
+            With the known names.
+        """
+        if name == "tiny":
+            small = self.scales["small"]
+            cut = {"nodes": 10, "nodes_per_round": 3, "rounds": 5, "local_epochs": 1}
+            few = {"train_examples": 400, "test_examples": 60, "exploration_epochs": 2}
+            return replace(small, **cut, **few, batch_size=20)
+        if name not in self.scales:
+            known = ", ".join((*self.scales, "tiny"))
+            raise ValueError(f"scale: expected one of {known}, got {name!r}.")
+        return self.scales[name]
 
     @property
     def example_input(self) -> torch.Tensor:

@@ -219,12 +219,15 @@ def keep_even(scores: Scores, cost: Cost, target: float) -> Kept:
     """
     sizes = {scores[name].size for name in scores}
     steps = np.unique(np.concatenate([np.arange(1, n + 1) / n for n in sizes]))
+    # Sorted once: single weights are millions.
+    orders = {n: np.argsort(-s.ravel(), kind="stable") for n, s in scores.items()}
 
     def choose(ratio: float) -> Kept:
-        return {
-            name: keep_top(s, max(1, int(ratio * s.size + 1e-9)))
-            for name, s in scores.items()
-        }
+        kept = {}
+        for name, order in orders.items():
+            kept[name] = np.zeros(order.size, np.bool_)
+            kept[name][order[: max(1, int(ratio * order.size + 1e-9))]] = True
+        return {name: mask.reshape(scores[name].shape) for name, mask in kept.items()}
 
     low, high = 0, len(steps) - 1
     while low < high:
