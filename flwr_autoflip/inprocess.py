@@ -10,10 +10,11 @@ from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid
 
 # Private to Flower: there is no public way to serialise a message.
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
+from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 SERVER = 1
@@ -56,6 +57,7 @@ class InProcessGrid(Grid):
             )
             for i in range(num_nodes)
         }
+        self._sent = 0
         # Strategies build messages, which Flower allows within a run only.
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, SERVER, 1
 
@@ -103,7 +105,8 @@ class InProcessGrid(Grid):
             The reply, or an error that says what the app raised.
         """
         node = message.metadata.dst_node_id
-        message.metadata.__dict__["_message_id"] = message.object_id
+        self._sent += 1  # Flower's own id, a hash, costs more than sending
+        message.metadata.__dict__["_message_id"] = f"{self._sent}"
         request = _delivered(message)
         with _identity(node):
             try:
@@ -122,7 +125,7 @@ def _delivered(message: Message) -> Message:
 
 
 def over_the_wire(content: RecordDict) -> RecordDict:
-    """Serialise a content and read it back, as Flower does between processes.
+    """Serialise a content and read it back, as between processes.
 
     Parameters
     ----------
@@ -133,13 +136,8 @@ def over_the_wire(content: RecordDict) -> RecordDict:
     RecordDict
         Equal, and sharing nothing with it.
     """
-    inflated: dict[str, Any] = {}
-    for key, nested in get_all_nested_objects(content).items():
-        children = nested.children or {}
-        known = {c.object_id: inflated[c.object_id] for c in children.values()}
-        inflated[key] = type(nested).inflate(nested.deflate(), known)
-    result: RecordDict = inflated[content.object_id]
-    return result
+    data = recorddict_to_proto(content).SerializeToString()
+    return recorddict_from_proto(ProtoRecordDict.FromString(data))
 
 
 @contextmanager

@@ -83,8 +83,9 @@ def update_variance(records: list[ArrayRecord], names: Iterable[str]) -> float:
     """
     spread = 0.0
     for name in names:
-        values = np.stack([record[name].numpy() for record in records])
-        spread += float(np.square(values - values.mean(0), dtype=np.float64).sum())
+        values = [record[name].numpy().ravel() for record in records]
+        mean = sum(values) / len(values)
+        spread += sum(float(np.vdot(v - mean, v - mean)) for v in values)
     return spread / max(1, len(records))
 
 
