@@ -32,7 +32,7 @@ def write_run(
     seed: int = 0,
     settings: dict[str, Any] = SETTINGS,
     plan: dict[str, Any] | None = None,
-    **changes: Any,
+    changes: dict[str, Any] | None = None,
 ) -> Path:
     """Write one run whose every round moves ``round_cost`` bytes, ten times as many
     MACs; give its folder."""
@@ -63,5 +63,5 @@ def write_run(
     folder = root / "small" / task / method / f"seed{seed}"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "run.json").write_text(json.dumps(result | changes))
+    (folder / "run.json").write_text(json.dumps(result | (changes or {})))
     return folder

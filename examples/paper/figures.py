@@ -99,7 +99,11 @@ def draw_guidance(tasks: Mapping[str, Sequence[int]], path: Path) -> None:
         axis.set_xlabel("guidance: normalised deviation")
         axis.grid(alpha=0.3, axis="y")
     axes[0].set_ylabel("parameters (log)")
-    save(figure, "Figure 5: guidance of all parameters after exploration", path)
+    save(
+        figure,
+        "Figure 5: guidance of all parameters after exploration, first seed",
+        path,
+    )
 
 
 def draw_partitions(tasks: Mapping[str, NDArray[np.float64]], path: Path) -> None:
@@ -120,7 +124,7 @@ def draw_partitions(tasks: Mapping[str, NDArray[np.float64]], path: Path) -> Non
         axis.set_ylabel("class")
         axis.locator_params(integer=True)
         figure.colorbar(image, ax=axis, label="share of the node's examples")
-    save(figure, "Figure 6: classes of the nodes' training examples", path)
+    save(figure, "Figure 6: classes of the nodes' training examples, first seed", path)
 
 
 def draw_curves(

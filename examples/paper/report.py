@@ -286,7 +286,7 @@ def draw_figures(
     for task, methods in tasks.items():
         lines = series.curves(methods)
         if not lines:
-            skipped.append(f"Figure 7, {task}, is left out: nothing to compare.")
+            skipped.append(f"Figure 7, {task}, is left out: no run for it.")
             continue
         path = folder / f"figure7-{task}.png"
         rounds = next(iter(methods.values()))[0].equal_rounds

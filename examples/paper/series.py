@@ -14,7 +14,7 @@ from .tasks import Federation, Scale, find_task, load
 
 PANELS = {
     "AutoFLIP, random and L1 units": ("autoflip", "random", "l1"),
-    "AutoFLIP's presets": ("autoflip", "autoflip-paper", "autoflip-authors"),
+    "AutoFLIP's presets": ("autoflip-paper", "autoflip-authors"),
     "EFLPrune, AutoFLIP's parameters": [f"eflprune-{c}" for c in EFLPRUNE_OWN],
     "EFLPrune, its own size": [f"eflprune-{c}-own" for c in EFLPRUNE_OWN],
     "PruneFL": ("prunefl", "prunefl-own"),
@@ -98,15 +98,19 @@ def count_classes(federation: Federation, classes: int) -> NDArray[np.float64]:
 
 
 def curves(methods: Mapping[str, Sequence[Outcome]]) -> dict[str, dict[str, Series]]:
-    """Figure 7: trailing means of accuracy, panel -> method; FedAvg is in each."""
+    """Figure 7: trailing means of accuracy, panel -> method.
+
+    FedAvg and AutoFLIP are in every panel.
+    """
     panels = {}
     for title, names in PANELS.items():
-        if any(name in methods for name in names if name != "autoflip"):
+        if any(name in methods for name in names):
+            shown = dict.fromkeys((BASELINE, "autoflip", *names))
             panels[title] = {
                 name: over_seeds(
                     {one.seed: one.curve.smooth() for one in methods[name]}
                 )
-                for name in (BASELINE, *names)
+                for name in shown
                 if name in methods
             }
     return panels

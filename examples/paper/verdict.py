@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 
 from .methods import EVERYTHING
-from .tables import ACCURACY, Cell, Row, Table
+from .tables import ACCURACY, BASELINE, Cell, Row, Table
 
 OURS, RANDOM = "autoflip", "random"
+FIRST = (BASELINE, RANDOM)
+"""Whoever else wins, these are named: they need no guidance at all."""
 HIGHER_IS_BETTER = {
     **ACCURACY,
     "bytes_saved": "bytes saved to FedAvg's accuracy",
@@ -24,21 +26,21 @@ def paired_means(one: Cell, other: Cell) -> tuple[float, float, int]:
     return sum(ours) / len(seeds), sum(theirs) / len(seeds), len(seeds)
 
 
-def winners(table: Table, column: str) -> list[tuple[str, float, float]]:
-    """List who is better than AutoFLIP, best first.
+def winners(table: Table, column: str) -> list[tuple[str, float, float, int]]:
+    """List who is better than AutoFLIP: FedAvg, random units, then by lead.
 
     Returns
     -------
-    list of (str, float, float)
-        Method, its mean, AutoFLIP's mean over the same seeds.
+    list of (str, float, float, int)
+        Method, its mean, AutoFLIP's mean over the same seeds, how many these are.
     """
     ours = table[OURS][column]
     found = []
     for name, row in table.items():
         own, other, seeds = paired_means(ours, row.get(column, Cell()))
         if seeds and other > own:
-            found.append((name, other, own))
-    return sorted(found, key=lambda line: line[2] - line[1])
+            found.append((name, other, own, seeds))
+    return sorted(found, key=lambda w: (w[0] not in FIRST, w[2] - w[1]))
 
 
 def random_is_close(table: Table, column: str) -> tuple[float, float] | None:
@@ -103,12 +105,14 @@ def _task_lines(table: Table) -> list[str]:
         shown = _show(column)
         better = winners(table, column)
         if better:
-            text = ", ".join(
-                f"{EVERYTHING[name].title} ({shown(theirs)} against {shown(ours)})"
-                for name, theirs, ours in better[:NAMED]
+            seeds = len(table[OURS][column].values)
+            text = "; ".join(
+                f"{EVERYTHING[name].title}, {shown(theirs)} against {shown(ours)}"
+                + (f" on {count} of {seeds} seeds" if count < seeds else "")
+                for name, theirs, ours, count in better[:NAMED]
             )
             rest = len(better) - NAMED
-            more = f" and {rest} more" if rest > 0 else ""
+            more = f"; and {rest} more" if rest > 0 else ""
             lines.append(f"{title}: better are {text}{more}")
         if close := random_is_close(table, column):
             lines.append(

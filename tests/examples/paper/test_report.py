@@ -221,13 +221,14 @@ def test_the_better_method_and_both_figures_are_named() -> None:
     lines = where_autoflip_loses({"mnist": tables}, {"mnist": 1.25})
 
     assert lines == [
-        "mnist, equal rounds: better are FedAvg (0.750 against 0.600)",
+        "mnist, equal rounds: better are FedAvg, 0.750 against 0.600",
         "mnist, training step: takes 1.25 of the dense one's time, so its smaller "
         "network saves none",
     ]
     # L1 has one seed; AutoFLIP has .7 there
     better = tables_of(autoflip={0: 0.5, 1: 0.7}, l1={1: 0.71})
-    assert "(0.710 against 0.700)" in where_autoflip_loses({"mnist": better}, {})[0]
+    [line] = where_autoflip_loses({"mnist": better}, {})
+    assert line.endswith("L1 units, 0.710 against 0.700 on 1 of 2 seeds")
 
 
 def test_random_units_within_a_standard_deviation_are_said() -> None:
@@ -271,10 +272,13 @@ def test_series_by_hand(two_seeds: Path) -> None:
     # twelve rounds were run; the figure ends with FedAvg's six
     assert variances(methods)["autoflip"]["mean"] == [1 / n for n in range(1, 7)]
     assert variances({"fedavg": methods["fedavg"]}) == {}
-    assert curves(methods) == {}  # nothing but AutoFLIP to put beside FedAvg
-    write_run(two_seeds, "random", TWICE, 4)
-    [panel] = curves(mnist(two_seeds)).values()
-    assert panel["random"]["mean"][3:6] == [
+    write_run(two_seeds, "prunefl", TWICE, 4)
+    panels = curves(mnist(two_seeds))
+    assert {title: list(panel) for title, panel in panels.items()} == {
+        "AutoFLIP, random and L1 units": ["fedavg", "autoflip"],
+        "PruneFL": ["fedavg", "autoflip", "prunefl"],
+    }
+    assert panels["PruneFL"]["prunefl"]["mean"][3:6] == [
         None,
         pytest.approx(0.2),
         pytest.approx(0.3),
@@ -317,7 +321,7 @@ def test_the_page_the_numbers_and_the_pictures(two_seeds: Path, tmp_path: Path) 
 
     lines = page.splitlines()
     assert lines[0] == "# Where AutoFLIP loses, scale small"
-    assert lines[2].startswith("- mnist, equal rounds: better are FedAvg (0.410")
+    assert lines[2].startswith("- mnist, equal rounds: better are FedAvg, 0.410")
     # 2 * 60 + 2 * 53 + 48 + 4 * 65 bytes; 9 runs of two seconds
     assert "- 9 runs at scale small: 0.00 GB moved, 0.000 TMACs computed, 18 s" in page
     assert "- Hardware: two cores." in page
@@ -372,7 +376,7 @@ def test_an_empty_folder_is_one_line(tmp_path: Path) -> None:
 def test_a_damaged_run_is_named_and_skipped(
     two_seeds: Path, tmp_path: Path, damage: dict, said: str
 ) -> None:
-    write_run(two_seeds, "l1", TWICE, 4, **damage)
+    write_run(two_seeds, "l1", TWICE, 4, changes=damage)
     page = page_of(two_seeds, tmp_path / "out")
 
     assert f"Damaged and skipped: mnist/l1/seed0: {said}" in page.replace(
