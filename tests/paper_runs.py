@@ -18,6 +18,8 @@ SETTINGS = {
     "lr": 0.05,
     "width": 0.05,
 }
+RISING = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6]  # FedAvg's six rounds
+TWICE = [*RISING, 0.7, 0.7, 0.7, 0.7, 0.7, 0.7]
 UNITS = {"0": 2, "3": 3, "6": 4, "9": 5, "13": 6}
 
 
@@ -65,3 +67,11 @@ def write_run(
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "run.json").write_text(json.dumps(result | (changes or {})))
     return folder
+
+
+def write_two_seeds(root: Path) -> None:
+    """Write FedAvg at 10 a round, AutoFLIP at 4 and 5 to explore, of two seeds each."""
+    for seed in (0, 1):
+        fedavg = [value + 0.02 * seed for value in RISING]
+        write_run(root, "fedavg", fedavg, 10, seed=seed)
+        write_run(root, "autoflip", TWICE, 4, 5, seed=seed)

@@ -55,6 +55,8 @@ def accuracy_markdown(table: Table, seeds: int) -> str:
 
 def cost_markdown(table: Table) -> str:
     """Write a task's part of Table V."""
+    if not table:
+        return "No run of FedAvg.\n"
     units = {"target_bytes": 1e6, "target_macs": 1e9}
     rows = []
     for name, row in table.items():
@@ -68,8 +70,7 @@ def cost_markdown(table: Table) -> str:
             elif column.endswith("_saved"):
                 shown.append(f"{100 * cell.mean:.0f} %")
             else:
-                digits = 1 if column in units else 0
-                shown.append(f"{cell.mean / units.get(column, 1):,.{digits}f}")
+                shown.append(f"{cell.mean / units.get(column, 1):,.1f}")
         reached, seeds = (len(row[c].values) for c in ("target_rounds", "target"))
         rows.append([EVERYTHING[name].title, f"{reached} of {seeds}", *shown])
     header = ("method", "seeds there", "target", "rounds", "MB", "GMACs")

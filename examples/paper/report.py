@@ -3,7 +3,7 @@
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -163,11 +163,6 @@ def this_machine() -> str:
     return f"{os.cpu_count()} CPU cores ({system}, {kind}){gpu}"
 
 
-def seeds_of(methods: Methods) -> int:
-    """Count the seeds of the method that has most."""
-    return max((len(runs) for runs in methods.values()), default=0)
-
-
 # --- The page ---
 
 
@@ -212,27 +207,35 @@ def _tables(
     cost: Mapping[str, Table],
     sizes: Mapping[str, Any],
 ) -> list[str]:
+    reasons = (*REASONS, SMALL_SCALE) if runs.name == "small" else REASONS
+    return [
+        *("## Table III: accuracy", "", MEASURED_BY["III"], ""),
+        *_by_task(
+            runs, compared, lambda t, seeds: accuracy_markdown(accuracy[t], seeds)
+        ),
+        *("### Beside the paper's, at equal rounds", ""),
+        *(published_markdown(accuracy), BESIDE, ""),
+        *(f"- {reason}" for reason in reasons),
+        *("", "## Table IV: size and speed", "", MEASURED_BY["IV"], ""),
+        *(f"`{_report_command(runs)}`, on the runs of Table III.", ""),
+        size_markdown(sizes) if sizes else "No run of AutoFLIP.\n",
+        *("## Table V: communication", "", MEASURED_BY["V"], ""),
+        *_by_task(runs, compared, lambda t, _: cost_markdown(cost[t])),
+        published_cost_markdown(list(compared)),
+    ]
+
+
+def _by_task(
+    runs: Path, compared: Mapping[str, Methods], write: Callable[[str, int], str]
+) -> list[str]:
     lines = []
-    for number, title, tables, write in (
-        ("III", "accuracy", accuracy, accuracy_markdown),
-        ("V", "communication", cost, cost_markdown),
-    ):
-        part = [f"## Table {number}: {title}", "", MEASURED_BY[number], ""]
-        for task, table in tables.items():
-            seeds = seeds_of(compared[task])
-            part += [f"### {task}, {seeds} seed(s)", ""]
-            part += [_command(runs, task, compared[task]), ""]
-            part += [write(table) if number == "V" else write(table, seeds)]
-        if number == "III":
-            part += ["### Beside the paper's, at equal rounds", ""]
-            part += [published_markdown(accuracy), BESIDE, ""]
-            reasons = (*REASONS, SMALL_SCALE) if runs.name == "small" else REASONS
-            part += [*(f"- {reason}" for reason in reasons), ""]
-            part += ["## Table IV: size and speed", "", MEASURED_BY["IV"], ""]
-            part += [f"`{_report_command(runs)}`, on the runs of Table III.", ""]
-            part += [size_markdown(sizes) if sizes else "No run of AutoFLIP.\n"]
-        lines += part
-    return [*lines, published_cost_markdown(list(compared))]
+    for task, methods in compared.items():
+        if not methods:  # ablations only
+            continue
+        seeds = max(len(some) for some in methods.values())
+        lines += [f"### {task}, {seeds} seed(s)", "", _command(runs, task, methods), ""]
+        lines.append(write(task, seeds))
+    return lines
 
 
 def _command(runs: Path, task: str, methods: Methods) -> str:
@@ -268,14 +271,18 @@ def draw_figures(
     tuple of (list of Path, dict, list of str)
         Files, the numbers in them, and why others are not there.
     """
-    drawn, numbers, skipped = [], {}, []
+    drawn: list[Path] = []
+    numbers: dict[str, Any] = {}
+    skipped: list[str] = []
     for number, title, collect, draw in (
         (4, "variance", series.variances, figures.draw_variances),
         (5, "guidance", series.guidance, figures.draw_guidance),
         (8, "exploration", series.exploration, figures.draw_exploration),
         (9, "threshold", series.thresholds, figures.draw_thresholds),
     ):
-        found = {t: got for t, methods in tasks.items() if (got := collect(methods))}
+        found: dict[str, Any] = {
+            t: got for t, methods in tasks.items() if (got := collect(methods))
+        }
         if not found:
             skipped.append(f"Figure {number} ({title}) is left out: no run for it.")
             continue

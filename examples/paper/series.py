@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from .methods import ABLATIONS, EFLPRUNE_OWN, EVERYTHING
 from .results import Outcome
@@ -30,10 +30,11 @@ Series = dict[str, list[Any]]
 """``mean``, ``low`` and ``high`` over seeds, and the ``seeds``."""
 
 
-def over_seeds(rows: Mapping[int, Sequence[float]]) -> Series:
+def over_seeds(rows: Mapping[int, ArrayLike]) -> Series:
     """Give mean and range over seeds, up to the shortest; what is NaN is None."""
-    length = min(len(values) for values in rows.values())
-    stack = np.stack([np.asarray(values[:length], float) for values in rows.values()])
+    arrays = [np.asarray(values, float) for values in rows.values()]
+    length = min(map(len, arrays))
+    stack = np.stack([values[:length] for values in arrays])
     return {
         "mean": _plain(stack.mean(0)),
         "low": _plain(stack.min(0)),
@@ -94,7 +95,8 @@ def count_classes(federation: Federation, classes: int) -> NDArray[np.float64]:
         ],
         float,
     )
-    return counts / counts.sum(1, keepdims=True)
+    counts /= counts.sum(1, keepdims=True)
+    return counts
 
 
 def curves(methods: Mapping[str, Sequence[Outcome]]) -> dict[str, dict[str, Series]]:

@@ -1,6 +1,6 @@
 """Where AutoFLIP loses, computed from the tables."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from .methods import EVERYTHING
 from .tables import ACCURACY, BASELINE, Cell, Row, Table
@@ -139,7 +139,7 @@ def _never(row: Row) -> list[str]:
     return [f"FedAvg's accuracy: reached with {reached} of {seeds} seed(s) only"]
 
 
-def _show(column: str):
+def _show(column: str) -> Callable[[float], str]:
     if column.endswith("_saved"):
         return lambda value: f"{100 * value:.0f} %"
     return lambda value: f"{value:.3f}"
