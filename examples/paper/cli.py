@@ -35,7 +35,13 @@ def main() -> None:
         else:
             from .report import write_report
 
-            write_report(options.out / options.scale, options.results, Console())
+            write_report(
+                options.out / options.scale,
+                options.results,
+                Console(),
+                options.data,
+                options.hardware,
+            )
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
 
@@ -57,6 +63,8 @@ def parse() -> argparse.Namespace:
     run.add_argument("--backend", choices=["in-process", "flwr"], default="in-process")
     report = commands.add_parser("report", help="tables and figures of what is there")
     report.add_argument("--results", type=Path, default=Path("runs/paper-report"))
+    report.add_argument("--data", default="", help="folder of data sets, for Figure 6")
+    report.add_argument("--hardware", default="", help="a line on what it ran on")
     for command in (run, report):
         command.add_argument(
             "--scale", choices=["tiny", "small", "paper"], default="small"

@@ -1,0 +1,215 @@
+"""Tables III and V, as plain functions of finished runs."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from flwr_autoflip.report import WINDOW, Curve
+
+from .results import Outcome
+
+BASELINE = "fedavg"
+ACCURACY = {
+    "rounds": "equal rounds",
+    "macs": "equal MACs",
+    "bytes": "equal bytes",
+    "dense": "dense model",
+    "local": "nodes' own tests",
+}
+"""Columns of Table III; the last two are at equal rounds as well."""
+COST = {
+    "target": "FedAvg's final top-1",
+    "target_rounds": "rounds",
+    "target_bytes": "bytes",
+    "target_macs": "MACs",
+    "bytes_saved": "bytes saved",
+    "macs_saved": "MACs saved",
+}
+"""Columns of Table V: what it took to reach FedAvg's final accuracy."""
+TOLERANCE = 1e-9
+"""Two sums of the same five figures may differ by rounding."""
+
+
+@dataclass
+class Cell:
+    """One figure of a table.
+
+    Parameters
+    ----------
+    values : dict of int to float
+        Seed -> figure; seeds without one are left out.
+    used : dict of int to float
+        Seed -> share of the budget that the run spent, at equal budgets only.
+    """
+
+    values: dict[int, float] = field(default_factory=dict)
+    used: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def mean(self) -> float:
+        """Mean over seeds."""
+        return float(np.mean(list(self.values.values())))
+
+    @property
+    def deviation(self) -> float | None:
+        """Sample standard deviation over seeds; None for a single one."""
+        values = list(self.values.values())
+        return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+    @property
+    def mean_used(self) -> float:
+        """Mean share of the budget that was spent."""
+        return float(np.mean(list(self.used.values()))) if self.used else 1.0
+
+    def describe(self) -> dict[str, Any]:
+        """Give everything about the figure, for JSON."""
+        if not self.values:
+            return {"values": {}}
+        described: dict[str, Any] = {"mean": self.mean, "sd": self.deviation}
+        described["values"] = self.values
+        return described | ({"budget_used": self.used} if self.used else {})
+
+
+Row = dict[str, Cell]
+Table = dict[str, Row]
+"""Method -> column -> figure."""
+
+
+# --- One run ---
+
+
+def last_round_within(costs: Sequence[float], budget: float) -> int | None:
+    """Give the last round whose cumulative cost is within a budget.
+
+    Parameters
+    ----------
+    costs : sequence of float
+        Entry 0 is what exploration took.
+    budget : float
+
+    Returns
+    -------
+    int or None
+        None if exploration alone takes more.
+    """
+    within = np.flatnonzero(np.asarray(costs) <= budget)
+    return int(within[-1]) if len(within) else None
+
+
+def at_budget(
+    curve: Curve, costs: Sequence[float], budget: float
+) -> tuple[float, float] | None:
+    """Give accuracy at a budget, and the share of it that the run spent.
+
+    The share is 1 unless the run ended with budget for one more round of its own.
+
+    Parameters
+    ----------
+    curve : Curve
+    costs : sequence of float
+        Cumulative, of the same rounds.
+    budget : float
+
+    Returns
+    -------
+    tuple of (float, float) or None
+        None if exploration alone takes more than the budget.
+    """
+    last = last_round_within(costs, budget)
+    if last is None:
+        return None
+    rounds = len(costs) - 1
+    one_more = costs[-1] + (costs[-1] - costs[0]) / max(1, rounds)
+    ended = last == rounds and one_more <= budget
+    return curve.mean_until(last), float(costs[-1] / budget) if ended else 1.0
+
+
+def window_mean(values: Sequence[float | None], last_round: int) -> float | None:
+    """Mean of the last five figures up to a round; None if one of them is missing."""
+    window = values[: last_round + 1][-WINDOW:]
+    present = [value for value in window if value is not None]
+    return float(np.mean(present)) if len(present) == len(window) else None
+
+
+def cost_to_reach(run: Curve, baseline: Curve, last_round: int) -> dict[str, float]:
+    """Compare what it takes to reach a baseline's final accuracy.
+
+    Parameters
+    ----------
+    run, baseline : Curve
+    last_round : int
+        Of the baseline; its last five evaluations up to there are the target.
+
+    Returns
+    -------
+    dict of str to float
+        Keys of :data:`COST`; the target alone if the run never gets there. Savings
+        are over what the baseline itself took to get there first.
+    """
+    target = baseline.mean_until(last_round)
+    here, there = (one.rounds_to(target - TOLERANCE) for one in (run, baseline))
+    if here is None or there is None:
+        return {"target": target}
+    return {
+        "target": target,
+        "target_rounds": here,
+        "target_bytes": run.bytes_moved[here],
+        "target_macs": run.macs[here],
+        "bytes_saved": 1 - run.bytes_moved[here] / baseline.bytes_moved[there],
+        "macs_saved": 1 - run.macs[here] / baseline.macs[there],
+    }
+
+
+# --- All seeds of all methods of one task ---
+
+
+def accuracy_table(methods: Mapping[str, Sequence[Outcome]]) -> Table:
+    """Build a task's part of Table III."""
+    baselines = {one.seed: one for one in methods.get(BASELINE, ())}
+    return {name: _accuracy_row(runs, baselines) for name, runs in methods.items()}
+
+
+def _accuracy_row(runs: Iterable[Outcome], baselines: Mapping[int, Outcome]) -> Row:
+    row: Row = {column: Cell() for column in ACCURACY}
+    for one in runs:
+        rounds = one.equal_rounds
+        row["rounds"].values[one.seed] = one.curve.mean_until(rounds)
+        for column in ("dense", "local"):
+            value = window_mean(one.result[f"{column}_top1"], rounds)
+            if value is not None:
+                row[column].values[one.seed] = value
+        if one.seed not in baselines:
+            continue
+        for column in ("macs", "bytes"):
+            budget = baselines[one.seed].result[column][rounds]
+            reached = at_budget(one.curve, one.result[column], budget)
+            if reached is not None:
+                row[column].values[one.seed], row[column].used[one.seed] = reached
+    return row
+
+
+def cost_table(methods: Mapping[str, Sequence[Outcome]]) -> Table:
+    """Build a task's part of Table V; empty without a run of FedAvg."""
+    baselines = {one.seed: one for one in methods.get(BASELINE, ())}
+    table: Table = {}
+    for name, runs in methods.items():
+        row: Row = {column: Cell() for column in COST}
+        compared = [one for one in runs if one.seed in baselines]
+        for one in compared:
+            baseline = baselines[one.seed].curve
+            reached = cost_to_reach(one.curve, baseline, one.equal_rounds)
+            for column, value in reached.items():
+                row[column].values[one.seed] = float(value)
+        if compared:
+            table[name] = row
+    return table
+
+
+def best_methods(table: Table, column: str, seeds: int) -> set[str]:
+    """Name the methods of the highest mean among those that have all seeds."""
+    full = {
+        n: r[column].mean for n, r in table.items() if len(r[column].values) == seeds
+    }
+    return {name for name, mean in full.items() if mean == max(full.values())}
