@@ -48,7 +48,8 @@ class Curve:
 
     def rounds_to(self, target: float) -> int | None:
         """First round whose trailing mean is at least the target; None if never."""
-        reached = np.flatnonzero(self.smooth() >= target)
+        # A run reaches its own final mean, whichever way its sums were rounded.
+        reached = np.flatnonzero(self.smooth() >= target - 1e-9)
         return int(reached[0]) if len(reached) else None
 
 

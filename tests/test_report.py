@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from flwr_autoflip.ledger import Ledger, NodeRow
 from flwr_autoflip.report import curve, draw_curves
@@ -40,6 +42,21 @@ def test_a_curve_by_hand() -> None:
     assert one.rounds_to(0.29) == 5
     assert one.rounds_to(0.9) is None
     np.testing.assert_allclose(one.dense_top1, one.top1 / 2)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=5, max_size=30))
+def test_every_run_reaches_its_own_final_mean(top1: list[float]) -> None:
+    one = curve(rows_of(top1).rows)
+
+    assert one.rounds_to(one.mean_until(len(top1) - 1)) is not None
+
+
+def test_what_was_not_evaluated_is_not_a_number() -> None:
+    ledger = Ledger()
+    ledger.add_server(0, {"top1": 0.5}, {})
+
+    assert np.isnan(curve(ledger.rows).dense_top1).all()
 
 
 def test_a_picture_is_drawn(tmp_path: Path) -> None:

@@ -28,8 +28,6 @@ COST = {
     "macs_saved": "MACs saved",
 }
 """Columns of Table V: what it took to reach FedAvg's final accuracy."""
-TOLERANCE = 1e-9
-"""Two sums of the same five figures may differ by rounding."""
 
 
 @dataclass
@@ -149,7 +147,7 @@ def cost_to_reach(run: Curve, baseline: Curve, last_round: int) -> dict[str, flo
         are over what the baseline itself took to get there first.
     """
     target = baseline.mean_until(last_round)
-    here, there = (one.rounds_to(target - TOLERANCE) for one in (run, baseline))
+    here, there = (one.rounds_to(target) for one in (run, baseline))
     if here is None or there is None:
         return {"target": target}
     return {
