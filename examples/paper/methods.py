@@ -24,7 +24,8 @@ class Method:
         compression that AutoFLIP reached, which is how the paper compares.
     round_factor : int
         Rounds over FedAvg's. Small networks are cheaper a round, so they may take
-        twice as many to spend what FedAvg spends.
+        twice as many to spend what FedAvg spends. The literal presets spend that in
+        exploration.
     """
 
     name: str
@@ -50,8 +51,15 @@ def _all_methods() -> list[Method]:
         Method("autoflip", "AutoFLIP"),
         Method("random", "random units", {"policy": "random"}, "units"),
         Method("l1", "L1 units", {"policy": "l1"}, "units"),
-        Method("autoflip-paper", "AutoFLIP, paper", {"preset": "paper"}),
-        Method("autoflip-authors", "AutoFLIP, authors", {"preset": "authors-code"}),
+        Method(
+            "autoflip-paper", "AutoFLIP, paper", {"preset": "paper"}, round_factor=1
+        ),
+        Method(
+            "autoflip-authors",
+            "AutoFLIP, authors",
+            {"preset": "authors-code"},
+            round_factor=1,
+        ),
         Method("prunefl", "PruneFL", {"policy": "prunefl"}, "parameters"),
         Method("prunefl-own", "PruneFL, own size", {"policy": "prunefl"}),
     ]

@@ -232,7 +232,7 @@ TASKS = {
             scales={
                 "paper": paper_scale(20, 5),
                 "small": small_scale(
-                    local_epochs=2, batch_size=20, lr=0.05, width=0.25,
+                    local_epochs=2, batch_size=10, lr=0.05, width=0.25,
                     train_examples=12000, test_examples=2000,
                 ),
             },
@@ -247,7 +247,7 @@ TASKS = {
             scales={
                 "paper": paper_scale(20, 5),
                 "small": small_scale(
-                    batch_size=32, lr=0.05, width=0.25, depth=0.36,
+                    batch_size=64, lr=0.3, width=0.25, depth=0.17,
                     train_examples=5000, test_examples=2000,
                 ),
             },
@@ -262,7 +262,7 @@ TASKS = {
             scales={
                 "paper": paper_scale(20, 5),
                 "small": small_scale(
-                    batch_size=32, lr=0.2, width=0.25, depth=0.34,
+                    batch_size=16, lr=0.1, width=0.25, depth=0.34,
                     train_examples=10000, test_examples=2000,
                 ),
             },
@@ -277,7 +277,7 @@ TASKS = {
             scales={
                 "paper": paper_scale(660, 20),
                 "small": small_scale(
-                    nodes=100, nodes_per_round=10, local_epochs=2, batch_size=20,
+                    nodes=100, nodes_per_round=10, local_epochs=2, batch_size=10,
                     lr=0.1, width=0.25, test_examples=2000,
                 ),
             },
@@ -294,7 +294,7 @@ TASKS = {
             scales={
                 "paper": paper_scale(730, 20),
                 "small": small_scale(
-                    nodes=50, nodes_per_round=10, batch_size=5, lr=3.0,
+                    nodes=50, nodes_per_round=10, batch_size=5, lr=5.0,
                     width=0.2, train_examples=5000, test_examples=500,
                 ),
             },

@@ -45,7 +45,7 @@ def plain_fedavg(setting: Setting) -> list[tuple[float, float]]:
     results = [evaluate(model, data.test)]
     for server_round in range(1, scale.rounds + 1):
         nodes = random.sample(range(data.num_nodes), scale.nodes_per_round)
-        mean = {k: torch.zeros_like(v, dtype=torch.float64) for k, v in weights.items()}
+        mean = {k: torch.zeros_like(v) for k, v in weights.items()}
         total = sum(len(data.train[node]) for node in nodes)
         for node in nodes:
             model.load_state_dict(weights)
@@ -60,7 +60,7 @@ def plain_fedavg(setting: Setting) -> list[tuple[float, float]]:
             )
             for name, value in model.state_dict().items():
                 mean[name] += value * (len(data.train[node]) / total)
-        weights = {k: v.to(weights[k].dtype) for k, v in mean.items()}
+        weights = mean
         model.load_state_dict(weights)
         results.append(evaluate(model, data.test))
     return results
