@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from . import wire
+from .core.budget import Budget, parse_budget
 from .core.codec import VERSION, pack_small
 from .core.cost import count_parameters
 from .core.errors import AutoFlipError, WireError
@@ -39,6 +40,15 @@ class AutoFlipClient(NumPyClient):
         Gives the dense model, such as the model's class.
     context : Context
         Flower's context of this node; its state keeps the plan between rounds.
+    budget : str, optional
+        What this node can carry, such as ``"macs:0.25"``; left out, what
+        ``autoflip-budget`` in its ``--node-config`` says. See
+        :func:`flwr_autoflip.core.budget.parse_budget`.
+
+    Raises
+    ------
+    AutoFlipError
+        If the budget cannot be read.
 
     Examples
     --------
@@ -52,9 +62,15 @@ class AutoFlipClient(NumPyClient):
         app = client_app(lambda context: Client(Net, context))
     """
 
-    def __init__(self, model_fn: Callable[[], nn.Module], context: Context) -> None:
+    def __init__(
+        self,
+        model_fn: Callable[[], nn.Module],
+        context: Context,
+        budget: str | None = None,
+    ) -> None:
         self.model_fn = model_fn
         self.context = context
+        self.budget = budget_of(context, budget)
 
     def train(self, model: nn.Module, config: dict[str, Any]) -> tuple[int, Metrics]:
         """Train the model in place.
@@ -100,7 +116,10 @@ class AutoFlipClient(NumPyClient):
     ) -> tuple[list[NDArray[Any]], int, dict[str, Any]]:
         """Answer a training (or exploring) request; Flower calls this."""
         request = self._read(parameters, config)
-        orders, received = request.orders, request.arrays()
+        orders = request.orders
+        if orders.phase == "budget":
+            return [np.zeros(0, np.float32)], 1, budget_receipt(request, self.budget)
+        received = request.arrays()
         model = self._small_model(request, received).train()
         with ExitStack() as stack:
             sums = stack.enter_context(sum_gradients(model)) if orders.probe else {}
@@ -139,7 +158,9 @@ class AutoFlipClient(NumPyClient):
                 f"expected one flat array, {len(parameters)} came; wrap the server's "
                 "strategy in AutoFlip."
             )
-        return wire.read_request(parameters[0], config, self.context.state)
+        request = wire.read_request(parameters[0], config, self.context.state)
+        check_budget(request, self.budget)
+        return request
 
     def _small_model(
         self, request: wire.Request, arrays: dict[str, NDArray[Any]]
@@ -192,6 +213,38 @@ def _contents(message: Message) -> tuple[NDArray[Any], dict[str, Any]]:
         )
     values = wire.single_array(next(iter(content.array_records.values())))
     return values, dict(next(iter(content.config_records.values())))
+
+
+# --- What a node can carry ---
+
+
+def budget_of(context: Context, given: str | None = None) -> Budget | None:
+    """Read a node's budget: the one given, or its ``--node-config``'s."""
+    value = context.node_config.get(wire.KEY_BUDGET) if given is None else given
+    return parse_budget(value, whose=f"node {context.node_id}")
+
+
+def budget_receipt(request: wire.Request, budget: Budget | None) -> dict[str, Any]:
+    """Say what the node can carry."""
+    receipt = receipt_of(request, 0, Spent())
+    return receipt | {wire.KEY_BUDGET: str(budget or "")}
+
+
+def check_budget(request: wire.Request, budget: Budget | None) -> None:
+    """Refuse work that was not cut to this node's budget.
+
+    Raises
+    ------
+    WireError
+        If the server does not ask for budgets, or knows another one.
+    """
+    sent, own = request.orders.budget, str(budget or "")
+    if request.orders.phase != "budget" and sent != own:
+        raise WireError(
+            f"this node's budget is {own or 'none'!r}, but the server sent what fits "
+            f"{sent or 'none'!r}; set budgets=True in the server's AutoFlip. If it is "
+            "set, the budget changed and is asked for again."
+        )
 
 
 # --- What it cost ---

@@ -1,58 +1,21 @@
 """One phase with its nodes: who is sent what, which replies count, what it cost."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from logging import INFO, WARNING, getLogger
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from flwr.app import Message
-from torch import nn
 
 from . import wire
-from .core.codec import encode_plan, plan_digest
-from .core.cost import Cost, measure_cost
 from .core.errors import WireError
 from .core.plan import Plan
-from .core.shrink import shrink
+from .costs import CostOf
 from .ledger import Ledger, NodeRow, Status
 
 LOGGER = getLogger("flwr")
 T = TypeVar("T")
-
-
-@dataclass
-class CostOf:
-    """Costs of the dense model and of plans' models; each is built once."""
-
-    model: nn.Module
-    example_input: Any
-    known: dict[bytes, Cost] = field(default_factory=dict)
-
-    def dense(self) -> Cost:
-        """Cost of the whole model."""
-        return self._measure(b"", self.model)
-
-    def plan(self, plan: Plan) -> Cost:
-        """Cost of a plan's model; single zeros in it count, since they are computed."""
-        digest = plan_digest(encode_plan(plan.without_mask()))
-        if digest not in self.known:
-            self._measure(digest, shrink(self.model, plan.without_mask()))
-        return self.known[digest]
-
-    def _measure(self, key: bytes, model: nn.Module) -> Cost:
-        if key not in self.known:
-            self.known[key] = measure_cost(model, self.example_input)
-        return self.known[key]
-
-    def check(self, plan: Plan, parameters: int) -> None:
-        """Raise ``WireError`` unless a node built the plan's model or the dense one."""
-        small, dense = self.plan(plan).parameters, self.dense().parameters
-        if parameters not in (small, dense):
-            raise WireError(
-                f"the node trained a model of {parameters} parameters; its plan's has "
-                f"{small}, the dense one {dense}."
-            )
 
 
 @dataclass(frozen=True)
@@ -65,6 +28,27 @@ class Sent:
     row: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Answer(Generic[T]):
+    """A reply that passed every check.
+
+    Parameters
+    ----------
+    message : Message
+        As it came.
+    reply : Reply
+    orders : Orders
+        What this node was asked.
+    made : object
+        What the phase made of the reply.
+    """
+
+    message: Message
+    reply: wire.Reply
+    orders: wire.Orders
+    made: T
+
+
 @dataclass
 class Exchange:
     """Send requests, match and check replies, write the ledger.
@@ -74,25 +58,28 @@ class Exchange:
     ledger : Ledger
     cost_of : CostOf
     api : {"message", "numpy"}
+    timeout : float or None (default: 3600.0)
+        Seconds that phases of our own, between Flower's, wait for replies.
     """
 
     ledger: Ledger
     cost_of: CostOf
     api: wire.ClientApi
+    timeout: float | None = 3600.0
     held: dict[int, wire.Held] = field(default_factory=dict)
     sent: list[Sent] = field(default_factory=list)
 
     def requests(
-        self, server_round: int, templates: Sequence[Message], orders: wire.Orders
+        self, server_round: int, work: Iterable[tuple[Message, wire.Orders]]
     ) -> list[Message]:
         """Turn the inner strategy's messages into ours.
 
         Parameters
         ----------
         server_round : int
-        templates : sequence of Message
-            One a node, with the dense model; only their keys and config are used.
-        orders : Orders
+        work : iterable of (Message, Orders)
+            One a node: the inner strategy's message, of which only keys and config are
+            used, and what the node is to do. Nodes with one Orders share its content.
 
         Returns
         -------
@@ -100,11 +87,11 @@ class Exchange:
             New messages; the templates stay as they are.
         """
         self.sent = []
-        built: dict[tuple[int, wire.Held], tuple[Any, wire.Held, int, int]] = {}
-        for template in templates:
+        built: dict[tuple[int, int, wire.Held], tuple[Any, wire.Held, int, int]] = {}
+        for template, orders in work:
             node = template.metadata.dst_node_id
             before = self.held.get(node, wire.Held())
-            key = (id(template.content), before)
+            key = (id(template.content), id(orders), before)
             if key not in built:
                 content, after, plan_bytes = wire.request_content(
                     orders, template.content, before, self.api
@@ -124,8 +111,10 @@ class Exchange:
         return [sent.message for sent in self.sent]
 
     def replies(
-        self, replies: Iterable[Message], read: Callable[[wire.Reply], T]
-    ) -> list[tuple[Message, wire.Reply, T]]:
+        self,
+        replies: Iterable[Message],
+        read: Callable[[wire.Reply, wire.Orders], T],
+    ) -> list[Answer[T]]:
         """Keep the replies that pass every check; count, log and book the rest.
 
         Parameters
@@ -133,14 +122,15 @@ class Exchange:
         replies : iterable of Message
             In any order, with errors, strangers and repetitions.
         read : callable
-            Makes of a checked reply what the phase needs; may raise ``WireError``.
+            Makes of a checked reply, and what its node was asked, what the phase
+            needs; may raise ``WireError``.
 
         Returns
         -------
-        list of (Message, Reply, what ``read`` made)
+        list of Answer
         """
         waiting = {sent.message.metadata.message_id: sent for sent in self.sent}
-        valid: list[tuple[Sent, Message, wire.Reply, T]] = []
+        valid: list[tuple[Sent, Answer[T]]] = []
         for message in replies:
             sent = waiting.pop(message.metadata.reply_to_message_id, None)
             if sent is None:
@@ -152,35 +142,33 @@ class Exchange:
                 continue
             try:
                 reply = wire.read_reply(message, sent.orders, self.api)
-                self.cost_of.check(
-                    sent.orders.plan, reply.receipt.get(wire.KEY_PARAMETERS, 0)
-                )
-                made = read(reply)
+                if sent.orders.phase != "budget":
+                    built = reply.receipt.get(wire.KEY_PARAMETERS, 0)
+                    self.cost_of.check(sent.orders.plan, built)
+                made = read(reply, sent.orders)
             except WireError as error:
                 self._lost(sent, "refused", str(error), message)
                 continue
-            valid.append((sent, message, reply, made))
+            valid.append((sent, Answer(message, reply, sent.orders, made)))
         for sent in waiting.values():
             self._lost(sent, "missing", "no reply before the timeout")
         self.sent = []
         return self._alike(valid)
 
-    def _alike(
-        self, valid: list[tuple[Sent, Message, wire.Reply, T]]
-    ) -> list[tuple[Message, wire.Reply, T]]:
+    def _alike(self, valid: list[tuple[Sent, Answer[T]]]) -> list[Answer[T]]:
         """Drop replies whose metrics differ from the others': averaging would raise."""
-        shapes = [_metric_shape(reply) for _, _, reply, _ in valid]
+        shapes = [_metric_shape(answer.reply) for _, answer in valid]
         common = Counter(shapes).most_common(1)[0][0] if shapes else frozenset()
         kept = []
-        for (sent, message, reply, made), shape in zip(valid, shapes, strict=True):
+        for (sent, answer), shape in zip(valid, shapes, strict=True):
             if shape != common:
                 names, others = sorted(dict(shape)), sorted(dict(common))
                 reason = f"its metrics are {names}, the other nodes' {others}."
-                self._lost(sent, "refused", reason, message)
+                self._lost(sent, "refused", reason, answer.message)
                 continue
             self.held[sent.row["node"]] = sent.held
-            self._book(sent, "ok", "", message, reply.receipt)
-            kept.append((message, reply, made))
+            self._book(sent, "ok", "", answer.message, answer.reply.receipt)
+            kept.append(answer)
         return kept
 
     def _lost(
@@ -204,6 +192,7 @@ class Exchange:
     ) -> None:
         answered = message is not None and message.has_content()
         cost = self.cost_of.plan(sent.orders.plan)
+        asked_only = sent.orders.phase == "budget"
         if receipt.get(wire.KEY_PARAMETERS) == self.cost_of.dense().parameters:
             cost = self.cost_of.dense()
         self.ledger.add(
@@ -212,8 +201,8 @@ class Exchange:
                 status=status,
                 reason=reason.strip(),
                 bytes_up=wire.count_bytes(message.content) if answered else 0,  # type: ignore[union-attr]
-                parameters=cost.parameters,
-                macs_per_example=cost.macs,
+                parameters=0 if asked_only else cost.parameters,
+                macs_per_example=0 if asked_only else cost.macs,
                 examples=receipt.get(wire.KEY_EXAMPLES, 0),
                 eval_examples=receipt.get(wire.KEY_EVAL_EXAMPLES, 0),
                 seconds=receipt.get(wire.KEY_SECONDS, 0.0),
@@ -225,6 +214,20 @@ def _metric_shape(reply: wire.Reply) -> frozenset[tuple[str, int]]:
     return frozenset(
         (name, len(value) if isinstance(value, list) else 0)
         for name, value in reply.metrics.items()
+    )
+
+
+def log_plan(cost_of: CostOf, plan: Plan) -> None:
+    """Log what a plan keeps."""
+    small, dense = cost_of.plan(plan), cost_of.dense()
+    LOGGER.log(
+        INFO,
+        "\t└──> plan: %d of %d units, %d of %d parameters, %.1f %% of MACs",
+        int(plan.alive.sum()),
+        plan.layout.num_units,
+        plan.num_parameters,
+        plan.layout.num_parameters,
+        100 * small.macs / dense.macs,
     )
 
 

@@ -11,6 +11,7 @@ from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from . import wire
+from .budgets import Budgets
 from .core.aggregate import cast_to_layout
 from .core.codec import pack
 from .core.errors import AutoFlipError
@@ -42,23 +43,23 @@ class Explorer:
     inner : Strategy
         Samples explorers, and aggregates them for a warm start.
     exchange : Exchange
+    budgets : Budgets
+        Only nodes that carry the dense model explore.
     layout : Layout
     options : Options
         Complete.
     value_dtype : str
         Of values on the way down.
-    timeout : float (default: 3600.0)
-        Seconds to wait for reports.
     reports : dict of int to Report
         Node id to deviations, as they come.
     """
 
     inner: Strategy
     exchange: Exchange
+    budgets: Budgets
     layout: Layout
     options: Options
     value_dtype: str
-    timeout: float = 3600.0
     reports: dict[int, Report] = field(default_factory=dict)
 
     def first(
@@ -88,6 +89,8 @@ class Explorer:
         wait_for_nodes(grid, int(find_attribute(self.inner, "min_available_nodes", 1)))
         round_templates = list(self.inner.configure_train(0, arrays, config, grid))
         templates = self._choose(grid, round_templates, policy)
+        if self.budgets.asks:
+            templates = self._replace_weak(grid, templates)
         if isinstance(policy, AutoFlipPolicy):
             deciding = round_templates if policy.per_round else templates
             policy.check_explorers(len(deciding))
@@ -123,6 +126,36 @@ class Explorer:
         content = templates[0].content
         return [Message(content, dst_node_id=n, message_type="train") for n in chosen]
 
+    def _replace_weak(self, grid: Grid, templates: list[Message]) -> list[Message]:
+        """Let others explore for nodes that cannot carry the dense model.
+
+        Raises
+        ------
+        AutoFlipError
+            If no node can.
+        """
+        if not templates:
+            return templates
+        content = templates[0].content
+        everyone = [
+            Message(content, dst_node_id=node, message_type="train")
+            for node in sorted(grid.get_node_ids())
+        ]
+        able = {
+            template.metadata.dst_node_id: template
+            for template in self.budgets.able(0, grid, everyone)
+        }
+        if not able:
+            raise AutoFlipError(
+                f"none of {len(everyone)} nodes can carry the dense model, so none can "
+                "explore; use policy='random' or 'l1', which need no exploration."
+            )
+        nodes = [template.metadata.dst_node_id for template in templates]
+        chosen = [node for node in nodes if node in able]
+        others = [node for node in able if node not in chosen]
+        missing = min(len(others), len(nodes) - len(chosen))
+        return [able[node] for node in chosen + random.sample(others, missing)]
+
     def visit(
         self,
         server_round: int,
@@ -154,18 +187,20 @@ class Explorer:
         epochs = self.options["exploration_epochs"]
         if epochs is not None:
             templates = [with_config(t, {EPOCHS_KEY: epochs}) for t in templates]
-        messages = self.exchange.requests(server_round, templates, orders)
-        answers = grid.send_and_receive(messages, timeout=self.timeout)
+        work = [(template, orders) for template in templates]
+        messages = self.exchange.requests(server_round, work)
+        answers = grid.send_and_receive(messages, timeout=self.exchange.timeout)
 
         def read(
-            reply: wire.Reply,
+            reply: wire.Reply, orders: wire.Orders
         ) -> tuple[Report, dict[str, NDArray[Any]] | None]:
             scale = reply.receipt.get(wire.KEY_SCALE)
             return decode_report(reply.values, scale, self.layout, payload, weights)
 
         explorers = []
-        for message, reply, (report, final) in self.exchange.replies(answers, read):
+        for answer in self.exchange.replies(answers, read):
+            message, (report, final) = answer.message, answer.made
             self.reports[message.metadata.src_node_id] = report
-            wire.inner_reply(message, final, reply, weight_key(self.inner))
+            wire.inner_reply(message, final, answer.reply, weight_key(self.inner))
             explorers.append(message)
         return explorers

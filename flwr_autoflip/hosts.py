@@ -1,27 +1,60 @@
 """Small dealings with Flower's strategies, grids and messages."""
 
 import time
+from collections.abc import Iterator
 from logging import INFO, getLogger
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import (
+    DifferentialPrivacyClientSideAdaptiveClipping,
+    DifferentialPrivacyClientSideFixedClipping,
+    DifferentialPrivacyServerSideAdaptiveClipping,
+    DifferentialPrivacyServerSideFixedClipping,
+    Strategy,
+)
 from numpy.typing import NDArray
 
 from . import wire
+from .core.errors import AutoFlipError
 
 LOGGER = getLogger("flwr")
+_PRIVATE = (
+    DifferentialPrivacyClientSideAdaptiveClipping,
+    DifferentialPrivacyClientSideFixedClipping,
+    DifferentialPrivacyServerSideAdaptiveClipping,
+    DifferentialPrivacyServerSideFixedClipping,
+)
+
+
+def _layers(strategy: Strategy) -> Iterator[Any]:
+    """Walk through strategies that wrap strategies, from the outside."""
+    layer: Any = strategy
+    while layer is not None:
+        yield layer
+        layer = getattr(layer, "strategy", None)
 
 
 def find_attribute(strategy: Strategy, name: str, default: Any) -> Any:
     """Look an attribute up through strategies that wrap strategies."""
-    layer: Any = strategy
-    while layer is not None:
+    for layer in _layers(strategy):
         if hasattr(layer, name):
             return getattr(layer, name)
-        layer = getattr(layer, "strategy", None)
     return default
+
+
+def refuse_privacy(strategy: Strategy) -> None:
+    """Raise ``AutoFlipError`` if Flower's differential privacy is among the wrappers.
+
+    With budgets a node's reply is completed by the others' average.
+    """
+    if any(isinstance(layer, _PRIVATE) for layer in _layers(strategy)):
+        raise AutoFlipError(
+            "budgets=True puts others' average where a node did not train, so that "
+            "clipping a reply no longer bounds what one node contributes: leave "
+            "budgets or differential privacy out."
+        )
 
 
 def weight_key(strategy: Strategy) -> str:

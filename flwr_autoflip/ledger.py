@@ -1,9 +1,10 @@
 """What each round really cost, as JSON lines.
 
-One row a node and phase, in the order they end, with ``phase`` "explore", "train" or
-"evaluate"; exploring is round 0 (or the round in which a late node explores). Rows of
-phase "server" hold what the server's own evaluation says. Totals are sums of rows, so
-exploration is in each of them by construction.
+One row a node and phase, in the order they end, with ``phase`` "budget" (a node says
+what it can carry), "explore", "train" or "evaluate"; exploring is round 0 (or the round
+in which a late node explores). Rows of phase "server" hold what the server's own
+evaluation says. Totals are sums of rows, so exploration is in each of them by
+construction.
 """
 
 import json
@@ -24,7 +25,7 @@ class NodeRow:
     Parameters
     ----------
     round : int
-    phase : {"explore", "train", "evaluate"}
+    phase : {"budget", "explore", "train", "evaluate"}
     node : int
         Flower's node id.
     status : {"ok", "refused", "failed", "missing"}
@@ -36,7 +37,7 @@ class NodeRow:
     plan_bytes : int
         Part of ``bytes_down`` that describes structure.
     parameters : int
-        Trainable values of the model that the node really built.
+        Trainable values of the model that the node really built; 0 if it built none.
     macs_per_example : int
         Forward MACs of that model.
     examples, eval_examples : int
@@ -116,7 +117,7 @@ def read_ledger(path: Path) -> list[dict[str, Any]]:
 def total(
     rows: Iterable[Mapping[str, Any]],
     key: str,
-    phases: Iterable[str] = ("explore", "train", "evaluate"),
+    phases: Iterable[str] = ("budget", "explore", "train", "evaluate"),
     last_round: float = float("inf"),
 ) -> int:
     """Add up a column of node rows, exploration included.

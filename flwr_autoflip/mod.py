@@ -2,7 +2,8 @@
 
 The app's own code keeps seeing dense arrays, masked; compact values travel. It saves
 bandwidth, not compute: for that the app has to build the small model, as
-:class:`flwr_autoflip.AutoFlipClient` does. Its ledger rows count dense MACs.
+:class:`flwr_autoflip.AutoFlipClient` does. Its ledger rows count dense MACs, and a node
+with a budget is refused.
 """
 
 import time
@@ -14,7 +15,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from numpy.typing import NDArray
 
 from . import wire
-from .client import Spent, receipt_of
+from .client import Spent, budget_of, budget_receipt, check_budget, receipt_of
 from .core.codec import expand, pack
 from .core.errors import WireError
 from .core.exploration import encode_report
@@ -53,6 +54,21 @@ def autoflip_mod(
         return call_next(message, context)
     values = wire.single_array(message.content.array_records[arrays_key])
     request = wire.read_request(values, config, context.state)
+    if (budget := budget_of(context)) is not None:
+        raise WireError(
+            f"this node's budget is '{budget}', but a mod cannot keep the app from "
+            "training the dense model; use AutoFlipClient."
+        )
+    if request.orders.phase == "budget":
+        receipt = budget_receipt(request, budget)
+        numpy = arrays_key.startswith("fitins")
+        content = (
+            wire.numpy_train_reply(1, receipt)
+            if numpy
+            else wire.train_reply(values, 1, receipt, message.content)
+        )
+        return Message(content, reply_to=message)
+    check_budget(request, None)
     if request.orders.probe:
         raise WireError(
             "the server asks for gradients, which a mod cannot see; use AutoFlipClient."

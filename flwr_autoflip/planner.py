@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,8 +91,27 @@ class Planner:
             return self._previous.plan
         if not self.policy.per_round:
             return self.deployable(weights)
+        nodes = list(nodes)
         reports = [self.explored[node] for node in nodes if node in self.explored]
+        if len(reports) < min(2, len(nodes)):  # the others could not explore
+            reports = list(self.explored.values())
         return self.policy(server_round, self.layout, weights, reports)
+
+    def rank_units(self, weights: Arrays) -> Mapping[str, NDArray[Any]]:
+        """Give the policy's scores of units, for plans inside the plan that holds.
+
+        Parameters
+        ----------
+        weights : mapping of str to ndarray
+            Global dense arrays.
+
+        Returns
+        -------
+        mapping of str to ndarray
+            Group name to ``(group.size,)``.
+        """
+        reports = list(self.explored.values())
+        return self.policy.rank_units(self._server_round, self.layout, weights, reports)
 
     def deployable(self, weights: Arrays) -> Plan:
         """Give the plan for evaluation and deployment.

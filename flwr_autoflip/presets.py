@@ -63,6 +63,8 @@ class Options(TypedDict, total=False):
         Single weights that went may come back in local training.
     rescale : bool
         Make up for lost inputs when the run's plan is made.
+    budgets : bool
+        Ask each node what it can carry, and send it that part of the plan.
     """
 
     threshold: ThresholdLike | UnitCounts
@@ -79,6 +81,7 @@ class Options(TypedDict, total=False):
     untrained: Literal["keep", "zero"]
     regrow: bool
     rescale: bool
+    budgets: bool
 
 
 _DEFAULT = Options(
@@ -96,6 +99,7 @@ _DEFAULT = Options(
     untrained="keep",
     regrow=False,
     rescale=True,
+    budgets=False,
 )
 
 PRESETS: Mapping[str, Options] = {
@@ -117,6 +121,7 @@ PRESETS: Mapping[str, Options] = {
         untrained="zero",
         regrow=False,
         rescale=False,
+        budgets=False,
     ),
     # Their public code: mean first, min-max a tensor, a global quantile with strict
     # ">", masks only, training from the explored model, zeros that grow back.
@@ -135,6 +140,7 @@ PRESETS: Mapping[str, Options] = {
         untrained="keep",
         regrow=True,
         rescale=False,
+        budgets=False,
     ),
 }
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from . import wire
-from .core.aggregate import settle
+from .budgets import Budgets
+from .core.aggregate import fill, settle
 from .core.codec import VALUE_DTYPES, expand, pack
 from .core.errors import AutoFlipError
 from .core.guidance import Report
@@ -22,9 +23,10 @@ from .core.plan import Plan, dense_plan
 from .core.rescale import rescale_fan_in
 from .core.shrink import load_arrays_inplace, shrink
 from .core.trace import trace
-from .exchange import CostOf, Exchange, log_round
+from .costs import CostOf
+from .exchange import Exchange, log_plan, log_round
 from .explorer import Explorer
-from .hosts import find_attribute, update_inplace, weight_key
+from .hosts import find_attribute, refuse_privacy, update_inplace, weight_key
 from .ledger import Ledger
 from .planner import Planner
 from .policies import Policy
@@ -100,15 +102,31 @@ class AutoFlip(Strategy):
         _check_setting("client_api", client_api, ("message", "numpy"))
         if find_attribute(strategy, "fraction_train", 1.0) == 0:
             raise AutoFlipError("fraction_train is 0: no node would ever train.")
+        if self.options["budgets"]:
+            refuse_privacy(strategy)
         self.layout: Layout = trace(model, example_input, tuple(exclude))
         path = None if ledger_dir is None else Path(ledger_dir) / "ledger.jsonl"
         self.ledger = Ledger(path)
         self._cost_of = CostOf(model, example_input)
         self._exchange = Exchange(self.ledger, self._cost_of, client_api)
-        self._explorer = Explorer(
-            strategy, self._exchange, self.layout, self.options, value_dtype
+        reports: dict[int, Report] = {}
+        self._planner = Planner(self.policy, self.layout, reports)
+        self._budgets = Budgets(
+            self._exchange,
+            self.layout,
+            self._planner.rank_units,
+            asks=self.options["budgets"],
+            multiple=self.options["round_to"],
         )
-        self._planner = Planner(self.policy, self.layout, self._explorer.reports)
+        self._explorer = Explorer(
+            strategy,
+            self._exchange,
+            self._budgets,
+            self.layout,
+            self.options,
+            value_dtype,
+            reports,
+        )
         self._weights: dict[str, NDArray[Any]] = {}
         self._initial: dict[str, NDArray[Any]] = {}
         self._round_plan = dense_plan(self.layout)
@@ -149,7 +167,7 @@ class AutoFlip(Strategy):
         given = bound.arguments
         arrays = wire.from_arrayrecord(initial_arrays)
         check_arrays(self.layout, arrays, whose="initial arrays")
-        self._explorer.timeout = given["timeout"]
+        self._exchange.timeout = given["timeout"]
         config = given["train_config"] or ConfigRecord()
         record = wire.to_arrayrecord(arrays)  # ours to edit; the caller's stays
         if self.policy.explores:
@@ -174,7 +192,7 @@ class AutoFlip(Strategy):
         if self.options["rescale"] and self.policy.renewed == "never":
             scaled = rescale_fan_in(arrays, plan)
             update_inplace(record, scaled)
-        self._log_plan(plan)
+        log_plan(self._cost_of, plan)
 
     @property
     def reports(self) -> Mapping[int, Report]:
@@ -228,16 +246,7 @@ class AutoFlip(Strategy):
             dense = small if whole else evaluate_fn(server_round, arrays)
             metrics = dict(small or {})
             metrics |= {f"dense-{key}": value for key, value in (dense or {}).items()}
-            cost = self._cost_of.plan(plan)
-            shape = {
-                "parameters": plan.num_parameters,
-                "zeros": cost.parameters - plan.num_parameters,
-                "bytes": cost.bytes,
-                "dense_parameters": self.layout.num_parameters,
-                "macs": cost.macs,
-                "dense_macs": self._cost_of.dense().macs,
-                "units": {name: len(kept) for name, kept in plan.keep.items()},
-            }
+            shape = self._cost_of.shape(plan)
             self.ledger.add_server(server_round, metrics, shape)
             return MetricRecord(metrics) if metrics else None
 
@@ -266,7 +275,10 @@ class AutoFlip(Strategy):
             self.options["regrow"],
             probe=self.policy.probes(server_round),
         )
-        return self._exchange.requests(server_round, templates, orders)
+        work = self._budgets.share_out(
+            server_round, grid, templates, orders, self._weights
+        )
+        return self._exchange.requests(server_round, work)
 
     def _renew_plan(self, server_round: int, arrays: ArrayRecord) -> None:
         """Make the round's plan; start afresh in place if it asks for that."""
@@ -276,7 +288,7 @@ class AutoFlip(Strategy):
         rescale = self.options["rescale"]
         fresh = rescale_fan_in(self._initial, plan) if rescale else self._initial
         update_inplace(arrays, fresh)
-        self._log_plan(plan)
+        log_plan(self._cost_of, plan)
 
     def _plan_round(
         self,
@@ -291,7 +303,7 @@ class AutoFlip(Strategy):
                 for t in templates
                 if t.metadata.dst_node_id not in self._explorer.reports
             ]
-            if late:
+            if late := self._budgets.able(server_round, grid, late):
                 self._explorer.visit(server_round, grid, late, arrays)
         nodes = [template.metadata.dst_node_id for template in templates]
         return self._planner.of_round(server_round, self._weights, nodes)
@@ -300,21 +312,23 @@ class AutoFlip(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Expand valid replies and let the inner strategy average them."""
-        plan = self._round_plan
-        trained = plan.without_mask() if self.options["regrow"] else plan
 
-        def read(reply: wire.Reply) -> dict[str, NDArray[Any]]:
-            return expand(self._weights, reply.values, trained)
+        def read(reply: wire.Reply, orders: wire.Orders) -> dict[str, NDArray[Any]]:
+            return expand(self._weights, reply.values, orders.reply_plan)
 
-        accepted = []
-        for message, reply, full in self._exchange.replies(replies, read):
-            if reply.probe:
-                self._planner.add_probe(reply.probe, reply.num_examples)
-            wire.inner_reply(message, full, reply, weight_key(self.strategy))
-            accepted.append(message)
-        if not accepted:
+        answers = self._exchange.replies(replies, read)
+        if not answers:
             LOGGER.warning("\t> no valid reply: the global model stays as it was")
             return None, None
+        trained = [answer.orders.reply_plan for answer in answers]
+        counts = [answer.reply.num_examples for answer in answers]
+        models = fill([answer.made for answer in answers], trained, counts)
+        for answer, full in zip(answers, models, strict=True):
+            reply = answer.reply
+            if reply.probe:
+                self._planner.add_probe(reply.probe, reply.num_examples)
+            wire.inner_reply(answer.message, full, reply, weight_key(self.strategy))
+        accepted = [answer.message for answer in answers]
         aggregated, metrics = self.strategy.aggregate_train(server_round, accepted)
         if aggregated is not None:
             arrays = wire.from_arrayrecord(aggregated)
@@ -322,13 +336,13 @@ class AutoFlip(Strategy):
             settled = settle(arrays, self._weights, trained, zero=zero)
             update_inplace(aggregated, settled)
             self._weights = settled
-        log_round(self.ledger, server_round, plan)
+        log_round(self.ledger, server_round, self._round_plan)
         return aggregated, metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """Send the deployable model to the nodes that the inner strategy samples."""
+        """Send the deployable model, or what fits, to the sampled nodes."""
         templates = list(
             self.strategy.configure_evaluate(server_round, arrays, config, grid)
         )
@@ -336,18 +350,20 @@ class AutoFlip(Strategy):
             return []
         plan, weights = self.deployable_plan(arrays), wire.from_arrayrecord(arrays)
         orders = wire.Orders("evaluate", plan, pack(weights, plan, self.value_dtype))
-        return self._exchange.requests(server_round, templates, orders)
+        work = self._budgets.share_out(server_round, grid, templates, orders, weights)
+        return self._exchange.requests(server_round, work)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Let the inner strategy average the valid replies' metrics."""
-        accepted: list[Message] = []
-        for message, reply, _ in self._exchange.replies(replies, lambda reply: None):
-            wire.inner_reply(message, None, reply, weight_key(self.strategy))
-            accepted.append(message)
-        if not accepted:
+        answers = self._exchange.replies(replies, lambda reply, orders: None)
+        if not answers:
             return None
+        for answer in answers:
+            key = weight_key(self.strategy)
+            wire.inner_reply(answer.message, None, answer.reply, key)
+        accepted = [answer.message for answer in answers]
         return self.strategy.aggregate_evaluate(server_round, accepted)
 
     def summary(self) -> None:
@@ -356,18 +372,6 @@ class AutoFlip(Strategy):
         LOGGER.log(INFO, "\t│\t├── Policy: %s", self.policy)
         LOGGER.log(INFO, "\t│\t└── Values: %s", self.value_dtype)
         self.strategy.summary()
-
-    def _log_plan(self, plan: Plan) -> None:
-        small, dense = self._cost_of.plan(plan), self._cost_of.dense()
-        LOGGER.log(
-            INFO,
-            "\t└──> plan: %d of %d units, %d of %d parameters, %.1f %% of MACs",
-            int(plan.alive.sum()),
-            self.layout.num_units,
-            plan.num_parameters,
-            self.layout.num_parameters,
-            100 * small.macs / dense.macs,
-        )
 
 
 def _check_setting(name: str, value: str, choices: tuple[str, ...]) -> None:

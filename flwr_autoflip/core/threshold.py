@@ -201,8 +201,10 @@ def _above_global_quantile(scores: Scores, share: float) -> Kept:
     return {name: s > value for name, s in scores.items()}
 
 
-def keep_even(scores: Scores, cost: Cost, target: float) -> Kept:
+def keep_even(scores: Scores, cost: Cost, target: float, multiple: int = 1) -> Kept:
     """Keep the same share of every layer, as large as the target allows.
+
+    Choices for different targets are nested.
 
     Parameters
     ----------
@@ -211,11 +213,14 @@ def keep_even(scores: Scores, cost: Cost, target: float) -> Kept:
         Grows with every unit that is added.
     target : float
         Largest share of the dense cost, in (0, 1].
+    multiple : int (default: 1)
+        Keep a multiple of this many a layer, fewer rather than more.
 
     Returns
     -------
     dict of str to ndarray
-        Exact to the last unit; at least one a layer, even above the target.
+        Exact to the last unit; at least one a layer (or ``multiple``, if it has so
+        many), even above the target.
     """
     sizes = {scores[name].size for name in scores}
     steps = np.unique(np.concatenate([np.arange(1, n + 1) / n for n in sizes]))
@@ -225,8 +230,9 @@ def keep_even(scores: Scores, cost: Cost, target: float) -> Kept:
     def choose(ratio: float) -> Kept:
         kept = {}
         for name, order in orders.items():
+            count = int(ratio * order.size + 1e-9) // multiple * multiple
             kept[name] = np.zeros(order.size, np.bool_)
-            kept[name][order[: max(1, int(ratio * order.size + 1e-9))]] = True
+            kept[name][order[: max(min(multiple, order.size), count)]] = True
         return {name: mask.reshape(scores[name].shape) for name, mask in kept.items()}
 
     low, high = 0, len(steps) - 1

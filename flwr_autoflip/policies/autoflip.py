@@ -109,6 +109,16 @@ class AutoFlipPolicy(Policy):
         warn_if_nothing_pruned(plan, "raise the threshold, or choose threshold='auto'.")
         return plan
 
+    def rank_units(
+        self,
+        server_round: int,
+        layout: Layout,
+        weights: Arrays,
+        reports: Sequence[Report],
+    ) -> dict[str, NDArray[np.float64]]:
+        """Score units by mean guidance; see :class:`.base.Policy`."""
+        return unit_scores(layout, normalize(reports, self.normalization))
+
     def check_explorers(self, count: int) -> None:
         """Check the number of explorers before any of them is asked.
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import AutoFlipError
-from ..core.guidance import Report
+from ..core.guidance import Report, unit_scores
 from ..core.layout import Arrays, Layout, TensorSpec
 from ..core.plan import Plan, dense_plan, keep_from_bool
 from ..core.threshold import (
@@ -86,6 +86,35 @@ class Policy(ABC):
     def probes(self, server_round: int) -> bool:
         """Tell whether nodes also send gradients in this round, for the next plan."""
         return False
+
+    def rank_units(
+        self,
+        server_round: int,
+        layout: Layout,
+        weights: Arrays,
+        reports: Sequence[Report],
+    ) -> Mapping[str, NDArray[Any]]:
+        """Score units for nodes that carry less than the plan.
+
+        By the mean absolute value of their own parameters, unless a policy has scores
+        that say more.
+
+        Parameters
+        ----------
+        server_round : int
+        layout : Layout
+        weights : mapping of str to ndarray
+            Global dense arrays.
+        reports : sequence of Report
+            Deviations of all explorers.
+
+        Returns
+        -------
+        mapping of str to ndarray
+            Group name to ``(group.size,)``; the lowest go first.
+        """
+        sizes = {t.name: np.abs(weights[t.name]) for t in layout.tensors if t.trainable}
+        return unit_scores(layout, sizes)
 
     @abstractmethod
     def __call__(

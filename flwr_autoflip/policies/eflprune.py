@@ -81,12 +81,17 @@ class EflPrune(Policy):
             sizes = {t.name: np.abs(weights[t.name]) for t in weight_tensors(layout)}
             mask = select(sizes, self.threshold, weight_costs(layout, whole))
             return Plan(layout, whole.keep, mask)
-        scores = self._scores(server_round, layout, weights)
+        scores = self.rank_units(server_round, layout, weights, reports)
         return unit_plan(layout, scores, self.threshold, self.round_to)
 
-    def _scores(
-        self, server_round: int, layout: Layout, weights: Arrays
-    ) -> dict[str, NDArray[np.float64]]:
+    def rank_units(
+        self,
+        server_round: int,
+        layout: Layout,
+        weights: Arrays,
+        reports: Sequence[Report],
+    ) -> Mapping[str, NDArray[Any]]:
+        """Score units by the criterion; see :class:`.base.Policy`."""
         trainable = [t.name for t in layout.tensors if t.trainable]
         match self.criterion:
             case "random":
@@ -102,7 +107,7 @@ class EflPrune(Policy):
                     name: np.sqrt(s) for name, s in unit_scores(layout, squares).items()
                 }
             case _:
-                return unit_scores(layout, {n: np.abs(weights[n]) for n in trainable})
+                return super().rank_units(server_round, layout, weights, reports)
 
 
 def distances(layout: Layout, weights: Arrays) -> dict[str, NDArray[np.float64]]:

@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from ..core.guidance import Report, unit_scores
+from ..core.guidance import Report
 from ..core.layout import Arrays, Layout
 from ..core.plan import Plan
 from ..core.threshold import Threshold
@@ -36,7 +34,5 @@ class L1Units(Policy):
         previous: Previous | None = None,
     ) -> Plan:
         """Make the plan of the weights at hand; see :class:`.base.Policy`."""
-        sizes = {t.name: np.abs(weights[t.name]) for t in layout.tensors if t.trainable}
-        return unit_plan(
-            layout, unit_scores(layout, sizes), self.threshold, self.round_to
-        )
+        scores = self.rank_units(server_round, layout, weights, reports)
+        return unit_plan(layout, scores, self.threshold, self.round_to)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..core.guidance import Report
 from ..core.layout import Arrays, Layout
@@ -38,6 +39,16 @@ class RandomUnits(Policy):
         previous: Previous | None = None,
     ) -> Plan:
         """Draw the plan; see :class:`.base.Policy`."""
-        generator = np.random.default_rng(self.seed)
-        scores = {group.name: generator.random(group.size) for group in layout.groups}
+        scores = self.rank_units(server_round, layout, weights, reports)
         return unit_plan(layout, scores, self.threshold, self.round_to)
+
+    def rank_units(
+        self,
+        server_round: int,
+        layout: Layout,
+        weights: Arrays,
+        reports: Sequence[Report],
+    ) -> dict[str, NDArray[np.float64]]:
+        """Draw scores, the same every time; see :class:`.base.Policy`."""
+        generator = np.random.default_rng(self.seed)
+        return {group.name: generator.random(group.size) for group in layout.groups}

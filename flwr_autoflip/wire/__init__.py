@@ -8,6 +8,7 @@ checked before a value is used.
 """
 
 from .keys import (
+    KEY_BUDGET,
     KEY_DIGEST,
     KEY_EVAL_EXAMPLES,
     KEY_EXAMPLES,
@@ -33,6 +34,7 @@ from .reply import (
     Reply,
     evaluate_reply,
     inner_reply,
+    numpy_train_reply,
     peek_receipt,
     read_reply,
     train_reply,
@@ -47,6 +49,7 @@ from .request import (
 )
 
 __all__ = [
+    "KEY_BUDGET",
     "KEY_DIGEST",
     "KEY_EVAL_EXAMPLES",
     "KEY_EXAMPLES",
@@ -70,6 +73,7 @@ __all__ = [
     "inner_reply",
     "is_ours",
     "message_type",
+    "numpy_train_reply",
     "peek_receipt",
     "read_reply",
     "read_request",

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-Phase = Literal["explore", "train", "evaluate"]
+Phase = Literal["budget", "explore", "train", "evaluate"]
 ClientApi = Literal["message", "numpy"]
 
 PREFIX = "autoflip-"
@@ -14,6 +14,7 @@ KEY_DIGEST = "autoflip-plan-digest"
 KEY_PAYLOAD = "autoflip-payload"
 KEY_DTYPE = "autoflip-dtype"
 KEY_REGROW = "autoflip-regrow"
+KEY_BUDGET = "autoflip-budget"
 KEY_PROBE = "autoflip-probe"
 KEY_SCALE = "autoflip-scale"
 KEY_PARAMETERS = "autoflip-parameters"
@@ -33,7 +34,7 @@ NUMPY_OUT = {"train": "fitres", "evaluate": "evaluateres"}
 
 
 def message_type(phase: Phase) -> str:
-    """Flower's message type of a phase: exploring is training."""
+    """Flower's message type of a phase: whatever is no evaluation is training."""
     return "evaluate" if phase == "evaluate" else "train"
 
 

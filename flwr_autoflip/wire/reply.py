@@ -60,6 +60,19 @@ def train_reply(
     )
 
 
+def numpy_train_reply(num_examples: int, metrics: Mapping[str, Any]) -> RecordDict:
+    """Build what Flower's NumPyClient adapter answers to ``train``, without values."""
+    head = NUMPY_OUT["train"]
+    return RecordDict(
+        {
+            f"{head}.parameters": ArrayRecord(),
+            f"{head}.num_examples": MetricRecord({"num_examples": num_examples}),
+            f"{head}.metrics": ConfigRecord(dict(metrics)),
+            f"{head}.status": ConfigRecord({"code": 0, "message": ""}),
+        }
+    )
+
+
 def evaluate_reply(
     loss: float, num_examples: int, metrics: Mapping[str, Any]
 ) -> RecordDict:
@@ -90,12 +103,12 @@ class Reply:
     Parameters
     ----------
     values : ndarray
-        Empty from an evaluation.
+        Empty from an evaluation, and from a node that says what it can carry.
     num_examples : float
     metrics : dict
         The app's own, numbers only.
     receipt : dict
-        Our keys: parameters, examples, seconds, scale.
+        Our keys: parameters, examples, seconds, scale, budget.
     probe : Report (default: empty)
         Squared gradients, if they were asked for.
     """
@@ -141,7 +154,7 @@ def read_reply(message: Message, orders: Orders, api: ClientApi) -> Reply:
     if not is_number(num_examples) or not 0 < num_examples < np.inf:
         raise WireError(f"num-examples must be positive, got {num_examples!r}.")
     _check_receipt(receipt)
-    if phase == "evaluate":
+    if phase in ("budget", "evaluate"):
         return Reply(np.zeros(0), num_examples, own, receipt)
     if len(content.array_records) != 1:
         raise WireError(f"expected one ArrayRecord, {len(content.array_records)} came.")

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, cast
+from functools import cached_property, lru_cache
+from typing import Any, cast, get_args
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from ..core.exploration import PAYLOADS, Payload
 from ..core.layout import Layout, layout_from_bytes
 from ..core.plan import Plan
 from .keys import (
+    KEY_BUDGET,
     KEY_DIGEST,
     KEY_DTYPE,
     KEY_LAYOUT,
@@ -48,10 +49,11 @@ class Orders:
 
     Parameters
     ----------
-    phase : {"explore", "train", "evaluate"}
+    phase : {"budget", "explore", "train", "evaluate"}
+        ``"budget"`` only asks what the node can carry.
     plan : Plan
     values : ndarray
-        ``(plan.num_values,)``.
+        ``(plan.num_values,)``; none with ``"budget"``.
     dtype : str
         Dtype of values on the way up.
     regrow : bool (default: False)
@@ -60,6 +62,8 @@ class Orders:
         What an explorer reports.
     probe : bool (default: False)
         Nodes also send gradients; see :mod:`flwr_autoflip.core.probe`.
+    budget : str (default: "")
+        The node's budget, which the plan was cut to.
     """
 
     phase: Phase
@@ -69,8 +73,9 @@ class Orders:
     regrow: bool = False
     payload: Payload = "update"
     probe: bool = False
+    budget: str = ""
 
-    @property
+    @cached_property
     def reply_plan(self) -> Plan:
         """What comes back: with ``regrow`` every weight of the units that stay."""
         return self.plan.without_mask() if self.regrow else self.plan
@@ -115,6 +120,8 @@ def request_content(
         config |= {KEY_DTYPE: orders.dtype, KEY_REGROW: orders.regrow}
     if orders.probe:
         config[KEY_PROBE] = True
+    if orders.budget:
+        config[KEY_BUDGET] = orders.budget
     if orders.phase == "explore":
         config[KEY_PAYLOAD] = orders.payload
     plan_bytes = len(digest)
@@ -202,7 +209,7 @@ def read_request(
             "AutoFlip and install the same flwr-autoflip on both sides."
         )
     phase, payload = config.get(KEY_PHASE), config.get(KEY_PAYLOAD, "update")
-    if phase not in ("explore", "train", "evaluate") or payload not in PAYLOADS:
+    if phase not in get_args(Phase) or payload not in PAYLOADS:
         raise WireError(f"unknown phase {phase!r} or payload {payload!r}.")
     held = dict(state.config_records.get(STATE, {}))
     layout_bytes = config.get(KEY_LAYOUT, held.get(KEY_LAYOUT, b""))
@@ -214,7 +221,8 @@ def read_request(
             "probably restarted. The server sends the whole plan next time."
         )
     plan = _read_plan(plan_bytes, layout_bytes)
-    check_values(values, plan)
+    if phase != "budget":
+        check_values(values, plan)
     if held.get(KEY_PLAN) != plan_bytes or held.get(KEY_LAYOUT) != layout_bytes:
         state[STATE] = ConfigRecord({KEY_LAYOUT: layout_bytes, KEY_PLAN: plan_bytes})
     orders = Orders(
@@ -225,6 +233,7 @@ def read_request(
         bool(config.get(KEY_REGROW, False)),
         cast(Payload, payload),
         bool(config.get(KEY_PROBE, False)),
+        str(config.get(KEY_BUDGET, "")),
     )
     own = {key: v for key, v in config.items() if not key.startswith(PREFIX)}
     return Request(orders, cast(bytes, digest), own)

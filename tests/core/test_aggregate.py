@@ -16,8 +16,8 @@ def test_settle_by_hand() -> None:
     last = {t.name: np.full(t.shape, 5, np.float32) for t in layout.tensors}
     average = {t.name: np.full(t.shape, 7.0) for t in layout.tensors}
 
-    kept = settle(average, last, plan)
-    zeroed = settle(average, last, plan, zero=True)
+    kept = settle(average, last, [plan])
+    zeroed = settle(average, last, [plan], zero=True)
 
     np.testing.assert_array_equal(kept["fc1.bias"], [5, 7, 5, 7])
     np.testing.assert_array_equal(kept["fc2.weight"], [[5, 7, 5, 7]] * 2)
@@ -32,7 +32,7 @@ def test_buffers_of_units_that_went_are_never_zeroed() -> None:
     last = {t.name: np.full(t.shape, 5, t.dtype) for t in layout.tensors}
     average = {t.name: np.full(t.shape, 7.6) for t in layout.tensors}
 
-    zeroed = settle(average, last, plan, zero=True)
+    zeroed = settle(average, last, [plan], zero=True)
 
     np.testing.assert_array_equal(zeroed["norm.running_mean"], np.float32([5, 7.6]))
     np.testing.assert_array_equal(zeroed["norm.weight"], np.float32([0, 7.6]))
@@ -51,7 +51,7 @@ def test_what_nobody_trained_is_the_last_value_bit_for_bit(
     plan = random_plan(layout, seed, masked)
     average, last = random_arrays(layout, 1), random_arrays(layout, 2)
 
-    settled = settle(average, last, plan)
+    settled = settle(average, last, [plan])
 
     for spec in layout.tensors:
         trained = plan.dense_mask(spec.name)

@@ -1,0 +1,104 @@
+"""What plans' models cost, measured on the models themselves."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from .core.budget import Resource
+from .core.codec import encode_plan, plan_digest
+from .core.cost import Cost, count_training_memory, measure_cost
+from .core.errors import WireError
+from .core.plan import Plan
+from .core.shrink import shrink
+
+
+@dataclass
+class CostOf:
+    """Costs of the dense model and of plans' models; each is measured once.
+
+    Single zeros in a plan's model count, since they are computed.
+
+    Parameters
+    ----------
+    model : nn.Module
+    example_input : Tensor or tuple of Tensor
+    """
+
+    model: nn.Module
+    example_input: Any
+    _known: dict[bytes, Cost] = field(default_factory=dict)
+    _memory: dict[bytes, int] = field(default_factory=dict)
+
+    def dense(self) -> Cost:
+        """Cost of the whole model."""
+        if b"" not in self._known:
+            self._known[b""] = measure_cost(self.model, self.example_input)
+        return self._known[b""]
+
+    def plan(self, plan: Plan) -> Cost:
+        """Cost of a plan's model."""
+        digest = _digest(plan)
+        if digest not in self._known:
+            small = shrink(self.model, plan.without_mask())
+            self._known[digest] = measure_cost(small, self.example_input)
+        return self._known[digest]
+
+    def share(self, plan: Plan, resource: Resource) -> float:
+        """Give what a plan's model takes of a resource, as a share of the dense one's.
+
+        Parameters
+        ----------
+        plan : Plan
+        resource : {"macs", "parameters", "memory"}
+
+        Returns
+        -------
+        float
+            In (0, 1].
+        """
+        if resource == "memory":
+            return self._training_memory(plan) / self._dense_memory()
+        small, dense = self.plan(plan), self.dense()
+        if resource == "macs":
+            return small.macs / dense.macs
+        return small.parameters / dense.parameters
+
+    def _training_memory(self, plan: Plan) -> int:
+        digest = _digest(plan)
+        if digest not in self._memory:
+            small = shrink(self.model, plan.without_mask())
+            self._memory[digest] = count_training_memory(small, self.example_input)
+        return self._memory[digest]
+
+    def _dense_memory(self) -> int:
+        if b"" not in self._memory:
+            memory = count_training_memory(self.model, self.example_input)
+            self._memory[b""] = memory
+        return self._memory[b""]
+
+    def shape(self, plan: Plan) -> dict[str, Any]:
+        """Describe a plan's model, and the dense one, for the ledger."""
+        cost = self.plan(plan)
+        return {
+            "parameters": plan.num_parameters,
+            "zeros": cost.parameters - plan.num_parameters,
+            "bytes": cost.bytes,
+            "dense_parameters": plan.layout.num_parameters,
+            "macs": cost.macs,
+            "dense_macs": self.dense().macs,
+            "units": {name: len(kept) for name, kept in plan.keep.items()},
+        }
+
+    def check(self, plan: Plan, parameters: int) -> None:
+        """Raise ``WireError`` unless a node built the plan's model or the dense one."""
+        small, dense = self.plan(plan).parameters, self.dense().parameters
+        if parameters not in (small, dense):
+            raise WireError(
+                f"the node trained a model of {parameters} parameters; its plan's has "
+                f"{small}, the dense one {dense}."
+            )
+
+
+def _digest(plan: Plan) -> bytes:
+    return plan_digest(encode_plan(plan.without_mask()))
