@@ -1,5 +1,6 @@
 """Parameters and MACs against hand-computed numbers, plans and THOP."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,13 +9,15 @@ from models import ZOO, batch, build, layout_of, random_plan
 from torch import Tensor, nn
 
 from flwr_autoflip.core.cost import (
+    MEMORY_BATCH,
     STEP_PER_FORWARD,
     count_macs,
     count_macs_thop,
     count_parameters,
+    count_training_memory,
     measure_cost,
 )
-from flwr_autoflip.core.plan import dense_plan
+from flwr_autoflip.core.plan import Plan, dense_plan
 from flwr_autoflip.core.shrink import arrays_of, shrink
 
 # ConvFlat on (1, 8, 8):
@@ -108,11 +111,34 @@ def test_counting_leaves_the_model_alone() -> None:
     before = arrays_of(model)
 
     count_macs(model, batch("batch_norm", 1))
+    count_training_memory(model, batch("batch_norm", 1))
 
     assert model.training
     assert {p.device.type for p in model.parameters()} == {"cpu"}
     for name, array in arrays_of(model).items():
         assert (array == before[name]).all(), name
+
+
+def test_training_memory_by_hand() -> None:
+    # Saved for backward: input 64, after each ReLU 256, 96 and 8, after each pooling
+    # 64 and 24 values, and pooling's 64 and 24 indices of 8 bytes. Views count once.
+    saved = 4 * (64 + 256 + 64 + 96 + 24 + 8) + 8 * (64 + 24)
+    fixed = 3 * 4 * CONV_FLAT_PARAMETERS  # weights, gradients, momentum
+
+    for size in (1, 2):
+        memory = count_training_memory(build("conv_flat"), batch("conv_flat", size))
+        assert memory == fixed + MEMORY_BATCH * saved
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_half_of_the_units_train_in_less_memory(name: str) -> None:
+    layout = layout_of(name)
+    keep = {g.name: np.arange((g.size + 1) // 2) for g in layout.groups}
+    small = shrink(build(name), Plan(layout, keep))
+
+    memory = [count_training_memory(m, batch(name, 1)) for m in (small, build(name))]
+
+    assert 0 < memory[0] < memory[1]
 
 
 def test_a_training_step_is_three_forward_passes() -> None:
