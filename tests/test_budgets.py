@@ -378,8 +378,10 @@ def test_a_budget_below_the_smallest_model_takes_no_part(
 ) -> None:
     strategy = build()
 
-    run(strategy, {100: "macs:0.001"})
+    with caplog.at_level("WARNING", logger="flwr"):
+        run(strategy, {100: "macs:0.001"})
 
+    assert "nodes with budget 'macs:0.001' take no part: the fewest" in caplog.text
     assert [r["phase"] for r in strategy.ledger.rows if r["node"] == 100] == ["budget"]
     assert len(rows_of(strategy, "train")) == NODES - 1
 

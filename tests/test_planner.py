@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 from models import mlp_layout, random_arrays
 
 from flwr_autoflip.core.plan import Plan
@@ -100,3 +101,39 @@ def test_one_plan_serves_the_run_otherwise() -> None:
 
     assert plans[0] is plans[1]
     assert len(policy.calls) == 1
+
+
+class ByParticipants(Spy):
+    """Decides anew each round."""
+
+    per_round = True  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "told"),
+    [([7, 8, 9], [7, 8]), ([7], [7]), ([7, 9], [7, 8]), ([9], [7, 8]), ([], [])],
+)
+def test_all_explorers_decide_for_a_round_of_too_few(
+    nodes: list[int], told: list[int]
+) -> None:
+    explored = {n: {"fc1.bias": np.full(4, n, np.float32)} for n in (7, 8)}
+    policy = ByParticipants([2])
+    planner = Planner(policy, LAYOUT, explored)
+
+    planner.of_round(1, WEIGHTS, iter(nodes))
+
+    assert policy.calls[0][1] == [explored[node] for node in told]
+
+
+def test_units_are_ranked_by_all_explorers_and_the_weights_at_hand() -> None:
+    explored = {7: {"fc1.bias": np.ones(4, np.float32)}}
+    policy = Spy([4, 3])
+    planner = Planner(policy, LAYOUT, explored)
+    planner.start(WEIGHTS)
+    planner.renew(3, WEIGHTS)
+    calls: list[Any] = []
+    policy.rank_units = lambda *args: calls.append(args) or {}  # type: ignore
+
+    planner.rank_units(WEIGHTS)
+
+    assert calls == [(3, LAYOUT, WEIGHTS, [explored[7]])]

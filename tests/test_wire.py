@@ -64,6 +64,33 @@ def test_a_probe_is_one_more_key_and_longer_replies() -> None:
     assert request.orders.probe
 
 
+def test_a_budget_is_one_more_key() -> None:
+    content, _, _ = wire.request_content(
+        orders(budget="macs:0.5"), template(), wire.Held(), "message"
+    )
+    config = dict(content["settings"])
+
+    assert config["autoflip-budget"] == "macs:0.5"
+    request = wire.read_request(pack(ARRAYS, PLAN), config, RecordDict())
+    assert request.orders.budget == "macs:0.5"
+    assert request.config == {"lr": 0.1, "server-round": 3}
+
+
+def test_asking_for_a_budget_needs_no_values() -> None:
+    nothing = np.zeros(0, np.float32)
+    content, held, _ = wire.request_content(
+        orders(phase="budget", values=nothing), template(), wire.Held(), "message"
+    )
+
+    request = wire.read_request(nothing, dict(content["settings"]), RecordDict())
+
+    assert request.orders.phase == "budget"
+    assert held == wire.Held(LAYOUT.digest, plan_digest(encode_plan(PLAN)))
+    config = dict(content["settings"]) | {"autoflip-phase": "evaluate"}
+    with pytest.raises(WireError, match="the plan keeps"):
+        wire.read_request(nothing, config, RecordDict())
+
+
 def test_a_node_that_holds_the_plan_is_sent_its_digest_alone() -> None:
     _, held, _ = wire.request_content(orders(), template(), wire.Held(), "message")
 

@@ -57,6 +57,25 @@ def test_flwr_run_end_to_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_thirds_of_nodes_train_what_they_carry(tmp_path: Path) -> None:
+    from examples.benchmarks.budgets import run_quickstart
+
+    changes = {"policy": "dense", "budgets": "thirds", "num-server-rounds": 2}
+
+    rows = run_quickstart(changes, tmp_path)
+
+    dense = next(row["plan"]["dense_macs"] for row in rows if row["phase"] == "server")
+    train = [row for row in rows if row["phase"] == "train"]
+    assert len(train) == 2 * 5
+    assert {row["status"] for row in train} == {"ok"}
+    for row in train:
+        allowed = (0.25, 0.5, 1)[(row["node"] - 100) % 3]  # ids follow partitions
+        share = row["macs_per_example"] / dense
+        assert 0.9 * allowed < share <= allowed
+    assert len({row["parameters"] for row in train}) == 3
+
+
+@pytest.mark.slow
 def test_a_run_that_fails_says_where_to_look(tmp_path: Path) -> None:
     from rich.console import Console
 

@@ -1,13 +1,25 @@
 """What policies over unit scores share."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
-from models import flat_layout, layout_of, mlp_layout
+from models import flat_layout, layout_of, mlp_layout, random_arrays
 
 from flwr_autoflip.core.errors import AutoFlipError
+from flwr_autoflip.core.guidance import Report
 from flwr_autoflip.core.threshold import Absolute, Auto, Compression, MacShare, Quantile
+from flwr_autoflip.policies import (
+    AutoFlipPolicy,
+    Dense,
+    EflPrune,
+    L1Units,
+    Policy,
+    PruneFl,
+    RandomUnits,
+    Structured,
+)
 from flwr_autoflip.policies.base import (
     keep_one,
     parse_units,
@@ -123,3 +135,52 @@ def test_units_are_rounded_up_to_a_multiple() -> None:
             kept, least = len(plan.keep[group.name]), len(exact.keep[group.name])
             assert kept == min(group.size, -(-least // 3) * 3)
             assert set(exact.keep[group.name]) <= set(plan.keep[group.name])
+
+
+# --- Scores for nodes that carry less ---
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [Dense(), PruneFl(), Structured(), EflPrune("magnitude", Compression(2))],
+    ids=lambda policy: type(policy).__name__,
+)
+def test_units_are_ranked_by_size_unless_a_policy_knows_more(policy: Policy) -> None:
+    weights = {
+        "fc1.weight": np.float32([[1, -1, 1], [0, 0, 0], [-5, 0, 0], [0.5, 0.5, -0.5]]),
+        "fc1.bias": np.float32([0, -9, 1, 0]),
+        "fc2.weight": np.full((2, 4), 99, np.float32),  # no unit's own parameters
+        "fc2.bias": np.zeros(2, np.float32),
+    }
+
+    scores = policy.rank_units(3, mlp_layout(), weights, [])
+
+    np.testing.assert_allclose(scores["fc1"], [3 / 4, 9 / 4, 6 / 4, 1.5 / 4])
+
+
+COUNTS = {"conv1": 2, "conv2": 3, "fc1": 3}
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        AutoFlipPolicy(Quantile(0.5)),
+        AutoFlipPolicy(Quantile(0.5), normalization="client"),
+        RandomUnits(COUNTS, seed=4),
+        L1Units(COUNTS),
+        *(EflPrune(kind, COUNTS) for kind in ("random", "l1", "l2", "similarity")),
+    ],
+    ids=str,
+)
+def test_a_plan_keeps_the_units_that_its_policy_ranks_first(policy: Policy) -> None:
+    layout = layout_of("conv_flat")
+    weights = random_arrays(layout)
+    reports: Sequence[Report] = [random_arrays(layout, seed) for seed in range(3)]
+
+    plan = policy(5, layout, weights, reports)
+    scores = policy.rank_units(5, layout, weights, reports)
+
+    for name, kept in plan.keep.items():
+        gone = np.setdiff1d(np.arange(len(scores[name])), kept)
+        assert scores[name].shape == (len(kept) + len(gone),)
+        assert scores[name][kept].min() >= scores[name][gone].max()

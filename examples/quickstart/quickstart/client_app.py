@@ -6,13 +6,22 @@ from flwr.app import Context
 from flwr_autoflip import AutoFlipClient, client_app
 from quickstart.task import Net, load_partition, load_test, test, train
 
+# What nodes can carry, in turn; None is what their --node-config says.
+BUDGETS = {
+    "none": (None,),
+    "node-config": (None,),
+    "thirds": ("macs:0.25", "macs:0.5", "macs:1"),
+}
+
 
 class Client(AutoFlipClient):
     """Train and test on this node's two digits."""
 
     def __init__(self, context: Context) -> None:
-        super().__init__(Net, context)
         run, node = context.run_config, context.node_config
+        budgets = BUDGETS[str(run["budgets"])]
+        budget = budgets[int(node["partition-id"]) % len(budgets)]
+        super().__init__(Net, context, budget)
         torch.set_num_threads(1)  # virtual nodes share the cores
         self.data = load_partition(
             str(run["dataset"]),

@@ -31,6 +31,7 @@ def main(grid: Grid, context: Context) -> None:
         example_input=torch.zeros(1, 1, 28, 28),
         preset=str(run["preset"]),
         policy=str(run["policy"]),
+        budgets=run["budgets"] != "none",
         ledger_dir=str(run["ledger-dir"]) or None,
         **options,
     )
