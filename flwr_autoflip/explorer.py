@@ -90,7 +90,7 @@ class Explorer:
         round_templates = list(self.inner.configure_train(0, arrays, config, grid))
         templates = self._choose(grid, round_templates, policy)
         if self.budgets.asks:
-            templates = self._replace_weak(grid, templates)
+            templates = round_templates = self._replace_weak(grid, templates)
         if isinstance(policy, AutoFlipPolicy):
             deciding = round_templates if policy.per_round else templates
             policy.check_explorers(len(deciding))

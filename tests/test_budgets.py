@@ -269,6 +269,16 @@ def test_nobody_can_explore() -> None:
         run(build(policy="autoflip"), WEAK)
 
 
+def test_one_node_that_can_explore_is_too_few_to_compare() -> None:
+    strategy = build(preset="paper", policy="autoflip", exploration_epochs=1)
+    budgets = dict.fromkeys(range(101, 106), "macs:0.5")
+
+    with pytest.raises(AutoFlipError, match="compares explorers, got 1"):
+        run(strategy, budgets)
+
+    assert rows_of(strategy, "explore") == []
+
+
 def test_weak_nodes_evaluate_what_they_carry() -> None:
     strategy = build(FedAvg(), policy="l1", threshold="macs:0.9")
 
