@@ -40,6 +40,19 @@ class CostOf:
             self._measure(digest, shrink(self.model, plan.without_mask()))
         return self.known[digest]
 
+    def shape(self, plan: Plan) -> dict[str, Any]:
+        """Give a plan's sizes beside the dense model's, for the ledger."""
+        cost = self.plan(plan)
+        return {
+            "parameters": plan.num_parameters,
+            "zeros": cost.parameters - plan.num_parameters,
+            "bytes": cost.bytes,
+            "dense_parameters": plan.layout.num_parameters,
+            "macs": cost.macs,
+            "dense_macs": self.dense().macs,
+            "units": {name: len(kept) for name, kept in plan.keep.items()},
+        }
+
     def _measure(self, key: bytes, model: nn.Module) -> Cost:
         if key not in self.known:
             self.known[key] = measure_cost(model, self.example_input)
@@ -122,6 +135,11 @@ class Exchange:
             row |= {"bytes_down": size, "plan_bytes": plan_bytes}
             self.sent.append(Sent(message, orders, after, row))
         return [sent.message for sent in self.sent]
+
+    def forget(self) -> None:
+        """Assume nothing of what nodes hold, and wait for none of them."""
+        self.held.clear()
+        self.sent = []
 
     def replies(
         self, replies: Iterable[Message], read: Callable[[wire.Reply], T]
@@ -238,4 +256,18 @@ def log_round(ledger: Ledger, server_round: int, plan: Plan) -> None:
         server_round,
         100 * plan.num_parameters / plan.layout.num_parameters,
         moved / 1e6,
+    )
+
+
+def log_plan(cost_of: CostOf, plan: Plan) -> None:
+    """Log a plan's line: what stays of the dense model."""
+    small, dense = cost_of.plan(plan), cost_of.dense()
+    LOGGER.log(
+        INFO,
+        "\t└──> plan: %d of %d units, %d of %d parameters, %.1f %% of MACs",
+        int(plan.alive.sum()),
+        plan.layout.num_units,
+        plan.num_parameters,
+        plan.layout.num_parameters,
+        100 * small.macs / dense.macs,
     )

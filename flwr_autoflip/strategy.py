@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from . import wire
+from .checkpoint import CheckpointFolder
 from .core.aggregate import settle
 from .core.codec import VALUE_DTYPES, expand, pack
 from .core.errors import AutoFlipError
@@ -22,13 +23,15 @@ from .core.plan import Plan, dense_plan
 from .core.rescale import rescale_fan_in
 from .core.shrink import load_arrays_inplace, shrink
 from .core.trace import trace
-from .exchange import CostOf, Exchange, log_round
+from .exchange import CostOf, Exchange, log_plan, log_round
 from .explorer import Explorer
 from .hosts import find_attribute, update_inplace, weight_key
 from .ledger import Ledger
 from .planner import Planner
 from .policies import Policy
 from .presets import Options, resolve_options, resolve_policy
+from .resume import Keeper, Resumable
+from .snapshot import KINDS
 
 LOGGER = getLogger("flwr")
 
@@ -58,6 +61,9 @@ class AutoFlip(Strategy):
         "numpy" for nodes that run Flower's plain ``ClientApp(client_fn)``.
     ledger_dir : path, optional
         Folder for ``ledger.jsonl``.
+    checkpoint_dir : path, optional
+        Folder from which the same command goes on after a stop. The ledger lies in
+        it, too, unless it has a folder of its own.
     **options
         See :class:`flwr_autoflip.Options`.
 
@@ -90,6 +96,7 @@ class AutoFlip(Strategy):
         value_dtype: str = "float32",
         client_api: wire.ClientApi = "message",
         ledger_dir: str | Path | None = None,
+        checkpoint_dir: str | Path | None = None,
         **options: Unpack[Options],
     ) -> None:
         self.strategy = strategy
@@ -101,8 +108,8 @@ class AutoFlip(Strategy):
         if find_attribute(strategy, "fraction_train", 1.0) == 0:
             raise AutoFlipError("fraction_train is 0: no node would ever train.")
         self.layout: Layout = trace(model, example_input, tuple(exclude))
-        path = None if ledger_dir is None else Path(ledger_dir) / "ledger.jsonl"
-        self.ledger = Ledger(path)
+        folder = checkpoint_dir if ledger_dir is None else ledger_dir
+        self.ledger = Ledger(None if folder is None else Path(folder) / "ledger.jsonl")
         self._cost_of = CostOf(model, example_input)
         self._exchange = Exchange(self.ledger, self._cost_of, client_api)
         self._explorer = Explorer(
@@ -110,9 +117,11 @@ class AutoFlip(Strategy):
         )
         self._planner = Planner(self.policy, self.layout, self._explorer.reports)
         self._weights: dict[str, NDArray[Any]] = {}
-        self._initial: dict[str, NDArray[Any]] = {}
         self._round_plan = dense_plan(self.layout)
-        self._evaluated: Plan | None = None
+        self._keeper = None
+        if checkpoint_dir is not None:
+            checkpoints = CheckpointFolder(Path(checkpoint_dir), KINDS)
+            self._keeper = Keeper(checkpoints, self._explorer, self._planner)
 
     # --- The run --------------------------------------------------------------------
 
@@ -149,32 +158,39 @@ class AutoFlip(Strategy):
         given = bound.arguments
         arrays = wire.from_arrayrecord(initial_arrays)
         check_arrays(self.layout, arrays, whose="initial arrays")
+        given["initial_arrays"] = wire.to_arrayrecord(arrays)  # the caller's stays
         self._explorer.timeout = given["timeout"]
-        config = given["train_config"] or ConfigRecord()
-        record = wire.to_arrayrecord(arrays)  # ours to edit; the caller's stays
-        if self.policy.explores:
-            record = self._explorer.first(grid, record, config, self.policy)
-        self._plan_run(record)
         if given["evaluate_fn"] is not None:
             given["evaluate_fn"] = self._evaluate_both(given["evaluate_fn"])
-        given["initial_arrays"] = record
-        result = super().start(*bound.args[1:], **bound.kwargs)
+        del given["self"]
+        keeper = self._keeper
+        run = None if keeper is None else Resumable(self, keeper, given)
+        if run is None or not run.planned:
+            self._explore_and_plan(given)
+        record = given["initial_arrays"]
+        self._weights = wire.from_arrayrecord(record)
+        result = super().start(**given) if run is None else run.start(**given)
         if not len(result.arrays):
             result.arrays = record
         return result
 
-    def _plan_run(self, record: ArrayRecord) -> None:
+    def _explore_and_plan(self, given: dict[str, Any]) -> None:
         """Make the plan before round 1, unless participants decide round by round."""
-        arrays = self._weights = wire.from_arrayrecord(record)
+        record = given["initial_arrays"]
+        if self.policy.explores:
+            config = given["train_config"] or ConfigRecord()
+            record = self._explorer.first(given["grid"], record, config, self.policy)
+            given["initial_arrays"] = record
+        arrays = wire.from_arrayrecord(record)
         if self.policy.per_round:
             return
         if self.policy.restarts:
-            self._initial = arrays
+            self._planner.initial = arrays
         plan = self._planner.start(arrays)
         if self.options["rescale"] and self.policy.renewed == "never":
             scaled = rescale_fan_in(arrays, plan)
             update_inplace(record, scaled)
-        self._log_plan(plan)
+        log_plan(self._cost_of, plan)
 
     @property
     def reports(self) -> Mapping[int, Report]:
@@ -198,7 +214,7 @@ class AutoFlip(Strategy):
             return self._planner.deployable(self._weights)
         if arrays is not None:
             return self._planner.deployable(wire.from_arrayrecord(arrays))
-        return self._evaluated or self._planner.deployable(self._weights)
+        return self._planner.evaluated or self._planner.deployable(self._weights)
 
     def deployable_model(self, arrays: ArrayRecord) -> nn.Module:
         """Build the small model for deployment.
@@ -221,24 +237,14 @@ class AutoFlip(Strategy):
 
     def _evaluate_both(self, evaluate_fn: EvaluateFn) -> EvaluateFn:
         def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-            plan = self._evaluated = self.deployable_plan(arrays)
+            plan = self._planner.evaluated = self.deployable_plan(arrays)
             masked = plan.apply(wire.from_arrayrecord(arrays))
             small = evaluate_fn(server_round, wire.to_arrayrecord(masked))
             whole = plan.num_parameters == self.layout.num_parameters
             dense = small if whole else evaluate_fn(server_round, arrays)
             metrics = dict(small or {})
             metrics |= {f"dense-{key}": value for key, value in (dense or {}).items()}
-            cost = self._cost_of.plan(plan)
-            shape = {
-                "parameters": plan.num_parameters,
-                "zeros": cost.parameters - plan.num_parameters,
-                "bytes": cost.bytes,
-                "dense_parameters": self.layout.num_parameters,
-                "macs": cost.macs,
-                "dense_macs": self._cost_of.dense().macs,
-                "units": {name: len(kept) for name, kept in plan.keep.items()},
-            }
-            self.ledger.add_server(server_round, metrics, shape)
+            self.ledger.add_server(server_round, metrics, self._cost_of.shape(plan))
             return MetricRecord(metrics) if metrics else None
 
         return evaluate
@@ -274,9 +280,10 @@ class AutoFlip(Strategy):
         if plan is None or not self.policy.restarts:
             return
         rescale = self.options["rescale"]
-        fresh = rescale_fan_in(self._initial, plan) if rescale else self._initial
+        initial = self._planner.initial
+        fresh = rescale_fan_in(initial, plan) if rescale else dict(initial)
         update_inplace(arrays, fresh)
-        self._log_plan(plan)
+        log_plan(self._cost_of, plan)
 
     def _plan_round(
         self,
@@ -356,18 +363,6 @@ class AutoFlip(Strategy):
         LOGGER.log(INFO, "\t│\t├── Policy: %s", self.policy)
         LOGGER.log(INFO, "\t│\t└── Values: %s", self.value_dtype)
         self.strategy.summary()
-
-    def _log_plan(self, plan: Plan) -> None:
-        small, dense = self._cost_of.plan(plan), self._cost_of.dense()
-        LOGGER.log(
-            INFO,
-            "\t└──> plan: %d of %d units, %d of %d parameters, %.1f %% of MACs",
-            int(plan.alive.sum()),
-            self.layout.num_units,
-            plan.num_parameters,
-            self.layout.num_parameters,
-            100 * small.macs / dense.macs,
-        )
 
 
 def _check_setting(name: str, value: str, choices: tuple[str, ...]) -> None:

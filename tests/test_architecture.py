@@ -29,11 +29,16 @@ ALLOWED: dict[str, set[str]] = {
     "presets": {"policies", "core"},
     "hosts": {"wire", "core"},
     "inprocess": set(),
+    "checkpoint": {"core"},
+    "snapshot": {"policies", "core"},
+    "resume": {
+        *("checkpoint", "snapshot", "explorer", "planner", "ledger", "core"),
+    },
     "explorer": {"exchange", "hosts", "presets", "wire", "policies", "core"},
     "planner": {"policies", "core"},
     "strategy": {
         *("explorer", "exchange", "hosts", "planner", "presets", "wire", "ledger"),
-        *("policies", "core"),
+        *("policies", "core", "checkpoint", "snapshot", "resume"),
     },
     "": {"core", "client", "files", "mod", "presets", "strategy"},
 }
