@@ -93,13 +93,20 @@ class Ledger:
     Parameters
     ----------
     path : Path, optional
-        JSON-lines file; its folder is made, an old file is replaced by the first row.
+        JSON-lines file; its folder is made.
+    fresh : bool (default: True)
+        Replace an old file now; otherwise :meth:`clear` or :meth:`resume` comes first.
     """
 
     path: Path | None = None
+    fresh: bool = True
     rows: list[dict[str, Any]] = field(default_factory=list)
     _size: int = 0
     _digest: Any = field(default_factory=blake2b)
+
+    def __post_init__(self) -> None:
+        if self.fresh:
+            self.clear()
 
     def add(self, row: NodeRow) -> None:
         """Append a node's row."""
@@ -116,8 +123,7 @@ class Ledger:
         self.rows.append(row)
         if self.path is not None:
             line = _line(row)
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab" if self._size else "wb") as file:
+            with self.path.open("ab") as file:
                 file.write(line)
             self._size += len(line)
             self._digest.update(line)

@@ -295,7 +295,7 @@ class Resumable(Strategy):
 
     def _is_done(self, server_round: int) -> bool:
         # The plan of round 0 is saved before the evaluation of round 0.
-        return 1 <= self._done >= server_round
+        return self._done > 0 and server_round <= self._done
 
     def _save(self, last_round: int, arrays: ArrayRecord) -> None:
         self.progress.last_round, self.progress.arrays = last_round, arrays

@@ -109,7 +109,8 @@ class AutoFlip(Strategy):
             raise AutoFlipError("fraction_train is 0: no node would ever train.")
         self.layout: Layout = trace(model, example_input, tuple(exclude))
         folder = checkpoint_dir if ledger_dir is None else ledger_dir
-        self.ledger = Ledger(None if folder is None else Path(folder) / "ledger.jsonl")
+        path = None if folder is None else Path(folder) / "ledger.jsonl"
+        self.ledger = Ledger(path, fresh=checkpoint_dir is None)
         self._cost_of = CostOf(model, example_input)
         self._exchange = Exchange(self.ledger, self._cost_of, client_api)
         self._explorer = Explorer(

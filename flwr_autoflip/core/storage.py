@@ -56,7 +56,7 @@ def write_arrays(path: Path, arrays: Arrays, metadata: Mapping[str, str]) -> Non
     """
     # safetensors writes memory as it lies, so an array that is not in C order would
     # come back transposed.
-    ordered = {name: np.array(array, order="C") for name, array in arrays.items()}
+    ordered = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     checksum = _checksum(ordered, metadata)
     write_whole(path, save(ordered, {**metadata, "checksum": checksum}))
 
