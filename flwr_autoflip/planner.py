@@ -29,8 +29,6 @@ class Planner:
         it did not probe.
     initial : mapping of str to ndarray
         What a policy that ``restarts`` starts from; empty for others.
-    evaluated : Plan or None
-        What was evaluated last on the server.
     """
 
     policy: Policy
@@ -38,7 +36,6 @@ class Planner:
     explored: Mapping[int, Report]
     probed: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     initial: Arrays = field(default_factory=dict)
-    evaluated: Plan | None = None
     _run_plan: Plan | None = None
     _previous: Previous | None = None
     _server_round: int = 0
@@ -133,7 +130,6 @@ class Planner:
         return {
             "run_plan": _encode(self._run_plan),
             "previous": None if held is None else (_encode(held.plan), held.since),
-            "evaluated": _encode(self.evaluated),
             "probed": self.probed,
             "round": self._server_round,
         }
@@ -144,7 +140,6 @@ class Planner:
         self._run_plan = self._decode(state["run_plan"])
         plan = None if held is None else self._decode(held[0])
         self._previous = None if plan is None else Previous(plan, held[1])
-        self.evaluated = self._decode(state["evaluated"])
         self.probed, self._server_round = state["probed"], state["round"]
 
     def _decode(self, data: bytes | None) -> Plan | None:

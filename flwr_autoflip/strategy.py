@@ -119,6 +119,7 @@ class AutoFlip(Strategy):
         self._planner = Planner(self.policy, self.layout, self._explorer.reports)
         self._weights: dict[str, NDArray[Any]] = {}
         self._round_plan = dense_plan(self.layout)
+        self._evaluated: Plan | None = None
         self._keeper = None
         if checkpoint_dir is not None:
             checkpoints = CheckpointFolder(Path(checkpoint_dir), KINDS)
@@ -215,7 +216,7 @@ class AutoFlip(Strategy):
             return self._planner.deployable(self._weights)
         if arrays is not None:
             return self._planner.deployable(wire.from_arrayrecord(arrays))
-        return self._planner.evaluated or self._planner.deployable(self._weights)
+        return self._evaluated or self._planner.deployable(self._weights)
 
     def deployable_model(self, arrays: ArrayRecord) -> nn.Module:
         """Build the small model for deployment.
@@ -238,7 +239,7 @@ class AutoFlip(Strategy):
 
     def _evaluate_both(self, evaluate_fn: EvaluateFn) -> EvaluateFn:
         def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-            plan = self._planner.evaluated = self.deployable_plan(arrays)
+            plan = self._evaluated = self.deployable_plan(arrays)
             masked = plan.apply(wire.from_arrayrecord(arrays))
             small = evaluate_fn(server_round, wire.to_arrayrecord(masked))
             whole = plan.num_parameters == self.layout.num_parameters

@@ -68,7 +68,7 @@ POLICIES: dict[str, dict[str, Any]] = {
         **{"preset": "paper", "normalization": "layer", "threshold": 0.02},
         **{"exploration_epochs": 1, "exploration_fraction": 0.5},
     },
-    "prunefl": {"policy": PruneFl(Compression(2.0), interval=2)},
+    "prunefl": {"policy": PruneFl(Compression(2.0), interval=1)},
     "structured-restart": {"policy": "structured-restart", "threshold": "2x"},
     "eflprune-l1": {"policy": "eflprune-l1", "threshold": "2x"},
 }
@@ -399,11 +399,24 @@ def test_the_same_object_goes_on_too(tmp_path: Path) -> None:
     expected, _, steps = uninterrupted(tmp_path / "whole", "dp-adaptive", "autoflip")
     with pytest.raises(Killed):
         trial.run(fuse=Fuse(len(steps) - 12))
+    trial.grid = trial.new_grid()  # but nobody holds a plan any more
 
     with patch.object(trial, "build", lambda: trial.strategy):
         again = trial.resume()
 
     assert_equal(again, expected)
+
+
+def test_nobody_explores_twice(tmp_path: Path) -> None:
+    trial = Trial(tmp_path, "fedavg", "autoflip")
+    _, _, steps = uninterrupted(tmp_path / "whole", "fedavg", "autoflip")
+    with pytest.raises(Killed):
+        trial.run(fuse=Fuse(steps.index("configure_train")))
+
+    trial.resume()
+
+    explored = [row for row in trial.rows() if row["phase"] == "explore"]
+    assert [row["status"] for row in explored] == ["ok", "ok"]
 
 
 def test_other_nodes_after_a_restart_are_new_nodes(tmp_path: Path) -> None:

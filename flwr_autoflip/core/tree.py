@@ -65,7 +65,7 @@ class TreeWriter:
         Parameters
         ----------
         value : object
-            Lists, tuples, dicts, bytes, arrays and NumPy scalars, of the exact types,
+            Lists, tuples, sets, dicts, bytes, arrays and NumPy scalars, of the exact types,
             nested in any way, and the further kinds.
 
         Returns
@@ -106,7 +106,7 @@ class TreeWriter:
         for kind in self.kinds:
             if type(value) is kind.type:
                 return [kind.tag, self.write(kind.to_plain(value))]
-        if type(value) in (list, tuple):
+        if type(value) in (list, tuple, set):
             return [type(value).__name__, *(self.write(item) for item in value)]
         if type(value) is dict:
             pairs = [[self.write(k), self.write(v)] for k, v in value.items()]
@@ -154,6 +154,8 @@ class TreeReader:
                 return [self.read(item) for item in body]
             case "tuple":
                 return tuple(self.read(item) for item in body)
+            case "set":
+                return {self.read(item) for item in body}
             case "dict":
                 return {self.read(key): self.read(value) for key, value in body}
             case "bytes":
