@@ -65,8 +65,8 @@ class TreeWriter:
         Parameters
         ----------
         value : object
-            Lists, tuples, sets, dicts, bytes, arrays and NumPy scalars, of the exact types,
-            nested in any way, and the further kinds.
+            Lists, tuples, sets, dicts, bytes, arrays and NumPy scalars, of the exact
+            types, nested in any way, and the further kinds.
 
         Returns
         -------

@@ -32,6 +32,7 @@ def main(grid: Grid, context: Context) -> None:
         preset=str(run["preset"]),
         policy=str(run["policy"]),
         ledger_dir=str(run["ledger-dir"]) or None,
+        checkpoint_dir=str(run["checkpoint-dir"]) or None,
         **options,
     )
     data = load_test(str(run["dataset"]), seed)
