@@ -19,6 +19,7 @@ from .core.errors import AutoFlipError
 from .core.guidance import Report
 from .core.layout import Arrays
 from .explorer import Explorer
+from .hosts import find_attribute
 from .ledger import Ledger, Mark
 from .planner import Planner
 from .snapshot import (
@@ -52,6 +53,8 @@ class Progress:
         The app's; strategies change them from round to round.
     last_round : int (default: -1)
         The last that is done.
+    trained_round : int (default: 0)
+        The last whose training is done; perhaps its evaluation is not.
     train, evaluate, server : dict of int to MetricRecord
         Figures of each round, as in Flower's ``Result``.
     """
@@ -60,6 +63,7 @@ class Progress:
     train_config: ConfigRecord
     evaluate_config: ConfigRecord
     last_round: int = BEGUN
+    trained_round: int = 0
     train: Metrics = field(default_factory=dict)
     evaluate: Metrics = field(default_factory=dict)
     server: Metrics = field(default_factory=dict)
@@ -116,7 +120,8 @@ class Keeper:
             "generators": take_generators(),
             "ledger": asdict(self.ledger.mark()),
         }
-        self.folder.save(progress.last_round - BEGUN, state)
+        number = progress.last_round - BEGUN + progress.trained_round
+        self.folder.save(number, state)
 
     def open(self, begun: Progress, num_rounds: int) -> Progress:
         """Go on where the folder's run stopped, or begin one.
@@ -215,6 +220,8 @@ class Resumable(Strategy):
         )
         self.progress = keeper.open(begun, given["num_rounds"])
         self._done = self.progress.last_round
+        self._trained = self.progress.trained_round
+        self._nodes_evaluate = find_attribute(strategy, "fraction_evaluate", 1.0) != 0
         self._evaluates = given["evaluate_fn"] is not None
         given["initial_arrays"] = self.progress.arrays
         given["train_config"] = self.progress.train_config
@@ -240,21 +247,29 @@ class Resumable(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Ask nobody in a round that is done."""
-        if self._is_done(server_round):
+        """Ask nobody in a round whose training is done."""
+        if server_round <= self._trained:
             return []
         return self.strategy.configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Give the figures of a round that is done; its arrays are the initial ones."""
-        if self._is_done(server_round):
+        """Save what was trained before any node sees it.
+
+        A model with the noise of differential privacy is then never made twice, of
+        other replies with the same noise. Where training is done, only its figures are
+        given: its arrays are the initial ones.
+        """
+        if server_round <= self._trained:
             return None, self.progress.train.get(server_round)
         arrays, metrics = self.strategy.aggregate_train(server_round, replies)
+        _note(self.progress.train, server_round, metrics)
+        self.progress.trained_round = server_round
         if arrays is not None:
             self.progress.arrays = arrays
-        _note(self.progress.train, server_round, metrics)
+        if self._nodes_evaluate:
+            self.keeper.save(self.progress)
         return arrays, metrics
 
     def configure_evaluate(
@@ -294,8 +309,8 @@ class Resumable(Strategy):
         return evaluate
 
     def _is_done(self, server_round: int) -> bool:
-        # The plan of round 0 is saved before the evaluation of round 0.
-        return self._done > 0 and server_round <= self._done
+        # Round 0 is saved before its evaluation, which is over once a round follows.
+        return self._trained > 0 and server_round <= self._done
 
     def _save(self, last_round: int, arrays: ArrayRecord) -> None:
         self.progress.last_round, self.progress.arrays = last_round, arrays
@@ -307,7 +322,7 @@ class Resumable(Strategy):
             text = "all %s rounds were done before; their result follows"
             LOGGER.log(INFO, f"%s: {text}", where, num_rounds)
         elif self._done > BEGUN:
-            text = "going on after round %s; figures of rounds before are repeated"
+            text = "going on after round %s; figures until then are repeated"
             LOGGER.log(INFO, f"%s: {text}", where, self._done)
 
 

@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoint": {"core"},
     "snapshot": {"policies", "core"},
     "resume": {
-        *("checkpoint", "snapshot", "explorer", "planner", "ledger", "core"),
+        *("checkpoint", "snapshot", "explorer", "planner", "ledger", "hosts", "core"),
     },
     "explorer": {"exchange", "hosts", "presets", "wire", "policies", "core"},
     "planner": {"policies", "core"},

@@ -398,7 +398,7 @@ def test_the_same_object_goes_on_too(tmp_path: Path) -> None:
     trial = Trial(tmp_path / "run", "dp-adaptive", "autoflip")
     expected, _, steps = uninterrupted(tmp_path / "whole", "dp-adaptive", "autoflip")
     with pytest.raises(Killed):
-        trial.run(fuse=Fuse(len(steps) - 12))
+        trial.run(fuse=Fuse(steps.index("aggregate_train")))
     trial.grid = trial.new_grid()  # but nobody holds a plan any more
 
     with patch.object(trial, "build", lambda: trial.strategy):
@@ -417,6 +417,22 @@ def test_nobody_explores_twice(tmp_path: Path) -> None:
 
     explored = [row for row in trial.rows() if row["phase"] == "explore"]
     assert [row["status"] for row in explored] == ["ok", "ok"]
+
+
+def test_what_nodes_saw_of_a_round_is_never_made_again(tmp_path: Path) -> None:
+    """Or differential privacy's noise would cancel between the two."""
+    trial = Trial(tmp_path, "dp", "autoflip")
+    _, _, steps = uninterrupted(tmp_path / "whole", "dp", "autoflip")
+    sent = [i for i, name in enumerate(steps) if name == "send_and_receive"]
+    with pytest.raises(Killed):
+        trial.run(fuse=Fuse(sent[2] + 1))  # while nodes evaluate round 1
+
+    trial.resume()
+
+    rows = [(r["round"], r["phase"], r.get("status")) for r in trial.rows()]
+    assert (1, "train", "lost") not in rows
+    assert rows.count((1, "train", "ok")) == 2
+    assert rows.count((1, "evaluate", "ok")) == 2
 
 
 def test_other_nodes_after_a_restart_are_new_nodes(tmp_path: Path) -> None:
