@@ -156,10 +156,11 @@ class Keeper:
             return begun
         state, reports, initial = found
         progress = Progress(**state["progress"])
-        if progress.last_round > num_rounds:
+        if progress.trained_round > num_rounds:
             raise AutoFlipError(
-                f"{self.folder.path} has {progress.last_round} rounds done, num_rounds "
-                f"is {num_rounds}; ask for as many or more, or use another folder."
+                f"{self.folder.path} is in round {progress.trained_round} already, "
+                f"num_rounds is {num_rounds}; ask for as many or more, or use another "
+                "folder."
             )
         restore_inplace(self.inner, state["inner"])
         self.explorer.reports.clear()

@@ -151,7 +151,8 @@ class AutoFlip(Strategy):
         Raises
         ------
         AutoFlipError
-            If ``initial_arrays`` are not the model's, or no explorer answered.
+            If ``initial_arrays`` are not the model's, no explorer answered, or
+            ``checkpoint_dir`` holds another run or nothing whole.
         """
         bound = inspect.signature(Strategy.start).bind(
             self, grid, initial_arrays, *args, **kwargs

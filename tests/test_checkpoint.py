@@ -371,7 +371,7 @@ def test_more_rounds_go_on_from_a_finished_run(tmp_path: Path) -> None:
 
     reports = trial.strategy.reports
     assert len(reports) == 2
-    with pytest.raises(AutoFlipError, match="has 3 rounds done, num_rounds is 2"):
+    with pytest.raises(AutoFlipError, match="is in round 3 already, num_rounds is 2"):
         trial.run(rounds=2)
 
 
@@ -426,6 +426,8 @@ def test_what_nodes_saw_of_a_round_is_never_made_again(tmp_path: Path) -> None:
     sent = [i for i, name in enumerate(steps) if name == "send_and_receive"]
     with pytest.raises(Killed):
         trial.run(fuse=Fuse(sent[2] + 1))  # while nodes evaluate round 1
+    with pytest.raises(AutoFlipError, match="is in round 1 already, num_rounds is 0"):
+        trial.run(rounds=0)
 
     trial.resume()
 
