@@ -26,11 +26,12 @@ from .core.trace import trace
 from .exchange import CostOf, Exchange, log_plan, log_round
 from .explorer import Explorer
 from .hosts import find_attribute, update_inplace, weight_key
+from .keeper import Keeper
 from .ledger import Ledger
 from .planner import Planner
 from .policies import Policy
 from .presets import Options, resolve_options, resolve_policy
-from .resume import Keeper, Resumable
+from .resume import Resumable
 from .snapshot import KINDS
 
 LOGGER = getLogger("flwr")

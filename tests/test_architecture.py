@@ -31,14 +31,15 @@ ALLOWED: dict[str, set[str]] = {
     "inprocess": set(),
     "checkpoint": {"core"},
     "snapshot": {"policies", "core"},
-    "resume": {
-        *("checkpoint", "snapshot", "explorer", "planner", "ledger", "hosts", "core"),
+    "keeper": {
+        *("checkpoint", "snapshot", "explorer", "planner", "ledger", "core"),
     },
+    "resume": {"keeper", "hosts"},
     "explorer": {"exchange", "hosts", "presets", "wire", "policies", "core"},
     "planner": {"policies", "core"},
     "strategy": {
         *("explorer", "exchange", "hosts", "planner", "presets", "wire", "ledger"),
-        *("policies", "core", "checkpoint", "snapshot", "resume"),
+        *("policies", "core", "checkpoint", "keeper", "snapshot", "resume"),
     },
     "": {"core", "client", "files", "mod", "presets", "strategy"},
 }
