@@ -110,6 +110,11 @@ class Exchange:
             self.sent.append(Sent(message, orders, after, row))
         return [sent.message for sent in self.sent]
 
+    def forget(self) -> None:
+        """Assume nothing of what nodes hold, and wait for none of them."""
+        self.held.clear()
+        self.sent = []
+
     def replies(
         self,
         replies: Iterable[Message],
@@ -241,4 +246,18 @@ def log_round(ledger: Ledger, server_round: int, plan: Plan) -> None:
         server_round,
         100 * plan.num_parameters / plan.layout.num_parameters,
         moved / 1e6,
+    )
+
+
+def log_plan(cost_of: CostOf, plan: Plan) -> None:
+    """Log a plan's line: what stays of the dense model."""
+    small, dense = cost_of.plan(plan), cost_of.dense()
+    LOGGER.log(
+        INFO,
+        "\t└──> plan: %d of %d units, %d of %d parameters, %.1f %% of MACs",
+        int(plan.alive.sum()),
+        plan.layout.num_units,
+        plan.num_parameters,
+        plan.layout.num_parameters,
+        100 * small.macs / dense.macs,
     )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
@@ -18,6 +18,7 @@ from .core.layout import Arrays, layout_from_bytes
 from .core.plan import Plan
 from .core.shrink import arrays_of, load_arrays_inplace
 from .core.skeleton import build_small
+from .core.storage import write_whole
 
 FORMAT = "flwr-autoflip 1"
 
@@ -45,10 +46,7 @@ def save_pruned(path: str | Path, model: nn.Module | Arrays, plan: Plan) -> None
         "layout": b64encode(plan.layout.encoded).decode(),
         "plan": b64encode(encode_plan(plan)).decode(),
     }
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    save_file(kept, partial, metadata)
-    partial.replace(path)
+    write_whole(Path(path), save(kept, metadata))
 
 
 def _kept(arrays: Arrays, plan: Plan, name: str) -> Any:

@@ -8,14 +8,18 @@ construction.
 """
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
 from .core.cost import STEP_PER_FORWARD
+from .core.errors import DamagedFileError
+from .core.storage import write_whole
 
-Status = Literal["ok", "refused", "failed", "missing"]
+Status = Literal["ok", "refused", "failed", "missing", "lost"]
 
 
 @dataclass(frozen=True)
@@ -28,8 +32,9 @@ class NodeRow:
     phase : {"budget", "explore", "train", "evaluate"}
     node : int
         Flower's node id.
-    status : {"ok", "refused", "failed", "missing"}
-        ``"failed"`` is the node's own error, ``"refused"`` a reply that broke a rule.
+    status : {"ok", "refused", "failed", "missing", "lost"}
+        ``"failed"`` is the node's own error, ``"refused"`` a reply that broke a rule,
+        ``"lost"`` work of a round that the server did not finish before it stopped.
     reason : str (default: "")
         Why it is not ``"ok"``.
     bytes_down, bytes_up : int
@@ -67,6 +72,21 @@ class NodeRow:
         return self.macs_per_example * steps
 
 
+@dataclass(frozen=True)
+class Mark:
+    """A place in a ledger's file: everything before it, and its digest.
+
+    Parameters
+    ----------
+    size : int
+        Bytes.
+    digest : str
+    """
+
+    size: int
+    digest: str
+
+
 @dataclass
 class Ledger:
     """Rows, kept in memory and appended to a file as they come.
@@ -74,16 +94,20 @@ class Ledger:
     Parameters
     ----------
     path : Path, optional
-        JSON-lines file; its folder is made, an old file is replaced.
+        JSON-lines file; its folder is made.
+    fresh : bool (default: True)
+        Replace an old file now; otherwise :meth:`clear` or :meth:`resume` comes first.
     """
 
     path: Path | None = None
+    fresh: bool = True
     rows: list[dict[str, Any]] = field(default_factory=list)
+    _size: int = 0
+    _digest: Any = field(default_factory=blake2b)
 
     def __post_init__(self) -> None:
-        if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text("")
+        if self.fresh:
+            self.clear()
 
     def add(self, row: NodeRow) -> None:
         """Append a node's row."""
@@ -99,17 +123,102 @@ class Ledger:
     def _append(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
         if self.path is not None:
-            with self.path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            line = _line(row)
+            with self.path.open("ab") as file:
+                file.write(line)
+            self._size += len(line)
+            self._digest.update(line)
+
+    # --- Checkpoints ---
+
+    def clear(self) -> None:
+        """Begin anew, with an empty file."""
+        self._become(b"", [])
+
+    def mark(self) -> Mark:
+        """Give the place after the last row, once the file is safely on disk."""
+        if self.path is not None:
+            with self.path.open("ab") as file:
+                os.fsync(file.fileno())
+        return Mark(self._size, self._digest.hexdigest())
+
+    def check(self, mark: Mark) -> bytes:
+        """Read the file up to a mark.
+
+        Parameters
+        ----------
+        mark : Mark
+
+        Returns
+        -------
+        bytes
+
+        Raises
+        ------
+        DamagedFileError
+            If it is not what it was when the mark was made.
+        """
+        head = self._content()[: mark.size]
+        if blake2b(head).hexdigest() != mark.digest:
+            raise DamagedFileError(
+                f"{self.path} does not begin with this run's {mark.size} bytes."
+            )
+        return head
+
+    def resume(self, mark: Mark) -> None:
+        """Go on from a mark; what nodes did after it stays, as ``"lost"``.
+
+        Those costs were real. Evaluations after the mark are cut off: they come again.
+
+        Parameters
+        ----------
+        mark : Mark
+
+        Raises
+        ------
+        DamagedFileError
+            As :meth:`check`.
+        """
+        head = self.check(mark)
+        after = _rows_of(self._content()[mark.size :])
+        lost = [_as_lost(row) for row in after if row["phase"] != "server"]
+        self._become(head + b"".join(map(_line, lost)), _rows_of(head) + lost)
+
+    def _content(self) -> bytes:
+        found = self.path is not None and self.path.exists()
+        return self.path.read_bytes() if self.path is not None and found else b""
+
+    def _become(self, content: bytes, rows: list[dict[str, Any]]) -> None:
+        self.rows[:] = rows
+        self._size, self._digest = len(content), blake2b(content)
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self.path, content)
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    return json.dumps(row).encode() + b"\n"
+
+
+def _as_lost(row: dict[str, Any]) -> dict[str, Any]:
+    if row["status"] == "lost":
+        return row
+    was = f"{row['status']}: {row['reason']}" if row["reason"] else row["status"]
+    reason = f"the server stopped before the round was done; it was {was}"
+    return {**row, "status": "lost", "reason": reason}
 
 
 def read_ledger(path: Path) -> list[dict[str, Any]]:
     """Read the rows of a ledger file; a last line cut short is left out."""
+    return _rows_of(path.read_bytes())
+
+
+def _rows_of(content: bytes) -> list[dict[str, Any]]:
     rows = []
-    for line in path.read_text().splitlines():
+    for line in content.splitlines():
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, UnicodeDecodeError):
             break
     return rows
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .core.codec import encode_plan
+from .core.codec import decode_plan, encode_plan
 from .core.guidance import Report
 from .core.layout import Arrays, Layout
 from .core.plan import Plan, dense_plan
@@ -27,12 +27,15 @@ class Planner:
     probed : dict of str to ndarray
         Squared gradients of the last round, float64, summed over its nodes; empty if
         it did not probe.
+    initial : mapping of str to ndarray
+        What a policy that ``restarts`` starts from; empty for others.
     """
 
     policy: Policy
     layout: Layout
     explored: Mapping[int, Report]
     probed: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    initial: Arrays = field(default_factory=dict)
     _run_plan: Plan | None = None
     _previous: Previous | None = None
     _server_round: int = 0
@@ -137,3 +140,30 @@ class Planner:
         if self._run_plan is None:
             return self.start(weights)
         return self._run_plan
+
+    # --- Checkpoints ---
+
+    def state(self) -> dict[str, Any]:
+        """Give what was decided so far, as plain values; ``initial`` not included."""
+        held = self._previous
+        return {
+            "run_plan": _encode(self._run_plan),
+            "previous": None if held is None else (_encode(held.plan), held.since),
+            "probed": self.probed,
+            "round": self._server_round,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take back what :meth:`state` gave."""
+        held = state["previous"]
+        self._run_plan = self._decode(state["run_plan"])
+        plan = None if held is None else self._decode(held[0])
+        self._previous = None if plan is None else Previous(plan, held[1])
+        self.probed, self._server_round = state["probed"], state["round"]
+
+    def _decode(self, data: bytes | None) -> Plan | None:
+        return None if data is None else decode_plan(data, self.layout)
+
+
+def _encode(plan: Plan | None) -> bytes | None:
+    return None if plan is None else encode_plan(plan)

@@ -14,6 +14,7 @@ from torch import nn
 
 from . import wire
 from .budgets import Budgets
+from .checkpoint import CheckpointFolder
 from .core.aggregate import fill, settle
 from .core.codec import VALUE_DTYPES, expand, pack
 from .core.errors import AutoFlipError
@@ -27,10 +28,13 @@ from .costs import CostOf
 from .exchange import Exchange, log_plan, log_round
 from .explorer import Explorer
 from .hosts import find_attribute, refuse_privacy, update_inplace, weight_key
+from .keeper import Keeper
 from .ledger import Ledger
 from .planner import Planner
 from .policies import Policy
 from .presets import Options, resolve_options, resolve_policy
+from .resume import Resumable
+from .snapshot import KINDS
 
 LOGGER = getLogger("flwr")
 
@@ -60,6 +64,9 @@ class AutoFlip(Strategy):
         "numpy" for nodes that run Flower's plain ``ClientApp(client_fn)``.
     ledger_dir : path, optional
         Folder for ``ledger.jsonl``.
+    checkpoint_dir : path, optional
+        Folder from which the same command goes on after a stop. The ledger lies in
+        it, too, unless it has a folder of its own.
     **options
         See :class:`flwr_autoflip.Options`.
 
@@ -92,6 +99,7 @@ class AutoFlip(Strategy):
         value_dtype: str = "float32",
         client_api: wire.ClientApi = "message",
         ledger_dir: str | Path | None = None,
+        checkpoint_dir: str | Path | None = None,
         **options: Unpack[Options],
     ) -> None:
         self.strategy = strategy
@@ -105,8 +113,9 @@ class AutoFlip(Strategy):
         if self.options["budgets"]:
             refuse_privacy(strategy)
         self.layout: Layout = trace(model, example_input, tuple(exclude))
-        path = None if ledger_dir is None else Path(ledger_dir) / "ledger.jsonl"
-        self.ledger = Ledger(path)
+        folder = checkpoint_dir if ledger_dir is None else ledger_dir
+        path = None if folder is None else Path(folder) / "ledger.jsonl"
+        self.ledger = Ledger(path, fresh=checkpoint_dir is None)
         self._cost_of = CostOf(model, example_input)
         self._exchange = Exchange(self.ledger, self._cost_of, client_api)
         reports: dict[int, Report] = {}
@@ -128,9 +137,12 @@ class AutoFlip(Strategy):
             reports,
         )
         self._weights: dict[str, NDArray[Any]] = {}
-        self._initial: dict[str, NDArray[Any]] = {}
         self._round_plan = dense_plan(self.layout)
         self._evaluated: Plan | None = None
+        self._keeper = None
+        if checkpoint_dir is not None:
+            checkpoints = CheckpointFolder(Path(checkpoint_dir), KINDS)
+            self._keeper = Keeper(checkpoints, self._explorer, self._planner)
 
     # --- The run --------------------------------------------------------------------
 
@@ -158,7 +170,8 @@ class AutoFlip(Strategy):
         Raises
         ------
         AutoFlipError
-            If ``initial_arrays`` are not the model's, or no explorer answered.
+            If ``initial_arrays`` are not the model's, no explorer answered, or
+            ``checkpoint_dir`` holds another run or nothing whole.
         """
         bound = inspect.signature(Strategy.start).bind(
             self, grid, initial_arrays, *args, **kwargs
@@ -167,27 +180,34 @@ class AutoFlip(Strategy):
         given = bound.arguments
         arrays = wire.from_arrayrecord(initial_arrays)
         check_arrays(self.layout, arrays, whose="initial arrays")
+        given["initial_arrays"] = wire.to_arrayrecord(arrays)  # the caller's stays
         self._exchange.timeout = given["timeout"]
-        config = given["train_config"] or ConfigRecord()
-        record = wire.to_arrayrecord(arrays)  # ours to edit; the caller's stays
-        if self.policy.explores:
-            record = self._explorer.first(grid, record, config, self.policy)
-        self._plan_run(record)
         if given["evaluate_fn"] is not None:
             given["evaluate_fn"] = self._evaluate_both(given["evaluate_fn"])
-        given["initial_arrays"] = record
-        result = super().start(*bound.args[1:], **bound.kwargs)
+        del given["self"]
+        keeper = self._keeper
+        run = None if keeper is None else Resumable(self, keeper, given)
+        if run is None or not run.planned:
+            self._explore_and_plan(given)
+        record = given["initial_arrays"]
+        self._weights = wire.from_arrayrecord(record)
+        result = super().start(**given) if run is None else run.start(**given)
         if not len(result.arrays):
             result.arrays = record
         return result
 
-    def _plan_run(self, record: ArrayRecord) -> None:
+    def _explore_and_plan(self, given: dict[str, Any]) -> None:
         """Make the plan before round 1, unless participants decide round by round."""
-        arrays = self._weights = wire.from_arrayrecord(record)
+        record = given["initial_arrays"]
+        if self.policy.explores:
+            config = given["train_config"] or ConfigRecord()
+            record = self._explorer.first(given["grid"], record, config, self.policy)
+            given["initial_arrays"] = record
+        arrays = wire.from_arrayrecord(record)
         if self.policy.per_round:
             return
         if self.policy.restarts:
-            self._initial = arrays
+            self._planner.initial = arrays
         plan = self._planner.start(arrays)
         if self.options["rescale"] and self.policy.renewed == "never":
             scaled = rescale_fan_in(arrays, plan)
@@ -246,8 +266,7 @@ class AutoFlip(Strategy):
             dense = small if whole else evaluate_fn(server_round, arrays)
             metrics = dict(small or {})
             metrics |= {f"dense-{key}": value for key, value in (dense or {}).items()}
-            shape = self._cost_of.shape(plan)
-            self.ledger.add_server(server_round, metrics, shape)
+            self.ledger.add_server(server_round, metrics, self._cost_of.shape(plan))
             return MetricRecord(metrics) if metrics else None
 
         return evaluate
@@ -286,7 +305,8 @@ class AutoFlip(Strategy):
         if plan is None or not self.policy.restarts:
             return
         rescale = self.options["rescale"]
-        fresh = rescale_fan_in(self._initial, plan) if rescale else self._initial
+        initial = self._planner.initial
+        fresh = rescale_fan_in(initial, plan) if rescale else dict(initial)
         update_inplace(arrays, fresh)
         log_plan(self._cost_of, plan)
 

@@ -31,11 +31,18 @@ ALLOWED: dict[str, set[str]] = {
     "presets": {"policies", "core"},
     "hosts": {"wire", "core"},
     "inprocess": set(),
+    "checkpoint": {"core"},
+    "snapshot": {"policies", "core"},
+    "keeper": {
+        *("checkpoint", "snapshot", "explorer", "planner", "ledger", "core"),
+    },
+    "resume": {"keeper", "hosts"},
     "explorer": {"budgets", "exchange", "hosts", "presets", "wire", "policies", "core"},
     "planner": {"policies", "core"},
     "strategy": {
         *("budgets", "costs", "explorer", "exchange", "hosts", "planner", "presets"),
         *("wire", "ledger", "policies", "core"),
+        *("checkpoint", "keeper", "snapshot", "resume"),
     },
     "": {"core", "client", "files", "mod", "presets", "strategy"},
 }

@@ -3,6 +3,9 @@
 import json
 from pathlib import Path
 
+import pytest
+
+from flwr_autoflip.core.errors import DamagedFileError
 from flwr_autoflip.ledger import Ledger, NodeRow, read_ledger, total
 
 
@@ -46,3 +49,63 @@ def test_totals_include_exploration_and_failures() -> None:
     assert total(ledger.rows, "bytes_down") == 121
     assert total(ledger.rows, "bytes_down", last_round=1) == 120
     assert total(ledger.rows, "bytes_down", ["explore"]) == 100
+
+
+# --- Checkpoints ---
+
+
+def test_a_ledger_goes_on_from_a_mark(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    ledger = Ledger(path)
+    ledger.add(NodeRow(1, "train", 7, bytes_down=5))
+    mark = ledger.mark()
+    ledger.add(NodeRow(2, "train", 7, status="refused", reason="odd", bytes_down=3))
+    ledger.add_server(2, {"top1": 0.5}, {})
+    ledger.add(NodeRow(3, "train", 7, bytes_down=2))
+    path.write_text(path.read_text() + '{"round": 3, "pha')
+
+    again = Ledger(path, fresh=False)
+    again.resume(mark)
+    again.add(NodeRow(2, "train", 7, bytes_down=4))
+
+    rows = read_ledger(path)
+    assert rows == again.rows
+    assert [(r["round"], r["status"]) for r in rows] == [
+        (1, "ok"),
+        (2, "lost"),
+        (3, "lost"),
+        (2, "ok"),
+    ]
+    assert rows[1]["reason"].endswith("it was refused: odd")
+    assert total(rows, "bytes_down") == 5 + 3 + 2 + 4
+    again.check(again.mark())
+
+    third = Ledger(path, fresh=False)
+    third.resume(mark)
+    assert [r["reason"] for r in third.rows[1:3]] == [r["reason"] for r in rows[1:3]]
+
+
+def test_a_ledger_that_was_changed_is_not_gone_on_with(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    ledger = Ledger(path)
+    ledger.add(NodeRow(1, "train", 7))
+    mark = ledger.mark()
+
+    for content in (b"", path.read_bytes()[:-1], path.read_bytes().replace(b"7", b"8")):
+        path.write_bytes(content)
+        with pytest.raises(DamagedFileError, match="does not begin with this run's"):
+            Ledger(path, fresh=False).resume(mark)
+        assert path.read_bytes() == content
+    path.unlink()
+    with pytest.raises(DamagedFileError, match="does not begin"):
+        Ledger(path, fresh=False).check(mark)
+
+
+def test_a_fresh_ledger_replaces_the_file(tmp_path: Path) -> None:
+    Ledger(tmp_path / "x").add(NodeRow(1, "train", 7))
+    Ledger(tmp_path / "x", fresh=False)
+    assert len(read_ledger(tmp_path / "x")) == 1
+
+    Ledger(tmp_path / "x")
+
+    assert read_ledger(tmp_path / "x") == []

@@ -137,3 +137,21 @@ def test_units_are_ranked_by_all_explorers_and_the_weights_at_hand() -> None:
     planner.rank_units(WEIGHTS)
 
     assert calls == [(3, LAYOUT, WEIGHTS, [explored[7]])]
+
+
+def test_a_planner_that_takes_its_state_back_decides_alike() -> None:
+    one = Planner(Spy([4, 3]), LAYOUT, {})
+    one.start(WEIGHTS)
+    one.renew(2, WEIGHTS)
+    one.add_probe({"fc1.bias": np.float32([1, 2, 3, 0])}, 5)
+    policy = Spy([2])
+    other = Planner(policy, LAYOUT, {})
+
+    other.restore(one.state())
+    other.renew(3, WEIGHTS)
+
+    ((_, reports, previous),) = policy.calls
+    assert previous is not None
+    assert (len(previous.plan.keep["fc1"]), previous.since) == (3, 2)
+    np.testing.assert_array_equal(reports[0]["fc1.bias"], [5, 10, 15, 0])
+    assert Planner(policy, LAYOUT, {}).state()["previous"] is None

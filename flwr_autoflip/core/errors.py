@@ -17,5 +17,9 @@ class WireError(AutoFlipError):
     """Bytes or records from the other side that fail a check."""
 
 
+class DamagedFileError(AutoFlipError):
+    """A file that is missing, cut short, or changed since it was written."""
+
+
 class AutoFlipWarning(UserWarning):
     """Something legal that the user most likely did not mean."""

@@ -33,6 +33,7 @@ def main(grid: Grid, context: Context) -> None:
         policy=str(run["policy"]),
         budgets=run["budgets"] != "none",
         ledger_dir=str(run["ledger-dir"]) or None,
+        checkpoint_dir=str(run["checkpoint-dir"]) or None,
         **options,
     )
     data = load_test(str(run["dataset"]), seed)

@@ -1,0 +1,98 @@
+"""Files that are whole or not there, and that say when they are damaged."""
+
+import os
+from collections.abc import Mapping
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from .errors import DamagedFileError
+from .layout import Arrays
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that any reader, also after a power cut, finds all or nothing.
+
+    Parameters
+    ----------
+    path : Path
+        In a folder that exists. An old file stays until the new one is complete.
+    data : bytes
+    """
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last; only POSIX lets a folder be opened for that."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_arrays(path: Path, arrays: Arrays, metadata: Mapping[str, str]) -> None:
+    """Write arrays and texts as safetensors, with a checksum of all of it.
+
+    Parameters
+    ----------
+    path : Path
+    arrays : mapping of str to ndarray
+        Numbers or bools, any shape.
+    metadata : mapping of str to str
+        Without the name ``"checksum"``.
+    """
+    # safetensors writes memory as it lies, so an array that is not in C order would
+    # come back transposed.
+    ordered = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    checksum = _checksum(ordered, metadata)
+    write_whole(path, save(ordered, {**metadata, "checksum": checksum}))
+
+
+def read_arrays(path: Path) -> tuple[dict[str, NDArray[np.generic]], dict[str, str]]:
+    """Read what :func:`write_arrays` wrote.
+
+    Parameters
+    ----------
+    path : Path
+
+    Returns
+    -------
+    arrays : dict of str to ndarray
+    metadata : dict of str to str
+
+    Raises
+    ------
+    DamagedFileError
+        If the file is missing, cut short, or a single bit of its content changed.
+    """
+    try:
+        with safe_open(path, "numpy") as file:
+            metadata = dict(file.metadata() or {})
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DamagedFileError(f"{path} cannot be read: {error}") from error
+    if metadata.pop("checksum", None) != _checksum(arrays, metadata):
+        raise DamagedFileError(f"{path} does not have its checksum.")
+    return arrays, metadata
+
+
+def _checksum(arrays: Arrays, metadata: Mapping[str, str]) -> str:
+    digest = blake2b(repr(sorted(metadata.items())).encode(), digest_size=16)
+    for name in sorted(arrays):
+        array = arrays[name]
+        digest.update(repr((name, array.dtype.name, array.shape)).encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
