@@ -106,7 +106,7 @@ def stop(process: Process, number: signal.Signals = signal.SIGTERM) -> None:
     # Flower's helpers watch their parents and end by themselves, within a second or so.
     patience = 0 if number == signal.SIGKILL else STOP_SECONDS
     deadline = time.monotonic() + patience
-    while left := [p for p, row in _processes().items() if row[1] == family.get(p)]:
+    while left := still_alive(family):
         if time.monotonic() > deadline:
             for pid in left:
                 _kill(pid)
@@ -125,10 +125,17 @@ def descendants(pid: int) -> dict[int, str]:
     family: dict[int, str] = {}
     parents = {pid}
     while parents:
-        children = {p: born for p, (parent, born) in everyone.items() if parent in parents}
+        children = {
+            p: born for p, (parent, born) in everyone.items() if parent in parents
+        }
         family |= children
         parents = set(children)
     return family
+
+
+def still_alive(family: Mapping[int, str]) -> list[int]:
+    """Give the ids of those of :func:`descendants` that still run."""
+    return [p for p, row in _processes().items() if row[1] == family.get(p)]
 
 
 def _processes() -> dict[int, tuple[int, str]]:

@@ -187,7 +187,8 @@ class Exchange:
         self, sent: Sent, status: Status, reason: str, message: Message | None = None
     ) -> None:
         node = sent.row["node"]
-        LOGGER.log(WARNING, "\t> %s reply of node %s: %s", status, node, reason.strip())
+        reason = " ".join(reason.split())  # an app's exception may have many lines
+        LOGGER.log(WARNING, "\t> %s reply of node %s: %s", status, node, reason)
         self.held.pop(node, None)  # it may have restarted: send everything next time
         receipt: dict[str, Any] = {}
         if message is not None and message.has_content():
@@ -210,7 +211,7 @@ class Exchange:
             NodeRow(
                 **sent.row,
                 status=status,
-                reason=reason.strip(),
+                reason=reason,
                 bytes_up=wire.count_bytes(message.content) if answered else 0,  # type: ignore[union-attr]
                 parameters=cost.parameters,
                 macs_per_example=cost.macs,

@@ -6,17 +6,21 @@ method, prints the simulation's table, seconds and bytes, and ends what it start
 """
 
 import argparse
+import json
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from ..quickstart.compare import APP, METHODS, run_all, summarise, write
-from .deployment import PARTITIONS, deployment
-from .network import network_table
+from .deployment import PARTITIONS, Deployment, deployment
+from .network import network_rows, network_table
+
+EVERY_NODE = {"fraction-train": 1.0}
+"""There are as few nodes as a simulated round has."""
 
 
 def main() -> None:
@@ -31,38 +35,54 @@ def main() -> None:
         parser.error(f"2 to {PARTITIONS} nodes and at least 5 rounds are needed.")
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(1))  # so that "finally" runs
+    out = options.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    console = Console()
     try:
-        compare(options.nodes, options.rounds, options.dataset, options.out)
+        with deployment(out, options.nodes) as deployed:
+            console.print(f"{options.nodes} SuperNodes at {deployed.address}")
+            compare(deployed, options.rounds, options.dataset, out, console)
     except KeyboardInterrupt:
         raise SystemExit("stopped; so are the SuperLink and the SuperNodes") from None
 
 
 def compare(
-    nodes: int,
+    deployed: Deployment,
     rounds: int,
     dataset: str,
     out: Path,
-    methods: tuple[str, ...] = tuple(METHODS),
+    console: Console,
+    methods: Iterable[str] = tuple(METHODS),
 ) -> None:
-    """Deploy, run every method once on the same nodes, and print the tables."""
-    out = out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
-    console = Console()
+    """Run every method once on the same nodes; print the tables.
+
+    Parameters
+    ----------
+    deployed : Deployment
+    rounds : int
+        FedAvg's.
+    dataset : str
+    out : Path
+        Absolute; for ledgers, logs, tables.
+    console : Console
+    methods : iterable of str (default: all)
+        At least "fedavg" and "autoflip".
+    """
     counted: list[dict[str, int]] = []
-    with deployment(out, nodes) as deployed:
-        console.print(f"{nodes} SuperNodes are connected to {deployed.address}.")
 
-        def launch(config: dict[str, Any], log: Path) -> Iterator[str]:
-            # All nodes take part: there are as few as a simulated round has.
-            yield from deployed.run(APP, config | {"fraction-train": 1.0}, log)
-            counted.append(deployed.traffic())
+    def launch(config: dict[str, Any], log: Path) -> Iterator[str]:
+        yield from deployed.run(APP, config | EVERY_NODE, log)
+        counted.append(deployed.traffic())
 
-        runs = run_all([0], rounds, dataset, out, launch, console, methods)
+    runs = run_all([0], rounds, dataset, out, launch, console, methods)
+    nodes = len(deployed.supernodes)
     write(summarise(runs, rounds, dataset, nodes), runs, out, console)
     ledgers = {method: seeds[0][0] for method, seeds in runs.items()}
+    table = network_rows(ledgers, dict(zip(ledgers, counted, strict=True)))
+    (out / "network.json").write_text(json.dumps(table, indent=1) + "\n")
     console.print(
-        network_table(ledgers, dict(zip(methods, counted, strict=True))),
-        "Seconds: median of rounds. FedAvg here is the inner strategy on our wire.",
+        network_table(table),
+        "s a round: median, wall clock. FedAvg: the inner strategy on our wire.",
         sep="\n",
     )
 

@@ -27,7 +27,7 @@ HOST = "127.0.0.1"
 NAME = "deployment"
 """What Flower's configuration calls the connection."""
 PARTITIONS = 20
-"""The simulation's: a device holds one of them."""
+"""As in the simulation; a device holds one of them."""
 ROOT = Path(__file__).parents[2]
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -40,7 +40,6 @@ class Deployment:
     ----------
     folder : Path
         Absolute. Keys, logs, and a folder of its own for each process's Flower home.
-    num_nodes : int
     address : str
         The SuperLink's, ``host:port``.
     environment : dict of str to str
@@ -52,7 +51,6 @@ class Deployment:
     """
 
     folder: Path
-    num_nodes: int
     address: str
     environment: dict[str, str]
     node_ids: dict[int, int] = field(default_factory=dict)
@@ -84,7 +82,7 @@ class Deployment:
         """
         home = self.folder / f"supernode-{number}"
         home.mkdir(exist_ok=True)
-        partition = number * PARTITIONS // self.num_nodes
+        partition = 4 * (number % 5) + number // 5  # the first five hold all digits
         node_config = f"partition-id={partition} num-partitions={PARTITIONS}"
         command = ["flower-supernode", "--superlink", self.address]
         command += ["--root-certificates", str(ca or self.folder / "keys" / "ca.crt")]
@@ -165,7 +163,7 @@ def deployment(folder: Path, num_nodes: int) -> Iterator[Deployment]:
     with ExitStack() as stack:
         superlink = stack.enter_context(running(command, environment, log))
         wait_for_port(port, superlink, log)
-        deployed = Deployment(folder, num_nodes, address, environment)
+        deployed = Deployment(folder, address, environment)
         stack.callback(_stop_nodes, deployed)
         for number in range(num_nodes):
             deployed.register(number)

@@ -1,7 +1,8 @@
-"""What the deployment measured: seconds a round, bytes as the SuperLink counted them."""
+"""What the deployment measured: seconds a round, bytes by ledger and SuperLink."""
 
 import statistics
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from rich.table import Table
@@ -10,31 +11,22 @@ from flwr_autoflip.ledger import total
 
 from ..quickstart.compare import LABELS, Rows
 
-HEADER = (
-    "method",
-    "s a round",
-    "of FedAvg's",
-    "MB by ledger",
-    "MB by SuperLink",
-    "difference",
-)
-
 
 def round_seconds(rows: Rows) -> list[float]:
     """Give the wall-clock seconds of each round; exploring is before the first."""
     ends = [row["seconds"] for row in rows if row["phase"] == "server"]
-    return [after - before for before, after in zip(ends, ends[1:], strict=False)]
+    return [after - before for before, after in pairwise(ends)]
 
 
 def ledger_bytes(rows: Rows) -> dict[str, int]:
-    """Give a ledger's totals under the names that SuperLink's counters have here."""
+    """Give a ledger's totals, ``down`` and ``up``, in bytes."""
     return {way: total(rows, f"bytes_{way}") for way in ("down", "up")}
 
 
-def network_table(
+def network_rows(
     ledgers: Mapping[str, Rows], counted: Mapping[str, Mapping[str, int]]
-) -> Table:
-    """Put both measurements of every method into one table.
+) -> list[dict[str, Any]]:
+    """Put both measurements of every method together.
 
     Parameters
     ----------
@@ -45,33 +37,39 @@ def network_table(
 
     Returns
     -------
-    Table
+    list of dict
+        One a method: ``seconds`` of its median round, their ``ratio`` to FedAvg's,
+        the ``ledger``'s and the ``superlink``'s bytes.
     """
-    table = Table(title="on the network", padding=(0, 0))
-    for number, name in enumerate(HEADER):
-        table.add_column(name, justify="left" if number == 0 else "right")
-    for row in network_rows(ledgers, counted):
-        table.add_row(*row)
-    return table
-
-
-def network_rows(
-    ledgers: Mapping[str, Rows], counted: Mapping[str, Mapping[str, int]]
-) -> Sequence[Sequence[str]]:
-    """Write the cells of :func:`network_table`."""
     seconds = {m: statistics.median(round_seconds(r)) for m, r in ledgers.items()}
-    cells = []
-    for method, rows in ledgers.items():
-        ours = sum(ledger_bytes(rows).values())
-        theirs = sum(counted[method].values())
-        cells.append(
-            [
-                LABELS[method],
-                f"{seconds[method]:.2f}",
-                f"{seconds[method] / seconds['fedavg']:.2f}",
-                f"{ours / 1e6:.3f}",
-                f"{theirs / 1e6:.3f}",
-                f"{100 * (ours / theirs - 1):+.2f} %",
-            ]
+    return [
+        {
+            "method": method,
+            "rounds": len(round_seconds(rows)),
+            "seconds": seconds[method],
+            "ratio": seconds[method] / seconds["fedavg"],
+            "ledger": ledger_bytes(rows),
+            "superlink": dict(counted[method]),
+        }
+        for method, rows in ledgers.items()
+    ]
+
+
+def network_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Show :func:`network_rows`."""
+    table = Table(title="on the network", padding=(0, 0))
+    table.add_column("method")
+    for name in ("s a round", "of FedAvg's", "MB by ledger", "by SuperLink"):
+        table.add_column(name, justify="right")
+    table.add_column("difference", justify="right")
+    for row in rows:
+        ours, theirs = (sum(row[who].values()) for who in ("ledger", "superlink"))
+        table.add_row(
+            LABELS[row["method"]],
+            f"{row['seconds']:.2f}",
+            f"{row['ratio']:.2f}",
+            f"{ours / 1e6:.3f}",
+            f"{theirs / 1e6:.3f}",
+            f"{100 * (ours / theirs - 1):+.2f} %",
         )
-    return cells
+    return table
