@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ..quickstart.compare import APP, METHODS, run_all, summarise, write
+from ..quickstart.compare import APP, METHODS, Runs, run_all, summarise, write
 from .deployment import PARTITIONS, Deployment, deployment
 from .network import network_rows, network_table
 
@@ -41,20 +41,27 @@ def main() -> None:
     try:
         with deployment(out, options.nodes) as deployed:
             console.print(f"{options.nodes} SuperNodes at {deployed.address}")
-            compare(deployed, options.rounds, options.dataset, out, console)
+            runs, network = measure(
+                deployed, options.rounds, options.dataset, out, console
+            )
     except KeyboardInterrupt:
         raise SystemExit("stopped; so are the SuperLink and the SuperNodes") from None
+    summary = summarise(runs, options.rounds, options.dataset, options.nodes)
+    write(summary, runs, out, console)
+    (out / "network.json").write_text(json.dumps(network, indent=1) + "\n")
+    console.print(network_table(network))
+    console.print("s a round: median. FedAvg: the inner strategy on our wire.")
 
 
-def compare(
+def measure(
     deployed: Deployment,
     rounds: int,
     dataset: str,
     out: Path,
     console: Console,
     methods: Iterable[str] = tuple(METHODS),
-) -> None:
-    """Run every method once on the same nodes; print the tables.
+) -> tuple[Runs, list[dict[str, Any]]]:
+    """Run every method once on the same nodes.
 
     Parameters
     ----------
@@ -63,10 +70,18 @@ def compare(
         FedAvg's.
     dataset : str
     out : Path
-        Absolute; for ledgers, logs, tables.
+        Absolute; for ledgers and logs.
     console : Console
+        For progress.
     methods : iterable of str (default: all)
         At least "fedavg" and "autoflip".
+
+    Returns
+    -------
+    runs : dict
+        Method to its ledger.
+    network : list of dict
+        See :func:`.network.network_rows`.
     """
     counted: list[dict[str, int]] = []
 
@@ -75,16 +90,8 @@ def compare(
         counted.append(deployed.traffic())
 
     runs = run_all([0], rounds, dataset, out, launch, console, methods)
-    nodes = len(deployed.supernodes)
-    write(summarise(runs, rounds, dataset, nodes), runs, out, console)
     ledgers = {method: seeds[0][0] for method, seeds in runs.items()}
-    table = network_rows(ledgers, dict(zip(ledgers, counted, strict=True)))
-    (out / "network.json").write_text(json.dumps(table, indent=1) + "\n")
-    console.print(
-        network_table(table),
-        "s a round: median, wall clock. FedAvg: the inner strategy on our wire.",
-        sep="\n",
-    )
+    return runs, network_rows(ledgers, dict(zip(ledgers, counted, strict=True)))
 
 
 if __name__ == "__main__":

@@ -21,9 +21,8 @@ from ..processes import (
     stop,
     wait_for_port,
 )
-from .keys import make_certificates, make_node_key
+from .keys import LOOPBACK, make_certificates, make_node_key
 
-HOST = "127.0.0.1"
 NAME = "deployment"
 """What Flower's configuration calls the connection."""
 PARTITIONS = 20
@@ -87,7 +86,7 @@ class Deployment:
         command = ["flower-supernode", "--superlink", self.address]
         command += ["--root-certificates", str(ca or self.folder / "keys" / "ca.crt")]
         command += ["--auth-supernode-private-key", str(self.key(number))]
-        command += ["--host", HOST, "--port", str(free_port())]
+        command += ["--host", LOOPBACK, "--port", str(free_port())]
         command += ["--node-config", node_config]
         environment = flower_environment(home / ".flwr", ROOT)
         self.supernodes[number] = start(command, environment, self.node_log(number))
@@ -151,14 +150,14 @@ def deployment(folder: Path, num_nodes: int) -> Iterator[Deployment]:
     """
     folder = folder.resolve()
     keys, port = folder / "keys", free_port()
-    address = f"{HOST}:{port}"
-    make_certificates(keys, [HOST])
+    address = f"{LOOPBACK}:{port}"
+    make_certificates(keys)
     environment = flower_environment(folder / ".flwr", ROOT)
     _write_connection(folder / ".flwr", address, keys / "ca.crt")
     command = ["flower-superlink", "--enable-supernode-auth"]
     command += ["--ssl-ca-certfile", keys / "ca.crt", "--ssl-certfile"]
     command += [keys / "server.pem", "--ssl-keyfile", keys / "server.key"]
-    command += ["--host", HOST, "--port", port]
+    command += ["--host", LOOPBACK, "--port", port]
     log = folder / "superlink.log"
     with ExitStack() as stack:
         superlink = stack.enter_context(running(command, environment, log))

@@ -30,6 +30,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 VALID = timedelta(days=365)
 CLOCK_SKEW = timedelta(hours=1)
 AUTHORITY = "flwr-autoflip authority"
+LOOPBACK = "127.0.0.1"
+"""Where a SuperLink's own helper processes reach it."""
 
 
 def main() -> None:
@@ -54,22 +56,23 @@ def main() -> None:
     print(f"written to {options.folder}: ca.crt, server.pem, server.key, supernode-N")
 
 
-def make_certificates(folder: Path, addresses: Sequence[str]) -> None:
+def make_certificates(folder: Path, addresses: Sequence[str] = ()) -> None:
     """Write ``ca.crt``, ``server.pem`` and ``server.key``, valid for a year.
 
     Parameters
     ----------
     folder : Path
         Made if it is not there.
-    addresses : sequence of str
-        IP addresses and host names under which the SuperLink is reached.
+    addresses : sequence of str (default: ())
+        IP addresses and host names under which the SuperLink is reached from elsewhere.
     """
     folder.mkdir(parents=True, exist_ok=True)
     authority, server = (generate_private_key(SECP384R1()) for _ in range(2))
     ca = _builder(AUTHORITY, authority).add_extension(
         x509.BasicConstraints(ca=True, path_length=0), critical=True
     )
-    names = x509.SubjectAlternativeName([_general_name(a) for a in addresses])
+    reached = [_general_name(address) for address in (*addresses, LOOPBACK)]
+    names = x509.SubjectAlternativeName(reached)
     usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
     certificate = (
         _builder("SuperLink", server)
