@@ -11,6 +11,8 @@ from flwr_autoflip.ledger import total
 
 from ..quickstart.compare import LABELS, Rows
 
+WAYS = ("down", "up")
+
 
 def round_seconds(rows: Rows) -> list[float]:
     """Give the wall-clock seconds of each round; exploring is before the first."""
@@ -18,40 +20,43 @@ def round_seconds(rows: Rows) -> list[float]:
     return [after - before for before, after in pairwise(ends)]
 
 
-def ledger_bytes(rows: Rows) -> dict[str, int]:
-    """Give a ledger's totals, ``down`` and ``up``, in bytes."""
-    return {way: total(rows, f"bytes_{way}") for way in ("down", "up")}
-
-
 def network_rows(
-    ledgers: Mapping[str, Rows], counted: Mapping[str, Mapping[str, int]]
+    ledgers: Mapping[str, Sequence[Rows]],
+    counted: Mapping[str, Sequence[Mapping[str, int]]],
 ) -> list[dict[str, Any]]:
     """Put both measurements of every method together.
 
     Parameters
     ----------
-    ledgers : mapping of str to rows
-        Method to its ledger; "fedavg" is what the others are compared with.
-    counted : mapping of str to mapping
-        Method to the SuperLink's ``down`` and ``up``, bytes.
+    ledgers : mapping of str to sequence of rows
+        Method to a ledger a run; "fedavg" is what the others are compared with.
+    counted : mapping of str to sequence of mapping
+        Method to the SuperLink's ``down`` and ``up`` of these runs, bytes.
 
     Returns
     -------
     list of dict
-        One a method: ``seconds`` of its median round, their ``ratio`` to FedAvg's,
-        the ``ledger``'s and the ``superlink``'s bytes.
+        One a method: number of its ``rounds``, ``seconds`` of the median one, their
+        ``ratio`` to FedAvg's, the ``ledger``'s and the ``superlink``'s bytes.
     """
-    seconds = {m: statistics.median(round_seconds(r)) for m, r in ledgers.items()}
+    times = {
+        m: [s for r in runs for s in round_seconds(r)] for m, runs in ledgers.items()
+    }
+    seconds = {method: statistics.median(each) for method, each in times.items()}
     return [
         {
             "method": method,
-            "rounds": len(round_seconds(rows)),
+            "rounds": len(times[method]),
             "seconds": seconds[method],
             "ratio": seconds[method] / seconds["fedavg"],
-            "ledger": ledger_bytes(rows),
-            "superlink": dict(counted[method]),
+            "ledger": {
+                way: sum(total(rows, f"bytes_{way}") for rows in runs) for way in WAYS
+            },
+            "superlink": {
+                way: sum(run[way] for run in counted[method]) for way in WAYS
+            },
         }
-        for method, rows in ledgers.items()
+        for method, runs in ledgers.items()
     ]
 
 

