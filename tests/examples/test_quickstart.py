@@ -75,12 +75,10 @@ def test_a_run_that_fails_says_where_to_look(tmp_path: Path) -> None:
     from examples.quickstart import compare as module
 
     config = {"policy": "magic", "num-server-rounds": 1}
-    with (
-        module.superlink(tmp_path) as environment,
-        pytest.raises(SystemExit, match=r"fedavg did not finish; see .*log.txt"),
-    ):
+    with module.superlink(tmp_path) as environment:
         launch, console = launcher(environment), Console(file=sys.stderr)
-        module.run("fedavg", 0, config, tmp_path, launch, console)
+        with pytest.raises(SystemExit, match=r"fedavg did not finish; see .*log.txt"):
+            module.run("fedavg", 0, config, tmp_path, launch, console)
 
     log = (tmp_path / "fedavg-seed0" / "log.txt").read_text()
     assert "policy must be 'autoflip', 'random', 'l1', 'dense'" in log
