@@ -20,14 +20,14 @@ STOP_SECONDS = 20
 Process = subprocess.Popen[bytes]
 
 
-def flower_environment(home: Path, python_path: Path | None = None) -> dict[str, str]:
+def flower_environment(home: Path, *python_path: Path) -> dict[str, str]:
     """Give what Flower's commands need to be dependable and to leave nothing behind.
 
     Parameters
     ----------
     home : Path
         Flower's own folder: connections, app bundles.
-    python_path : Path, optional
+    *python_path : Path
         Where apps find modules that are not installed.
 
     Returns
@@ -44,8 +44,8 @@ def flower_environment(home: Path, python_path: Path | None = None) -> dict[str,
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     }
-    if python_path is not None:
-        environment["PYTHONPATH"] = str(python_path)
+    if python_path:
+        environment["PYTHONPATH"] = os.pathsep.join(map(str, python_path))
     return environment
 
 
@@ -87,25 +87,29 @@ def start(command: Sequence[Any], environment: Mapping[str, str], log: Path) -> 
         )
 
 
-def stop(process: Process, number: signal.Signals = signal.SIGTERM) -> None:
-    """End a process and all that it started, by their ids, and wait for that.
+def stop(*processes: Process, how: signal.Signals = signal.SIGTERM) -> None:
+    """End processes and all that they started, by their ids, and wait for that.
 
     Parameters
     ----------
-    process : Popen
-    number : signal (default: SIGTERM)
+    *processes : Popen
+    how : signal (default: SIGTERM)
         SIGKILL is a device that loses power.
     """
-    family = descendants(process.pid)
-    process.send_signal(number)
-    try:
-        process.wait(timeout=STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    # Flower's helpers watch their parents and end by themselves, within a second or so.
-    patience = 0 if number == signal.SIGKILL else STOP_SECONDS
+    family: dict[int, str] = {}
+    for process in processes:
+        family |= descendants(process.pid)
+    for process in processes:
+        process.send_signal(how)
+    patience = 0 if how == signal.SIGKILL else STOP_SECONDS
     deadline = time.monotonic() + patience
+    for process in processes:
+        try:
+            process.wait(timeout=max(1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    # Flower's helpers watch their parents and end by themselves, within a second or so.
     while left := still_alive(family):
         if time.monotonic() > deadline:
             for pid in left:

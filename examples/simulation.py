@@ -9,16 +9,14 @@ from .processes import flower_environment, free_port, run_app, running, wait_for
 
 
 @contextmanager
-def superlink(
-    folder: Path, python_path: Path | None = None
-) -> Iterator[dict[str, str]]:
+def superlink(folder: Path, *python_path: Path) -> Iterator[dict[str, str]]:
     """Keep a simulation SuperLink running.
 
     Parameters
     ----------
     folder : Path
         For its state and its log.
-    python_path : Path, optional
+    *python_path : Path
         Where apps find modules that are not installed.
 
     Yields
@@ -27,7 +25,7 @@ def superlink(
         Environment for ``flwr`` commands that shall reach it.
     """
     port = str(free_port())
-    environment = flower_environment(folder / ".flwr", python_path) | {
+    environment = flower_environment(folder / ".flwr", *python_path) | {
         "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": port,
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }

@@ -28,6 +28,8 @@ NAME = "deployment"
 PARTITIONS = 20
 """As in the simulation; a device holds one of them."""
 ROOT = Path(__file__).parents[2]
+MODULES = (ROOT, ROOT / "examples" / "quickstart")
+"""This checkout, installed or not, and the quickstart, for apps that build on it."""
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -88,7 +90,7 @@ class Deployment:
         command += ["--auth-supernode-private-key", str(self.key(number))]
         command += ["--host", LOOPBACK, "--port", str(free_port())]
         command += ["--node-config", node_config]
-        environment = flower_environment(home / ".flwr", ROOT)
+        environment = flower_environment(home / ".flwr", *MODULES)
         self.supernodes[number] = start(command, environment, self.node_log(number))
 
     def wait_for_node(self, number: int) -> None:
@@ -109,7 +111,7 @@ class Deployment:
 
     def stop_node(self, number: int, how: signal.Signals = signal.SIGTERM) -> None:
         """End a SuperNode and what it started; SIGKILL is a loss of power."""
-        stop(self.supernodes.pop(number), how)
+        stop(self.supernodes.pop(number), how=how)
 
     def run(self, app: Path, config: Mapping[str, Any], log: Path) -> Iterator[str]:
         """Run an app on the nodes; see :func:`examples.processes.run_app`."""
@@ -152,7 +154,7 @@ def deployment(folder: Path, num_nodes: int) -> Iterator[Deployment]:
     keys, port = folder / "keys", free_port()
     address = f"{LOOPBACK}:{port}"
     make_certificates(keys)
-    environment = flower_environment(folder / ".flwr", ROOT)
+    environment = flower_environment(folder / ".flwr", *MODULES)
     _write_connection(folder / ".flwr", address, keys / "ca.crt")
     command = ["flower-superlink", "--enable-supernode-auth"]
     command += ["--ssl-ca-certfile", keys / "ca.crt", "--ssl-certfile"]
@@ -163,7 +165,7 @@ def deployment(folder: Path, num_nodes: int) -> Iterator[Deployment]:
         superlink = stack.enter_context(running(command, environment, log))
         wait_for_port(port, superlink, log)
         deployed = Deployment(folder, address, environment)
-        stack.callback(_stop_nodes, deployed)
+        stack.callback(lambda: stop(*deployed.supernodes.values()))
         for number in range(num_nodes):
             deployed.register(number)
             deployed.start_node(number)
@@ -180,11 +182,6 @@ def _write_connection(home: Path, address: str, ca: Path) -> None:
         f'root-certificates = "{ca}"',
     )
     (home / "config.toml").write_text("\n".join(lines) + "\n")
-
-
-def _stop_nodes(deployed: Deployment) -> None:
-    for number in list(deployed.supernodes):
-        deployed.stop_node(number)
 
 
 def why_refused(said: str, public_key: str) -> str:

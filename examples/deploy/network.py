@@ -24,20 +24,20 @@ def network_rows(
     ledgers: Mapping[str, Sequence[Rows]],
     counted: Mapping[str, Sequence[Mapping[str, int]]],
 ) -> list[dict[str, Any]]:
-    """Put both measurements of every method together.
+    """Put seconds and bytes of every method together.
 
     Parameters
     ----------
     ledgers : mapping of str to sequence of rows
-        Method to a ledger a run; "fedavg" is what the others are compared with.
+        Method to a ledger a run.
     counted : mapping of str to sequence of mapping
         Method to the SuperLink's ``down`` and ``up`` of these runs, bytes.
 
     Returns
     -------
     list of dict
-        One a method: number of its ``rounds``, ``seconds`` of the median one, their
-        ``ratio`` to FedAvg's, the ``ledger``'s and the ``superlink``'s bytes.
+        One a method: number of its ``rounds``, ``seconds`` of the median one, the
+        ``ledger``'s and the ``superlink``'s bytes.
     """
     times = {
         m: [s for r in runs for s in round_seconds(r)] for m, runs in ledgers.items()
@@ -48,7 +48,6 @@ def network_rows(
             "method": method,
             "rounds": len(times[method]),
             "seconds": seconds[method],
-            "ratio": seconds[method] / seconds["fedavg"],
             "ledger": {
                 way: sum(total(rows, f"bytes_{way}") for rows in runs) for way in WAYS
             },
@@ -64,7 +63,7 @@ def network_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Show :func:`network_rows`."""
     table = Table(title="on the network", padding=(0, 0))
     table.add_column("method")
-    for name in ("s a round", "of FedAvg's", "MB by ledger", "by SuperLink"):
+    for name in ("s a round", "MB by ledger", "by SuperLink"):
         table.add_column(name, justify="right")
     table.add_column("difference", justify="right")
     for row in rows:
@@ -72,7 +71,6 @@ def network_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         table.add_row(
             LABELS[row["method"]],
             f"{row['seconds']:.2f}",
-            f"{row['ratio']:.2f}",
             f"{ours / 1e6:.3f}",
             f"{theirs / 1e6:.3f}",
             f"{100 * (ours / theirs - 1):+.2f} %",
