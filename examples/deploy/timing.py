@@ -1,8 +1,8 @@
 """Seconds a round, FedAvg's and AutoFLIP's: ``python -m examples.deploy.timing``.
 
 One run on SuperNodes of this machine: odd rounds are FedAvg's (the dense model on our
-wire), even ones AutoFLIP's, so that load that comes and goes meets both. Wall clock, from
-asking the nodes to the new global model; exploring is before.
+wire), even ones AutoFLIP's, so that load that comes and goes meets both. Wall clock,
+from asking the nodes to the new global model; exploring is before.
 """
 
 import argparse
