@@ -8,12 +8,11 @@ from .core.errors import (
     UnsupportedLayerError,
     WireError,
 )
+from .core.version import __version__
 from .files import export_onnx, load_pruned, save_pruned
 from .mod import autoflip_mod
 from .presets import PRESETS, Options
 from .strategy import AutoFlip
-
-__version__ = "0.1.0"
 
 __all__ = [
     "PRESETS",
@@ -25,6 +24,7 @@ __all__ = [
     "Options",
     "UnsupportedLayerError",
     "WireError",
+    "__version__",
     "autoflip_mod",
     "client_app",
     "export_onnx",

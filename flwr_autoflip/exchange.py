@@ -180,7 +180,8 @@ class Exchange:
         self, sent: Sent, status: Status, reason: str, message: Message | None = None
     ) -> None:
         node = sent.row["node"]
-        LOGGER.log(WARNING, "\t> %s reply of node %s: %s", status, node, reason.strip())
+        reason = " ".join(reason.split())  # an app's exception may have many lines
+        LOGGER.log(WARNING, "\t> %s reply of node %s: %s", status, node, reason)
         self.held.pop(node, None)  # it may have restarted: send everything next time
         receipt: dict[str, Any] = {}
         if message is not None and message.has_content():
@@ -204,7 +205,7 @@ class Exchange:
             NodeRow(
                 **sent.row,
                 status=status,
-                reason=reason.strip(),
+                reason=reason,
                 bytes_up=wire.count_bytes(message.content) if answered else 0,  # type: ignore[union-attr]
                 parameters=0 if asked_only else cost.parameters,
                 macs_per_example=0 if asked_only else cost.macs,
@@ -219,20 +220,6 @@ def _metric_shape(reply: wire.Reply) -> frozenset[tuple[str, int]]:
     return frozenset(
         (name, len(value) if isinstance(value, list) else 0)
         for name, value in reply.metrics.items()
-    )
-
-
-def log_plan(cost_of: CostOf, plan: Plan) -> None:
-    """Log what a plan keeps."""
-    small, dense = cost_of.plan(plan), cost_of.dense()
-    LOGGER.log(
-        INFO,
-        "\t└──> plan: %d of %d units, %d of %d parameters, %.1f %% of MACs",
-        int(plan.alive.sum()),
-        plan.layout.num_units,
-        plan.num_parameters,
-        plan.layout.num_parameters,
-        100 * small.macs / dense.macs,
     )
 
 

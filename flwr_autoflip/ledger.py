@@ -9,6 +9,7 @@ construction.
 
 import json
 import os
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
@@ -104,6 +105,7 @@ class Ledger:
     rows: list[dict[str, Any]] = field(default_factory=list)
     _size: int = 0
     _digest: Any = field(default_factory=blake2b)
+    _opened: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         if self.fresh:
@@ -116,9 +118,13 @@ class Ledger:
     def add_server(
         self, server_round: int, metrics: Mapping[str, Any], plan: Mapping[str, Any]
     ) -> None:
-        """Append what the server's evaluation found, and the deployable plan's size."""
-        row = {"round": server_round, "phase": "server"}
-        self._append(row | {"metrics": dict(metrics), "plan": dict(plan)})
+        """Append what the server's evaluation found, and the deployable plan's size.
+
+        ``seconds`` is the wall-clock time since the ledger was opened.
+        """
+        row: dict[str, Any] = {"round": server_round, "phase": "server"}
+        row |= {"metrics": dict(metrics), "plan": dict(plan)}
+        self._append(row | {"seconds": time.monotonic() - self._opened})
 
     def _append(self, row: dict[str, Any]) -> None:
         self.rows.append(row)

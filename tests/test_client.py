@@ -5,15 +5,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from federation import EXAMPLE, Client, TinyNet, initial, node_data
-from flwr.app import Context, RecordDict
+from federation import EXAMPLE, Client, TinyNet, config_of, initial, node_data
+from flwr.app import Context, Message, RecordDict
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAdam, FedAvg, Strategy
 from grid import LocalGrid
 from torch import nn
 
-from flwr_autoflip import AutoFlip, AutoFlipClient, AutoFlipError, client_app
+from flwr_autoflip import (
+    AutoFlip,
+    AutoFlipClient,
+    AutoFlipError,
+    __version__,
+    client_app,
+)
 from flwr_autoflip.core.codec import VERSION, encode_plan, plan_digest
 from flwr_autoflip.core.errors import WireError
 from flwr_autoflip.core.plan import dense_plan
@@ -121,6 +127,47 @@ def test_another_model_on_the_node_is_named() -> None:
         run(client_app(Wrong), FedAvg())
 
 
+def test_one_node_of_another_version_is_refused_and_the_round_goes_on() -> None:
+    def old(message: Message, context: Context, call_next: Any) -> Message:
+        if context.node_config["partition-id"] == 2:
+            config_of(message)["autoflip-package"] = "0.0.9"
+        return call_next(message, context)
+
+    strategy, _ = run(client_app(Client, mods=[old]), FedAvg(fraction_evaluate=0.0))
+
+    rows = [row for row in strategy.ledger.rows if row["phase"] == "train"]
+    assert {row["node"] for row in rows if row["status"] == "ok"} == {100, 101}
+    (reason,) = {row["reason"] for row in rows if row["node"] == 102}
+    assert reason == (
+        f"WireError: this node runs flwr-autoflip {__version__}, the server 0.0.9; "
+        "install one on both sides."
+    )
+
+
+def test_one_node_with_another_model_is_refused_in_one_line() -> None:
+    class Other(TinyNet):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1 = nn.Linear(96, 9)
+
+    class Wrong(Client):
+        def __init__(self, context: Context) -> None:
+            super().__init__(context)
+            if self.node == 2:
+                self.model_fn = Other
+
+    strategy, _ = run(client_app(Wrong), FedAvg(fraction_evaluate=0.0))
+
+    rows = [row for row in strategy.ledger.rows if row["phase"] == "train"]
+    assert {row["node"] for row in rows if row["status"] == "ok"} == {100, 101}
+    (reason,) = {row["reason"] for row in rows if row["node"] == 102}
+    assert reason == (
+        "AutoFlipError: this node's model is not the server's: fc1.weight: expected "
+        "(8, 96), got (9, 96); fc1.bias: expected (8,), got (9,). Use the same model "
+        "class and arguments on both sides."
+    )
+
+
 def context() -> Context:
     return Context(1, 1, {"partition-id": 0}, RecordDict(), {})
 
@@ -130,6 +177,7 @@ def request_for(**changes: Any) -> tuple[list[np.ndarray], dict[str, Any]]:
     plan = dense_plan(layout)
     config = {
         "autoflip-version": VERSION,
+        "autoflip-package": __version__,
         "autoflip-phase": "train",
         "autoflip-layout": layout.encoded,
         "autoflip-plan": encode_plan(plan),
@@ -146,6 +194,10 @@ def request_for(**changes: Any) -> tuple[list[np.ndarray], dict[str, Any]]:
     ("changes", "message"),
     [
         ({"autoflip_version": 2}, "expected wire version 1"),
+        (
+            {"autoflip_package": "0.0.9"},
+            "flwr-autoflip .*, the server 0.0.9;",
+        ),
         ({"autoflip_phase": "dance"}, "unknown phase 'dance'"),
         ({"autoflip_plan_digest": b"x"}, "does not hold the plan"),
         ({"autoflip_plan": b""}, "does not hold the plan"),

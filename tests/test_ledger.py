@@ -1,6 +1,7 @@
 """Rows, totals and files."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,16 @@ def test_rows_are_readable_at_any_moment(tmp_path: Path) -> None:
     assert [row["phase"] for row in first] == ["explore"]
     assert read_ledger(path) == ledger.rows
     assert json.loads(path.read_text().splitlines()[0])["macs"] == 0
+
+
+def test_server_rows_hold_the_wall_clock() -> None:
+    ledger = Ledger()
+    opened = time.monotonic()
+    time.sleep(0.05)
+    ledger.add_server(0, {}, {})
+    passed = time.monotonic() - opened
+
+    assert 0.05 <= ledger.rows[0]["seconds"] <= passed + 0.05
 
 
 def test_a_line_cut_short_is_left_out(tmp_path: Path) -> None:

@@ -122,3 +122,21 @@ def test_a_mod_cannot_see_gradients_and_says_so() -> None:
     train = [r for r in strategy.ledger.rows if r["phase"] == "train"]
     assert {r["status"] for r in train} == {"failed"}
     assert "use AutoFlipClient" in train[0]["reason"]
+
+
+def test_an_apps_error_of_many_lines_is_one_line_in_the_ledger() -> None:
+    def broken(message, context, call_next):  # type: ignore[no-untyped-def]
+        if context.node_config["partition-id"] == 1:
+            raise RuntimeError("Error(s) in loading state_dict:\n\tsize mismatch\n")
+        return call_next(message, context)
+
+    strategy = AutoFlip(
+        FedAvg(fraction_evaluate=0.0), TinyNet(), EXAMPLE, policy="dense"
+    )
+    app = plain_app([autoflip_mod, broken])
+
+    strategy.start(LocalGrid(app, 3), initial(), num_rounds=1)
+
+    reasons = {r["node"]: r["reason"] for r in strategy.ledger.rows}
+    expected = "RuntimeError: Error(s) in loading state_dict: size mismatch"
+    assert reasons == {100: "", 101: expected, 102: ""}

@@ -8,7 +8,7 @@ from federation import EXAMPLE, TinyNet
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
-from flwr_autoflip import wire
+from flwr_autoflip import __version__, wire
 from flwr_autoflip.core.codec import decode_plan, encode_plan, pack, plan_digest
 from flwr_autoflip.core.errors import WireError
 from flwr_autoflip.core.exploration import decode_report, encode_report
@@ -42,6 +42,7 @@ def test_request_has_one_array_and_our_keys_beside_the_apps() -> None:
         "lr": 0.1,
         "server-round": 3,
         "autoflip-version": 1,
+        "autoflip-package": __version__,
         "autoflip-phase": "train",
         "autoflip-plan-digest": plan_digest(encode_plan(PLAN)),
         "autoflip-dtype": "float32",

@@ -92,6 +92,6 @@ def run_with_flower(setting: Setting, folder: Path) -> None:
     data = str(Path(setting.data).resolve()) if setting.data else ""
     config = asdict(setting) | {"data": data, "folder": str(folder)}
     nodes = setting.load().num_nodes
-    with superlink(folder, python_path=ROOT) as environment:
+    with superlink(folder, ROOT) as environment:
         for _ in flwr_run(APP, config, nodes, environment, folder / "log.txt"):
             pass

@@ -10,6 +10,7 @@ import re
 import statistics
 import sys
 import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,10 @@ LABELS = {
 ROUND_FACTOR = {"fedavg": 1, "autoflip": 2, "random": 2, "autoflip-paper": 1}
 
 Rows = list[dict[str, Any]]
+Runs = dict[str, list[tuple[Rows, float]]]
+"""Method -> a ledger and its seconds, once a seed."""
+Launch = Callable[[dict[str, Any], Path], Iterator[str]]
+"""Run config and a log's path -> what ``flwr run`` prints, line by line."""
 
 
 def main() -> None:
@@ -69,28 +74,35 @@ def main() -> None:
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     console = Console()
-    runs: dict[str, list[tuple[Rows, float]]] = {method: [] for method in METHODS}
     with superlink(out) as environment:
-        for seed in range(options.seeds):
-            for method in METHODS:
-                config = run_config(method, seed, options.rounds, options.dataset, runs)
-                runs[method].append(
-                    run(method, seed, config, out, environment, console)
-                )
-    summary = summarise(runs, options.rounds, options.dataset)
-    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    (out / "table.md").write_text(markdown(summary))
-    curves = {
-        LABELS[method]: [curve(rows) for rows, _ in seeds]
-        for method, seeds in runs.items()
-    }
-    target = statistics.mean(summary["target_top1"])
-    draw_curves(curves, out / "report.png", target=target)
-    show(summary, console)
-    console.print(f"Written: {out}/summary.json, table.md, report.png and the ledgers.")
+
+        def launch(config: dict[str, Any], log: Path) -> Iterator[str]:
+            return flwr_run(APP, config, NODES, environment, log)
+
+        seeds = range(options.seeds)
+        runs = run_all(seeds, options.rounds, options.dataset, out, launch, console)
+    write(summarise(runs, options.rounds, options.dataset), runs, out, console)
 
 
 # --- Running ---
+
+
+def run_all(
+    seeds: Iterable[int],
+    rounds: int,
+    dataset: str,
+    out: Path,
+    launch: Launch,
+    console: Console,
+    methods: Iterable[str] = tuple(METHODS),
+) -> Runs:
+    """Run the app by every method, once a seed."""
+    runs: Runs = {method: [] for method in methods}
+    for seed in seeds:
+        for method, done in runs.items():
+            config = run_config(method, seed, rounds, dataset, runs)
+            done.append(run(method, seed, config, out, launch, console))
+    return runs
 
 
 def run_config(
@@ -114,7 +126,7 @@ def run(
     seed: int,
     config: dict[str, Any],
     out: Path,
-    environment: dict[str, str],
+    launch: Launch,
     console: Console,
 ) -> tuple[Rows, float]:
     """Run the app once through ``flwr run``; give its ledger and its seconds."""
@@ -127,7 +139,7 @@ def run(
     rounds = int(config["num-server-rounds"])
     with progress_bar(console) as bar:
         task = bar.add_task(f"{method}, seed {seed}: starting", total=rounds)
-        for line in flwr_run(APP, config, NODES, environment, folder / "log.txt"):
+        for line in launch(config, folder / "log.txt"):
             if "[EXPLORATION" in line:
                 bar.update(task, description=f"{method}, seed {seed}: exploring")
             elif match := re.search(r"\[ROUND (\d+)/", line):
@@ -163,7 +175,7 @@ def deployable(rows: Rows) -> dict[str, Any]:
 
 
 def summarise(
-    runs: dict[str, list[tuple[Rows, float]]], rounds: int, dataset: str
+    runs: Runs, rounds: int, dataset: str, nodes: int = NODES
 ) -> dict[str, Any]:
     """Put everything measured into one structure; totals are at equal rounds."""
     curves = {m: [curve(rows) for rows, _ in seeds] for m, seeds in runs.items()}
@@ -171,7 +183,7 @@ def summarise(
     return {
         "dataset": dataset,
         "model": "conv5 16-32, fc 128, 10: 215,370 parameters",
-        "nodes": NODES,
+        "nodes": nodes,
         "rounds": rounds,
         "seeds": list(range(len(targets))),
         "target_top1": targets,
@@ -268,6 +280,21 @@ def time_training_step(units: dict[str, int]) -> dict[str, float]:
 
 
 # --- Showing ---
+
+
+def write(summary: dict[str, Any], runs: Runs, out: Path, console: Console) -> None:
+    """Write the comparison's files and print its table."""
+    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    (out / "table.md").write_text(markdown(summary))
+    curves = {
+        LABELS[method]: [curve(rows) for rows, _ in seeds]
+        for method, seeds in runs.items()
+    }
+    target = statistics.mean(summary["target_top1"])
+    draw_curves(curves, out / "report.png", target=target)
+    show(summary, console)
+    console.print(f"Written: {out}/summary.json, table.md, report.png and the ledgers.")
+
 
 HEADER = (
     "method",

@@ -7,6 +7,7 @@ ClientApi = Literal["message", "numpy"]
 
 PREFIX = "autoflip-"
 KEY_VERSION = "autoflip-version"
+KEY_PACKAGE = "autoflip-package"
 KEY_PHASE = "autoflip-phase"
 KEY_LAYOUT = "autoflip-layout"
 KEY_PLAN = "autoflip-plan"

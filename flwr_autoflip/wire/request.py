@@ -20,11 +20,13 @@ from ..core.errors import WireError
 from ..core.exploration import PAYLOADS, Payload
 from ..core.layout import Layout, layout_from_bytes
 from ..core.plan import Plan
+from ..core.version import __version__
 from .keys import (
     KEY_BUDGET,
     KEY_DIGEST,
     KEY_DTYPE,
     KEY_LAYOUT,
+    KEY_PACKAGE,
     KEY_PAYLOAD,
     KEY_PHASE,
     KEY_PLAN,
@@ -115,7 +117,8 @@ def request_content(
     encoded = encode_plan(orders.plan)
     digest = plan_digest(encoded)
     config: dict[str, Any] = dict(next(iter(template.config_records.values()), {}))
-    config |= {KEY_VERSION: VERSION, KEY_PHASE: orders.phase, KEY_DIGEST: digest}
+    config |= {KEY_VERSION: VERSION, KEY_PACKAGE: __version__}
+    config |= {KEY_PHASE: orders.phase, KEY_DIGEST: digest}
     if orders.phase == "train":
         config |= {KEY_DTYPE: orders.dtype, KEY_REGROW: orders.regrow}
     if orders.probe:
@@ -202,12 +205,7 @@ def read_request(
     WireError
         If anything about it is wrong; the message says what.
     """
-    if config.get(KEY_VERSION) != VERSION:
-        raise WireError(
-            f"expected wire version {VERSION} from the server's AutoFlip, got "
-            f"{config.get(KEY_VERSION, 'none')}; wrap the server's strategy in "
-            "AutoFlip and install the same flwr-autoflip on both sides."
-        )
+    _check_versions(config)
     phase, payload = config.get(KEY_PHASE), config.get(KEY_PAYLOAD, "update")
     if phase not in get_args(Phase) or payload not in PAYLOADS:
         raise WireError(f"unknown phase {phase!r} or payload {payload!r}.")
@@ -237,6 +235,21 @@ def read_request(
     )
     own = {key: v for key, v in config.items() if not key.startswith(PREFIX)}
     return Request(orders, cast(bytes, digest), own)
+
+
+def _check_versions(config: Mapping[str, Any]) -> None:
+    if config.get(KEY_VERSION) != VERSION:
+        raise WireError(
+            f"expected wire version {VERSION} from the server's AutoFlip, got "
+            f"{config.get(KEY_VERSION, 'none')}; wrap the server's strategy in "
+            "AutoFlip and install the same flwr-autoflip on both sides."
+        )
+    # The wire may be the same and what is trained still differ, as with a new preset.
+    if config.get(KEY_PACKAGE) != __version__:
+        raise WireError(
+            f"this node runs flwr-autoflip {__version__}, the server "
+            f"{config.get(KEY_PACKAGE, 'an unknown one')}; install one on both sides."
+        )
 
 
 # A node gets the same plan every round, and virtual nodes of one process share it: the

