@@ -108,12 +108,11 @@ class AutoFlipClient(NumPyClient):
             spent = stack.enter_context(_measured(model))
             num_examples, metrics = self.train(model, request.config)
         trained = arrays_of(model)
-        receipt = receipt_of(request, count_parameters(model), spent)
+        receipt = _receipt(request, model, spent)
         if orders.phase == "explore":
             layout = orders.plan.layout
-            values, receipt[wire.KEY_SCALE] = encode_report(
-                received, trained, layout, orders.payload
-            )
+            values, scale = encode_report(received, trained, layout, orders.payload)
+            receipt |= wire.seal_report(values, scale)
         else:
             values = pack_small(trained, orders.reply_plan, orders.dtype)
             if orders.probe:
@@ -128,7 +127,7 @@ class AutoFlipClient(NumPyClient):
         model = self._small_model(request, request.arrays()).eval()
         with torch.no_grad(), _measured(model) as spent:
             loss, num_examples, metrics = self.test(model, request.config)
-        receipt = receipt_of(request, count_parameters(model), spent)
+        receipt = _receipt(request, model, spent)
         return float(loss), int(num_examples), {**_numbers(metrics), **receipt}
 
     def _read(
@@ -137,7 +136,7 @@ class AutoFlipClient(NumPyClient):
         if len(parameters) != 1:
             raise WireError(
                 f"expected one flat array, {len(parameters)} came; wrap the server's "
-                "strategy in AutoFlip."
+                "strategy in AutoFlip. (autoflip_mod is for other clients than this.)"
             )
         return wire.read_request(parameters[0], config, self.context.state)
 
@@ -228,16 +227,23 @@ def _measured(model: nn.Module) -> Iterator[Spent]:
         handle.remove()
 
 
-def receipt_of(request: wire.Request, parameters: int, spent: Spent) -> dict[str, Any]:
-    """Say which plan was trained, how large the model was and what it took."""
+def receipt_of(
+    request: wire.Request, parameters: int, seconds: float
+) -> dict[str, Any]:
+    """Say which plan was trained, how large the model was and how long it took."""
     return {
         wire.KEY_VERSION: VERSION,
         wire.KEY_DIGEST: request.digest,
         wire.KEY_PARAMETERS: parameters,
-        wire.KEY_EXAMPLES: spent.examples,
-        wire.KEY_EVAL_EXAMPLES: spent.eval_examples,
-        wire.KEY_SECONDS: spent.seconds,
+        wire.KEY_SECONDS: seconds,
     }
+
+
+def _receipt(request: wire.Request, model: nn.Module, spent: Spent) -> dict[str, Any]:
+    receipt = receipt_of(request, count_parameters(model), spent.seconds)
+    receipt[wire.KEY_EXAMPLES] = spent.examples
+    receipt[wire.KEY_EVAL_EXAMPLES] = spent.eval_examples
+    return receipt
 
 
 def _numbers(metrics: Metrics) -> dict[str, float]:

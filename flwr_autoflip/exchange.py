@@ -74,11 +74,14 @@ class Exchange:
     ledger : Ledger
     cost_of : CostOf
     api : {"message", "numpy"}
+    weight_key : str
+        The inner strategy's ``weighted_by_key``.
     """
 
     ledger: Ledger
     cost_of: CostOf
     api: wire.ClientApi
+    weight_key: str
     held: dict[int, wire.Held] = field(default_factory=dict)
     sent: list[Sent] = field(default_factory=list)
 
@@ -151,7 +154,7 @@ class Exchange:
                 self._lost(sent, "failed", str(message.error.reason), message)
                 continue
             try:
-                reply = wire.read_reply(message, sent.orders, self.api)
+                reply = wire.read_reply(message, sent.orders, self.api, self.weight_key)
                 self.cost_of.check(
                     sent.orders.plan, reply.receipt.get(wire.KEY_PARAMETERS, 0)
                 )

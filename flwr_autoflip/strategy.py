@@ -104,7 +104,9 @@ class AutoFlip(Strategy):
         path = None if ledger_dir is None else Path(ledger_dir) / "ledger.jsonl"
         self.ledger = Ledger(path)
         self._cost_of = CostOf(model, example_input)
-        self._exchange = Exchange(self.ledger, self._cost_of, client_api)
+        self._exchange = Exchange(
+            self.ledger, self._cost_of, client_api, weight_key(strategy)
+        )
         self._explorer = Explorer(
             strategy, self._exchange, self.layout, self.options, value_dtype
         )
