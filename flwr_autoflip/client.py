@@ -133,11 +133,7 @@ class AutoFlipClient(NumPyClient):
     def _read(
         self, parameters: list[NDArray[Any]], config: Mapping[str, Any]
     ) -> wire.Request:
-        if len(parameters) != 1:
-            raise WireError(
-                f"expected one flat array, {len(parameters)} came; wrap the server's "
-                "strategy in AutoFlip. (autoflip_mod is for other clients than this.)"
-            )
+        wire.check_single(len(parameters))
         return wire.read_request(parameters[0], config, self.context.state)
 
     def _small_model(

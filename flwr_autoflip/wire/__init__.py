@@ -27,6 +27,7 @@ from .keys import (
     message_type,
 )
 from .records import (
+    check_single,
     count_bytes,
     from_arrayrecord,
     single_array,
@@ -74,6 +75,7 @@ __all__ = [
     "Reply",
     "Request",
     "add_receipt_inplace",
+    "check_single",
     "count_bytes",
     "evaluate_reply",
     "from_arrayrecord",
