@@ -16,6 +16,8 @@ from ..simulation import flwr_run, superlink
 
 HERE = Path(__file__).parent
 KINDS = ("message", "numpy")
+# A message strategy's dict of a round; a line of the legacy server's history.
+ACCURACY = re.compile(r"(?:'accuracy': '?|\(\d+, )([\d.]+(?:e-\d+)?)")
 
 
 def assemble(kind: str, folder: Path, *, pruned: bool) -> Path:
@@ -58,7 +60,7 @@ def last_numbers(lines: Iterable[str]) -> tuple[float, float]:
     """
     accuracy = megabytes = float("nan")
     for line in lines:
-        if "accuracy" in line and (found := re.findall(r"(\d\.\d+(?:e-?\d+)?)", line)):
+        if found := ACCURACY.findall(line):
             accuracy = float(found[-1])
         if found := re.findall(r"([\d.]+) MB so far", line):
             megabytes = float(found[-1])

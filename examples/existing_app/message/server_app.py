@@ -17,11 +17,9 @@ def main(grid: Grid, context: Context) -> None:
     torch.manual_seed(0)
     model = Net()
     strategy = FedAvg(fraction_train=float(run["fraction-train"]))
-    result = strategy.start(
+    strategy.start(
         grid=grid,
         initial_arrays=ArrayRecord(model.state_dict()),
         train_config=ConfigRecord({"lr": float(run["learning-rate"])}),
         num_rounds=int(run["num-server-rounds"]),
     )
-    last = result.evaluate_metrics_clientapp[int(run["num-server-rounds"])]
-    print(f"Final accuracy: {last['accuracy']:.4f}")
