@@ -20,7 +20,7 @@ from rich.progress import (
 )
 
 from .methods import ABLATIONS, METHODS, find_methods
-from .runs import Backend, Run, RunError, all_runs, execute, prepare
+from .runs import LOG, Backend, Run, RunError, all_runs, execute, prepare
 from .tasks import TASKS, find_task
 
 POLL = 0.5
@@ -101,7 +101,10 @@ def run(options: argparse.Namespace) -> None:
         ) as pool,
         progress(console) as bars,
     ):
-        make_all(waiting, pool, bars, options.jobs, options.backend)
+        failed = make_all(waiting, pool, bars, options.jobs, options.backend)
+    if failed:
+        lines = "\n  ".join(failed)
+        raise RunError(f"{len(failed)} runs are not made; all others are.\n  {lines}")
 
 
 def make_all(
@@ -110,20 +113,38 @@ def make_all(
     bars: Progress,
     jobs: int,
     backend: Backend,
-) -> None:
-    """Keep every worker busy; a run starts when AutoFLIP's, if it needs it, is done."""
+) -> list[str]:
+    """Keep every worker busy; a run starts when AutoFLIP's, if it needs it, is done.
+
+    Returns
+    -------
+    list of str
+        What could not be made, and why.
+
+    Raises
+    ------
+    ValueError
+        What a user has to put right; nothing else is started then.
+    """
     total = bars.add_task("all", total=sum(one.rounds for one in waiting))
     running: dict[Future[None], tuple[Run, TaskID]] = {}
-    finished = 0
+    finished, failed = 0, []
     while waiting or running:
         while len(running) < jobs and (one := next_run(waiting)) is not None:
             waiting.remove(one)
             bar = bars.add_task(one.label, total=one.rounds)
             running[pool.submit(execute, one, backend)] = (one, bar)
+        if not running:  # the rest needs AutoFLIP's runs, and these have failed
+            return failed + [f"{one.label}: AutoFLIP's run failed" for one in waiting]
         ended, _ = wait(running, timeout=POLL, return_when=FIRST_COMPLETED)
         for future in ended:
             one, bar = running.pop(future)
-            future.result()
+            try:
+                future.result()
+            except ValueError:
+                raise
+            except Exception as error:  # the night goes on
+                failed.append(f"{one.label}: {error!r}; see {one.folder / LOG}")
             finished += one.rounds
             bars.remove_task(bar)
         under_way = 0
@@ -132,6 +153,7 @@ def make_all(
             under_way += done
             bars.update(bar, completed=done)
         bars.update(total, completed=finished + under_way)
+    return failed
 
 
 def next_run(waiting: list[Run]) -> Run | None:

@@ -67,10 +67,16 @@ def load_dataset(name: str, data_dir: Path | None) -> tuple[Dataset, Dataset]:
     Raises
     ------
     DataError
-        If a file is missing, truncated or of another format.
+        If a file is missing, truncated or of another format, or the hub is away.
     """
     if data_dir is None:
-        return load_hub(name)
+        try:
+            return load_hub(name)
+        except OSError as error:  # no network, or the hub is down
+            raise DataError(
+                f"{name}: the Hugging Face hub does not answer ({error}). Connect, or "
+                "give the folder of the files with --data."
+            ) from error
     return READERS[name](Path(data_dir) / name)
 
 

@@ -78,10 +78,11 @@ def build_deployable(
     """
     keep = {name: np.arange(count) for name, count in plan["units"].items()}
     small = shrink(dense, Plan(layout, keep))
-    if count_parameters(small) != plan["parameters"]:
+    reported = plan["parameters"] + plan["zeros"]
+    if count_parameters(small) != reported:
         raise ValueError(
-            f"the run reported {plan['parameters']} parameters, its units "
-            f"make {count_parameters(small)}; the model has changed since."
+            f"the run reported {reported} parameters, zeros included, its units make "
+            f"{count_parameters(small)}; the model has changed since."
         )
     return small
 
