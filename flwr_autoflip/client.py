@@ -127,12 +127,11 @@ class AutoFlipClient(NumPyClient):
             spent = stack.enter_context(_measured(model))
             num_examples, metrics = self.train(model, request.config)
         trained = arrays_of(model)
-        receipt = receipt_of(request, count_parameters(model), spent)
+        receipt = _receipt(request, model, spent)
         if orders.phase == "explore":
             layout = orders.plan.layout
-            values, receipt[wire.KEY_SCALE] = encode_report(
-                received, trained, layout, orders.payload
-            )
+            values, scale = encode_report(received, trained, layout, orders.payload)
+            receipt |= wire.seal_report(values, scale)
         else:
             values = pack_small(trained, orders.reply_plan, orders.dtype)
             if orders.probe:
@@ -147,17 +146,13 @@ class AutoFlipClient(NumPyClient):
         model = self._small_model(request, request.arrays()).eval()
         with torch.no_grad(), _measured(model) as spent:
             loss, num_examples, metrics = self.test(model, request.config)
-        receipt = receipt_of(request, count_parameters(model), spent)
+        receipt = _receipt(request, model, spent)
         return float(loss), int(num_examples), {**_numbers(metrics), **receipt}
 
     def _read(
         self, parameters: list[NDArray[Any]], config: Mapping[str, Any]
     ) -> wire.Request:
-        if len(parameters) != 1:
-            raise WireError(
-                f"expected one flat array, {len(parameters)} came; wrap the server's "
-                "strategy in AutoFlip."
-            )
+        wire.check_single(len(parameters))
         request = wire.read_request(parameters[0], config, self.context.state)
         check_budget(request, self.budget)
         return request
@@ -226,8 +221,8 @@ def budget_of(context: Context, given: str | None = None) -> Budget | None:
 
 def budget_receipt(request: wire.Request, budget: Budget | None) -> dict[str, Any]:
     """Say what the node can carry."""
-    receipt = receipt_of(request, 0, Spent())
-    return receipt | {wire.KEY_BUDGET: str(budget or "")}
+    receipt = receipt_of(request, parameters=0, seconds=0.0)
+    return receipt | {wire.KEY_EXAMPLES: 0, wire.KEY_BUDGET: str(budget or "")}
 
 
 def check_budget(request: wire.Request, budget: Budget | None) -> None:
@@ -281,16 +276,23 @@ def _measured(model: nn.Module) -> Iterator[Spent]:
         handle.remove()
 
 
-def receipt_of(request: wire.Request, parameters: int, spent: Spent) -> dict[str, Any]:
-    """Say which plan was trained, how large the model was and what it took."""
+def receipt_of(
+    request: wire.Request, parameters: int, seconds: float
+) -> dict[str, Any]:
+    """Say which plan was trained, how large the model was and how long it took."""
     return {
         wire.KEY_VERSION: VERSION,
         wire.KEY_DIGEST: request.digest,
         wire.KEY_PARAMETERS: parameters,
-        wire.KEY_EXAMPLES: spent.examples,
-        wire.KEY_EVAL_EXAMPLES: spent.eval_examples,
-        wire.KEY_SECONDS: spent.seconds,
+        wire.KEY_SECONDS: seconds,
     }
+
+
+def _receipt(request: wire.Request, model: nn.Module, spent: Spent) -> dict[str, Any]:
+    receipt = receipt_of(request, count_parameters(model), spent.seconds)
+    receipt[wire.KEY_EXAMPLES] = spent.examples
+    receipt[wire.KEY_EVAL_EXAMPLES] = spent.eval_examples
+    return receipt
 
 
 def _numbers(metrics: Metrics) -> dict[str, float]:

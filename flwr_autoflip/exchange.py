@@ -58,6 +58,8 @@ class Exchange:
     ledger : Ledger
     cost_of : CostOf
     api : {"message", "numpy"}
+    weight_key : str
+        The inner strategy's ``weighted_by_key``.
     timeout : float or None (default: 3600.0)
         Seconds that phases of our own, between Flower's, wait for replies.
     """
@@ -65,6 +67,7 @@ class Exchange:
     ledger: Ledger
     cost_of: CostOf
     api: wire.ClientApi
+    weight_key: str
     timeout: float | None = 3600.0
     held: dict[int, wire.Held] = field(default_factory=dict)
     sent: list[Sent] = field(default_factory=list)
@@ -146,7 +149,7 @@ class Exchange:
                 self._lost(sent, "failed", str(message.error.reason), message)
                 continue
             try:
-                reply = wire.read_reply(message, sent.orders, self.api)
+                reply = wire.read_reply(message, sent.orders, self.api, self.weight_key)
                 if sent.orders.phase != "budget":
                     built = reply.receipt.get(wire.KEY_PARAMETERS, 0)
                     self.cost_of.check(sent.orders.plan, built)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from . import wire
 from .budgets import Budgets
 from .core.aggregate import cast_to_layout
-from .core.codec import pack
+from .core.codec import expand, pack
 from .core.errors import AutoFlipError
 from .core.exploration import decode_report
 from .core.guidance import Report
@@ -101,7 +101,7 @@ class Explorer:
             reasons = sorted({row["reason"] for row in rows if row["reason"]})
             raise AutoFlipError(
                 f"none of {len(templates)} explorers gave a valid report: "
-                f"{'; '.join(reasons[:3])}"
+                f"{'; '.join(reasons[:3])}{_way_out(reasons)}"
             )
         if not self.options["warm_start"]:
             return arrays
@@ -183,6 +183,8 @@ class Explorer:
         plan, weights = dense_plan(self.layout), wire.from_arrayrecord(arrays)
         payload = self.options["exploration_payload"]
         values = pack(weights, plan, self.value_dtype)
+        if payload == "weights":  # compared with what the node really started from
+            weights = expand(weights, values, plan)
         orders = wire.Orders("explore", plan, values, payload=payload)
         epochs = self.options["exploration_epochs"]
         if epochs is not None:
@@ -204,3 +206,8 @@ class Explorer:
             wire.inner_reply(message, final, answer.reply, weight_key(self.inner))
             explorers.append(message)
         return explorers
+
+
+def _way_out(reasons: list[str]) -> str:
+    """Say what to do when a mod stumbles over a report, which has its own length."""
+    return f" {wire.MOD_ORDER}" if any("broadcast" in r for r in reasons) else ""

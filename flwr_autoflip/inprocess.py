@@ -119,6 +119,8 @@ class InProcessGrid(Grid):
 
 def _delivered(message: Message) -> Message:
     """Give the message that comes out at the other end."""
+    if message.has_error():  # a mod may answer so; there is nothing to serialise
+        return message
     content, metadata = over_the_wire(message.content), message.metadata
     delivered: Message = Message(content, metadata=metadata)  # type: ignore[call-overload]
     return delivered

@@ -4,10 +4,37 @@ The app's own code keeps seeing dense arrays, masked; compact values travel. It 
 bandwidth, not compute: for that the app has to build the small model, as
 :class:`flwr_autoflip.AutoFlipClient` does. Its ledger rows count dense MACs, and a node
 with a budget is refused.
+
+Other mods. The first of ``mods=[...]`` is the outermost: it sees what travels; a mod
+behind ours sees what the app sees.
+
+===================================  ================================================
+order                                what it means
+===================================  ================================================
+``[autoflip_mod, fixedclipping_mod]``  Right. The app's dense update is clipped (or
+(``adaptiveclipping_mod``,           noised), then packed. What the server receives
+``LocalDpMod``)                      is a part of it, so its norm keeps the bound;
+                                     exploring is clipped like training.
+``[fixedclipping_mod, autoflip_mod]``  Works in training: what travels is clipped.
+                                     Exploring sends an update in 16 bits, which is
+                                     no weights and must not be changed: the server
+                                     refuses it with an error that says so. With
+                                     ``AutoFlip(..., exploration_payload="weights")``
+                                     exploring works too. A mod around
+                                     ``AutoFlipClient`` always stands like this.
+``arrays_size_mod``,                 Either order: before ours they count what
+``message_size_mod``                 travels, behind ours what the app sees.
+===================================  ================================================
+
+Flower's clipping mods and ``LocalDpMod`` answer *every evaluation* with an error, with
+or without AutoFlip: give them to training alone, ``@app.train(mods=[autoflip_mod,
+fixedclipping_mod])`` and ``@app.evaluate(mods=[autoflip_mod])``. They count buffers in
+the norm, and leave arrays of no dimension, BatchNorm's counters, unclipped.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,7 +42,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from numpy.typing import NDArray
 
 from . import wire
-from .client import Spent, budget_of, budget_receipt, check_budget, receipt_of
+from .client import budget_of, budget_receipt, check_budget, receipt_of
 from .core.codec import expand, pack
 from .core.errors import WireError
 from .core.exploration import encode_report
@@ -34,6 +61,7 @@ def autoflip_mod(
     message : Message
         From AutoFlip: values only. Anything else passes through.
     context : Context
+        Its state keeps the plan between rounds, which the app does not see.
     call_next : callable
         The app, or the next mod.
 
@@ -47,21 +75,22 @@ def autoflip_mod(
     WireError
         If the request or the app's reply does not fit the model.
     """
-    arrays_key = next(iter(message.content.array_records), "")
-    config_key = next(iter(message.content.config_records), "")
-    config = message.content.config_records.get(config_key, ConfigRecord())
+    content = message.content
+    arrays_key = next(iter(content.array_records), "")
+    config_key = next(iter(content.config_records), "")
+    config = content.config_records.get(config_key, ConfigRecord())
     if not wire.is_ours(config):
         return call_next(message, context)
-    values = wire.single_array(message.content.array_records[arrays_key])
+    values = wire.single_array(content.array_records[arrays_key])
     request = wire.read_request(values, config, context.state)
     if (budget := budget_of(context)) is not None:
         raise WireError(
             f"this node's budget is '{budget}', but a mod cannot keep the app from "
             "training the dense model; use AutoFlipClient."
         )
+    plan, numpy = request.orders.plan, wire.is_numpy_key(arrays_key)
     if request.orders.phase == "budget":
         receipt = budget_receipt(request, budget)
-        numpy = arrays_key.startswith("fitins")
         content = (
             wire.numpy_train_reply(1, receipt)
             if numpy
@@ -73,22 +102,54 @@ def autoflip_mod(
         raise WireError(
             "the server asks for gradients, which a mod cannot see; use AutoFlipClient."
         )
-    plan = request.orders.plan
     zeros = {t.name: np.zeros(t.shape, t.dtype) for t in plan.layout.tensors}
     dense = expand(zeros, values, plan)
+    # A NumPyClient's reply has numbers for names; other mods compare them.
+    named = {str(i): a for i, a in enumerate(dense.values())} if numpy else dense
     message.content = RecordDict(
         {
-            arrays_key: wire.to_arrayrecord(dense),
+            arrays_key: wire.to_arrayrecord(named),
             config_key: ConfigRecord(request.config),
         }
     )
     start = time.perf_counter()
-    reply = call_next(message, context)
-    if reply.has_error():
-        return reply
-    seconds = time.perf_counter() - start
-    _compact_inplace(reply, request, dense, seconds)
+    with _plan_hidden(context), _kind_explained(numpy):
+        reply = call_next(message, context)
+    if not reply.has_error():
+        seconds = time.perf_counter() - start
+        name = wire.NUMPY_ARRAY if numpy else wire.VALUES
+        _compact_inplace(reply, request, dense, seconds, name)
     return reply
+
+
+@contextmanager
+def _plan_hidden(context: Context) -> Iterator[None]:
+    """Keep our part of a node's state from an app that reads or replaces it all."""
+    held = context.state.pop(wire.STATE)
+    try:
+        yield
+    finally:
+        context.state[wire.STATE] = held
+
+
+@contextmanager
+def _kind_explained(numpy: bool) -> Iterator[None]:
+    """Say what is wrong when the app looks for the other API's records."""
+    try:
+        yield
+    except KeyError as error:
+        name = error.args[0] if error.args else ""
+        if numpy and name in ("arrays", "config"):
+            raise WireError(
+                f"the app looks for the record {name!r}, but the server sends a "
+                "NumPyClient's; leave client_api='numpy' out of AutoFlip(...)."
+            ) from error
+        if not numpy and wire.is_numpy_key(name):
+            raise WireError(
+                "the app is a NumPyClient; say so on the server: "
+                "AutoFlip(..., client_api='numpy')."
+            ) from error
+        raise
 
 
 def _compact_inplace(
@@ -96,49 +157,35 @@ def _compact_inplace(
     request: wire.Request,
     dense: dict[str, NDArray[Any]],
     seconds: float,
+    name: str,
 ) -> None:
     orders, layout = request.orders, request.orders.plan.layout
-    examples = _num_examples(reply.content)
-    training = orders.phase != "evaluate"
-    spent = Spent(examples * training, examples * (not training), seconds)
-    receipt = receipt_of(request, layout.num_parameters, spent)
-    if training:
+    receipt = receipt_of(request, layout.num_parameters, seconds)
+    if orders.phase != "evaluate":
         records = list(reply.content.array_records.items())
         if len(records) != 1:
             raise WireError(f"the app must return one ArrayRecord, got {len(records)}.")
         key, record = records[0]
         trained = _by_name(record, layout)
         if orders.phase == "explore":
-            values, receipt[wire.KEY_SCALE] = encode_report(
-                dense, trained, layout, orders.payload
-            )
+            values, scale = encode_report(dense, trained, layout, orders.payload)
+            receipt |= wire.seal_report(values, scale)
         else:
             values = pack(trained, orders.reply_plan, orders.dtype)
-        reply.content[key] = ArrayRecord({wire.VALUES: Array(values)})
-    place = next(
-        (k for k in reply.content.config_records if k.endswith("res.metrics")),
-        wire.RECEIPT,
-    )
-    own = reply.content.config_records.get(place, ConfigRecord())
-    reply.content[place] = ConfigRecord({**own, **receipt})
+        reply.content[key] = ArrayRecord({name: Array(values)})
+    wire.add_receipt_inplace(reply.content, receipt)
 
 
 def _by_name(record: ArrayRecord, layout: Layout) -> dict[str, NDArray[Any]]:
-    """Name an app's arrays; NumPyClient loses names, so order is the contract."""
-    arrays = [array.numpy() for array in record.values()]
-    if [a.shape for a in arrays] != [t.shape for t in layout.tensors]:
+    """Name an app's arrays; NumPyClient loses names, then order is the contract."""
+    names = [t.name for t in layout.tensors]
+    arrays = {name: array.numpy() for name, array in record.items()}
+    if set(arrays) != set(names):
+        arrays = dict(zip(names, arrays.values(), strict=False))
+    shapes = [arrays[name].shape if name in arrays else None for name in names]
+    if len(record) != len(names) or shapes != [t.shape for t in layout.tensors]:
         raise WireError(
-            f"the app returned {len(arrays)} arrays that are not the model's "
-            f"{len(layout.tensors)} tensors in state_dict order; return the whole "
-            "state_dict."
+            f"the app returned {len(record)} arrays that are not the model's "
+            f"{len(names)} tensors in state_dict order; return the whole state_dict."
         )
-    return dict(zip((t.name for t in layout.tensors), arrays, strict=True))
-
-
-def _num_examples(content: RecordDict) -> int:
-    for record in content.metric_records.values():
-        for key in (wire.NUM_EXAMPLES, "num_examples"):
-            count = record.get(key)
-            if isinstance(count, (int, float)):
-                return int(count)
-    return 0
+    return arrays

@@ -5,7 +5,7 @@ from difflib import get_close_matches
 from typing import Any, Literal, TypedDict, cast, get_args
 
 from .core.errors import AutoFlipError
-from .core.exploration import PAYLOADS, Payload
+from .core.exploration import PAYLOADS, WITH_MODEL, Payload
 from .core.guidance import Normalization
 from .core.threshold import (
     Auto,
@@ -53,8 +53,9 @@ class Options(TypedDict, total=False):
         Share of nodes that explore; ``"round"``: as many as a round has.
     exploration_epochs : int, optional
         Sent to explorers as ``config["local-epochs"]``; None leaves the app's own.
-    exploration_payload : {"update", "deviation", "units"}
-        What explorers send: their update, its size, or sums a unit (a few kB).
+    exploration_payload : {"update", "deviation", "units", "weights"}
+        What explorers send: their update, its size, or sums a unit (a few kB); or
+        plain weights, twice an update's bytes, for mods that clip or noise them.
     warm_start : bool
         Start from the explorers' aggregated update.
     untrained : {"keep", "zero"}
@@ -183,9 +184,9 @@ def resolve_options(preset: str, changes: Options) -> Options:
     multiple = options["round_to"]
     if not (isinstance(multiple, int) and multiple >= 1):
         raise AutoFlipError(f"round_to must be at least 1, got {multiple!r}.")
-    if options["warm_start"] and options["exploration_payload"] != "update":
+    if options["warm_start"] and options["exploration_payload"] not in WITH_MODEL:
         raise AutoFlipError(
-            "warm_start needs exploration_payload='update': other payloads do not say "
+            f"warm_start needs exploration_payload in {WITH_MODEL}: others do not say "
             "in which direction weights moved. Set warm_start=False."
         )
     if options["exploration_payload"] == "units" and (
@@ -297,3 +298,9 @@ def _autoflip(threshold: Threshold | UnitCounts, options: Options) -> AutoFlipPo
         options["keep_output"],
         options["round_to"],
     )
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise ``AutoFlipError`` unless a setting is one of its choices."""
+    if value not in choices:
+        raise AutoFlipError(f"{name} must be one of {choices}, got {value!r}.")

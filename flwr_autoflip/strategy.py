@@ -32,7 +32,7 @@ from .keeper import Keeper
 from .ledger import Ledger
 from .planner import Planner
 from .policies import Policy
-from .presets import Options, resolve_options, resolve_policy
+from .presets import Options, check_choice, resolve_options, resolve_policy
 from .resume import Resumable
 from .snapshot import KINDS
 
@@ -106,8 +106,8 @@ class AutoFlip(Strategy):
         self.options = resolve_options(preset, options)
         self.policy = resolve_policy(policy, self.options)
         self.value_dtype = value_dtype
-        _check_setting("value_dtype", value_dtype, VALUE_DTYPES)
-        _check_setting("client_api", client_api, ("message", "numpy"))
+        check_choice("value_dtype", value_dtype, VALUE_DTYPES)
+        check_choice("client_api", client_api, ("message", "numpy"))
         if find_attribute(strategy, "fraction_train", 1.0) == 0:
             raise AutoFlipError("fraction_train is 0: no node would ever train.")
         if self.options["budgets"]:
@@ -117,7 +117,9 @@ class AutoFlip(Strategy):
         path = None if folder is None else Path(folder) / "ledger.jsonl"
         self.ledger = Ledger(path, fresh=checkpoint_dir is None)
         self._cost_of = CostOf(model, example_input)
-        self._exchange = Exchange(self.ledger, self._cost_of, client_api)
+        self._exchange = Exchange(
+            self.ledger, self._cost_of, client_api, weight_key(strategy)
+        )
         reports: dict[int, Report] = {}
         self._planner = Planner(self.policy, self.layout, reports)
         self._budgets = Budgets(
@@ -392,8 +394,3 @@ class AutoFlip(Strategy):
         LOGGER.log(INFO, "\t│\t├── Policy: %s", self.policy)
         LOGGER.log(INFO, "\t│\t└── Values: %s", self.value_dtype)
         self.strategy.summary()
-
-
-def _check_setting(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise AutoFlipError(f"{name} must be one of {choices}, got {value!r}.")

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from flwr.app import (
@@ -12,10 +13,12 @@ from flwr.app import (
     MetricRecord,
     RecordDict,
 )
+from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
 from torch import nn
 
 from flwr_autoflip import AutoFlipClient
+from flwr_autoflip.core.shrink import arrays_of, load_arrays_inplace
 
 EXAMPLE = torch.zeros(1, 1, 8, 8)
 
@@ -110,6 +113,39 @@ def plain_app(mods: Any = None) -> ClientApp:
         return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
     return app
+
+
+class PlainNumPyClient(NumPyClient):
+    """An ordinary dense client."""
+
+    def __init__(self, node: int) -> None:
+        self.node, self.model = node, TinyNet()
+
+    def _load(self, parameters: list[np.ndarray]) -> None:
+        load_arrays_inplace(
+            self.model, dict(zip(self.model.state_dict(), parameters, strict=True))
+        )
+
+    def fit(self, parameters, config):  # type: ignore[no-untyped-def]
+        self._load(parameters)
+        loss = sgd(self.model.train(), self.node)
+        arrays = list(arrays_of(self.model).values())
+        return arrays, len(node_data(self.node)[0]), {"loss": loss}
+
+    def evaluate(self, parameters, config):  # type: ignore[no-untyped-def]
+        self._load(parameters)
+        images, labels = node_data(self.node)
+        loss = F.cross_entropy(self.model.eval()(images), labels)
+        return float(loss.detach()), len(labels), {}
+
+
+def numpy_app(mods: Any = None) -> ClientApp:
+    """An ordinary NumPyClient app that knows nothing of pruning."""
+
+    def client_fn(context: Context):  # type: ignore[no-untyped-def]
+        return PlainNumPyClient(int(context.node_config["partition-id"])).to_client()
+
+    return ClientApp(client_fn=client_fn, mods=mods)
 
 
 def initial(seed: int = 0) -> ArrayRecord:

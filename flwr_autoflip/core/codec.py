@@ -231,7 +231,10 @@ def check_values(values: NDArray[Any], plan: Plan) -> None:
 def _cast(values: NDArray[Any], dtype: str) -> NDArray[Any]:
     target = np.dtype(dtype)
     if target.kind in "iu":
-        values = np.rint(values)
+        values = np.rint(values.astype(np.float64))
+        low, high = float(np.iinfo(target).min), float(np.iinfo(target).max) + 1
+        if values.size and not (low <= values.min() and values.max() < high):
+            raise WireError(f"values: a buffer's value does not fit into {target}.")
     return values.astype(target)
 
 

@@ -1,23 +1,29 @@
-"""What an explorer sends: its update, its size, or sums a unit, in 16 bits."""
+"""What an explorer sends: its update, its size, or sums a unit, in 16 bits.
+
+Or its plain weights, in 32: what a mod that clips or noises weights needs to see.
+"""
 
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .codec import from_half, to_half
+from .codec import from_half, pack, to_half, unpack_small
 from .errors import WireError
 from .guidance import Report, deviation, report_by_unit, split_by_group
 from .layout import Arrays, Layout
+from .plan import dense_plan
 
-Payload = Literal["update", "deviation", "units"]
-PAYLOADS: tuple[Payload, ...] = ("update", "deviation", "units")
+Payload = Literal["update", "deviation", "units", "weights"]
+PAYLOADS: tuple[Payload, ...] = ("update", "deviation", "units", "weights")
+WITH_MODEL: tuple[Payload, ...] = ("update", "weights")
+"""Payloads that tell the explorer's model, so that a warm start is possible."""
 
 
 def encode_report(
     initial: Arrays, final: Arrays, layout: Layout, payload: Payload
-) -> tuple[NDArray[np.float16], float]:
-    """Turn exploring into what an explorer sends: 16 bits a value, and their scale.
+) -> tuple[NDArray[Any], float]:
+    """Turn exploring into what an explorer sends, and its scale.
 
     ``"deviation"`` and ``"units"`` send square roots, which halves the exponents'
     range; the server squares them.
@@ -27,15 +33,18 @@ def encode_report(
     initial, final : mapping of str to ndarray
         Dense arrays before and after.
     layout : Layout
-    payload : {"update", "deviation", "units"}
+    payload : {"update", "deviation", "units", "weights"}
 
     Returns
     -------
     values : ndarray
         Float16: all tensors' updates, trainable tensors' ``|update|``, or one root of
-        summed deviations a unit.
+        summed deviations a unit. Float32: all tensors' values after exploring.
     scale : float
+        1 for weights.
     """
+    if payload == "weights":
+        return pack(final, dense_plan(layout)), 1.0
     trainable = [t.name for t in layout.tensors if t.trainable]
     if payload == "units":
         moved = {name: deviation(initial[name], final[name]) for name in trainable}
@@ -58,7 +67,7 @@ def decode_report(
         From :func:`encode_report`.
     scale : float
     layout : Layout
-    payload : {"update", "deviation", "units"}
+    payload : {"update", "deviation", "units", "weights"}
     initial : mapping of str to ndarray
         Dense arrays that exploring started from.
 
@@ -67,13 +76,15 @@ def decode_report(
     report : Report
         By tensor name, or by group name with ``"units"``.
     final : dict of str to ndarray or None
-        The explorer's model, with ``"update"``.
+        The explorer's model, with ``"update"`` and ``"weights"``.
 
     Raises
     ------
     WireError
         On a wrong length or dtype, or values that are not finite.
     """
+    if payload == "weights":
+        return _compare(initial, unpack_small(values, dense_plan(layout)), layout)
     specs = [t for t in layout.tensors if payload == "update" or t.trainable]
     expected = layout.num_units if payload == "units" else sum(t.size for t in specs)
     if values.shape != (expected,) or values.dtype != np.float16:
@@ -99,4 +110,15 @@ def decode_report(
     if payload == "deviation":
         return report, None
     final = {t.name: (initial[t.name] + by_name[t.name]).astype(t.dtype) for t in specs}
+    return report, final
+
+
+def _compare(
+    initial: Arrays, final: dict[str, NDArray[Any]], layout: Layout
+) -> tuple[Report, dict[str, NDArray[Any]]]:
+    names = [t.name for t in layout.tensors if t.trainable]
+    with np.errstate(over="ignore"):
+        report = {name: deviation(initial[name], final[name]) for name in names}
+    if not all(np.isfinite(moved).all() for moved in report.values()):
+        raise WireError("report: deviations overflow.")
     return report, final

@@ -18,6 +18,7 @@ KEY_REGROW = "autoflip-regrow"
 KEY_BUDGET = "autoflip-budget"
 KEY_PROBE = "autoflip-probe"
 KEY_SCALE = "autoflip-scale"
+KEY_CHECKSUM = "autoflip-checksum"
 KEY_PARAMETERS = "autoflip-parameters"
 KEY_EXAMPLES = "autoflip-examples"
 KEY_EVAL_EXAMPLES = "autoflip-eval-examples"
@@ -32,11 +33,17 @@ NUM_EXAMPLES = "num-examples"
 # What Flower's NumPyClient adapter reads and writes.
 NUMPY_IN = {"train": "fitins", "evaluate": "evaluateins"}
 NUMPY_OUT = {"train": "fitres", "evaluate": "evaluateres"}
+NUMPY_ARRAY = "0"
 
 
 def message_type(phase: Phase) -> str:
     """Flower's message type of a phase: whatever is no evaluation is training."""
     return "evaluate" if phase == "evaluate" else "train"
+
+
+def is_numpy_key(name: str) -> bool:
+    """Tell whether a record's key is one that Flower's NumPyClient adapter reads."""
+    return name.partition(".")[0] in NUMPY_IN.values()
 
 
 def is_number(value: Any) -> bool:

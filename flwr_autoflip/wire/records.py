@@ -18,12 +18,20 @@ def single_array(arrays: ArrayRecord) -> NDArray[Any]:
     WireError
         If there is not exactly one.
     """
-    if len(arrays) != 1:
-        raise WireError(f"expected one flat array, {len(arrays)} came.")
+    check_single(len(arrays))
     try:
         return next(iter(arrays.values())).numpy()
     except (TypeError, ValueError, EOFError) as error:
         raise WireError(f"the array cannot be read: {error}") from error
+
+
+def check_single(count: int) -> None:
+    """Raise ``WireError`` unless one array came."""
+    if count != 1:
+        raise WireError(
+            f"expected one flat array, {count} came; wrap the server's strategy in "
+            "AutoFlip, and use autoflip_mod for dense clients only."
+        )
 
 
 def to_arrayrecord(arrays: Arrays) -> ArrayRecord:

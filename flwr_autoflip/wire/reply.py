@@ -1,5 +1,6 @@
 """Node -> server: values and a receipt, out and in."""
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,10 +22,12 @@ from ..core.guidance import Report
 from ..core.layout import Arrays
 from ..core.probe import split_probe
 from .keys import (
+    KEY_CHECKSUM,
     KEY_DIGEST,
     KEY_EVAL_EXAMPLES,
     KEY_EXAMPLES,
     KEY_PARAMETERS,
+    KEY_SCALE,
     KEY_SECONDS,
     KEY_VERSION,
     METRICS,
@@ -40,6 +43,12 @@ from .keys import (
 )
 from .records import single_array, to_arrayrecord
 from .request import Orders
+
+MOD_ORDER = (
+    "An explorer's report is no weights that a clipping or noising mod could change: "
+    "put that mod behind ours, mods=[autoflip_mod, ...]; around AutoFlipClient, set "
+    "AutoFlip(..., exploration_payload='weights')."
+)
 
 # --- Node: out ---
 
@@ -73,6 +82,14 @@ def numpy_train_reply(num_examples: int, metrics: Mapping[str, Any]) -> RecordDi
     )
 
 
+def add_receipt_inplace(content: RecordDict, receipt: Mapping[str, Any]) -> None:
+    """Put a receipt into an app's own reply, where the server looks for it."""
+    places = [f"{head}.metrics" for head in NUMPY_OUT.values()]
+    place = next((key for key in places if key in content), RECEIPT)
+    own = content.config_records.get(place, ConfigRecord())
+    content[place] = ConfigRecord({**own, **receipt})
+
+
 def evaluate_reply(
     loss: float, num_examples: int, metrics: Mapping[str, Any]
 ) -> RecordDict:
@@ -85,6 +102,11 @@ def evaluate_reply(
 def _metrics_and_receipt(metrics: Mapping[str, Any]) -> dict[str, Any]:
     own, receipt = split_receipt(metrics)
     return {METRICS: MetricRecord(own), RECEIPT: ConfigRecord(receipt)}
+
+
+def seal_report(values: NDArray[Any], scale: float) -> dict[str, Any]:
+    """Give a report's part of the receipt: its scale, and a checksum of its values."""
+    return {KEY_SCALE: scale, KEY_CHECKSUM: zlib.crc32(values.tobytes())}
 
 
 def split_receipt(metrics: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -120,7 +142,9 @@ class Reply:
     probe: Report = field(default_factory=dict)
 
 
-def read_reply(message: Message, orders: Orders, api: ClientApi) -> Reply:
+def read_reply(
+    message: Message, orders: Orders, api: ClientApi, weight_key: str = NUM_EXAMPLES
+) -> Reply:
     """Read and check a reply.
 
     Parameters
@@ -130,6 +154,9 @@ def read_reply(message: Message, orders: Orders, api: ClientApi) -> Reply:
     orders : Orders
         What this node was asked.
     api : {"message", "numpy"}
+    weight_key : str (default: "num-examples")
+        The inner strategy's ``weighted_by_key``: an app that exists may report its
+        weight under that name only.
 
     Returns
     -------
@@ -143,7 +170,7 @@ def read_reply(message: Message, orders: Orders, api: ClientApi) -> Reply:
     content, phase = message.content, orders.phase
     metrics = _numpy_metrics(content, phase) if api == "numpy" else _metrics(content)
     own, receipt = split_receipt(metrics)
-    num_examples = own.pop(NUM_EXAMPLES, None)
+    num_examples = own.pop(weight_key if weight_key in own else NUM_EXAMPLES, None)
     if receipt.get(KEY_VERSION) != VERSION:
         raise WireError(
             f"the reply carries no receipt of wire version {VERSION}; the node must "
@@ -154,6 +181,9 @@ def read_reply(message: Message, orders: Orders, api: ClientApi) -> Reply:
     if not is_number(num_examples) or not 0 < num_examples < np.inf:
         raise WireError(f"num-examples must be positive, got {num_examples!r}.")
     _check_receipt(receipt)
+    if KEY_EXAMPLES not in receipt and KEY_EVAL_EXAMPLES not in receipt:
+        counted = KEY_EVAL_EXAMPLES if phase == "evaluate" else KEY_EXAMPLES
+        receipt[counted] = int(num_examples)  # a mod cannot count: the app's word
     if phase in ("budget", "evaluate"):
         return Reply(np.zeros(0), num_examples, own, receipt)
     if len(content.array_records) != 1:
@@ -164,6 +194,8 @@ def read_reply(message: Message, orders: Orders, api: ClientApi) -> Reply:
         return Reply(trained, num_examples, own, receipt, probe)
     if phase == "train":
         check_values(values, orders.reply_plan)
+    elif orders.payload != "weights":
+        _check_seal(values, receipt)
     return Reply(values, num_examples, own, receipt)
 
 
@@ -194,8 +226,9 @@ def _numpy_metrics(content: RecordDict, phase: Phase) -> dict[str, Any]:
         status = content.config_records[f"{head}.status"]
         if status["code"] != 0:
             raise WireError(f"the client answered with status {status['message']!r}.")
-        count = content.metric_records[f"{head}.num_examples"]["num_examples"]
-        metrics: dict[str, Any] = {NUM_EXAMPLES: count}
+        # Beside the number stands what Flower's mods add, such as "norm_bit".
+        metrics: dict[str, Any] = dict(content.metric_records[f"{head}.num_examples"])
+        metrics[NUM_EXAMPLES] = metrics.pop("num_examples")
         metrics |= dict(content.config_records[f"{head}.metrics"])
         if phase == "evaluate":
             metrics["loss"] = content.metric_records[f"{head}.loss"]["loss"]
@@ -210,6 +243,11 @@ def _check_receipt(receipt: Mapping[str, Any]) -> None:
         value = receipt.get(key, 0)
         if not is_number(value) or not 0 <= value < np.inf:
             raise WireError(f"{key} must be at least 0 and finite, got {value!r}.")
+
+
+def _check_seal(values: NDArray[Any], receipt: Mapping[str, Any]) -> None:
+    if receipt.get(KEY_CHECKSUM) != zlib.crc32(values.tobytes()):
+        raise WireError(f"the report was changed after it was made. {MOD_ORDER}")
 
 
 def inner_reply(

@@ -33,6 +33,7 @@ from .keys import (
     KEY_PROBE,
     KEY_REGROW,
     KEY_VERSION,
+    NUMPY_ARRAY,
     NUMPY_IN,
     PREFIX,
     STATE,
@@ -60,7 +61,7 @@ class Orders:
         Dtype of values on the way up.
     regrow : bool (default: False)
         Single weights that went may come back in training.
-    payload : {"update", "deviation", "units"} (default: "update")
+    payload : {"update", "deviation", "units", "weights"} (default: "update")
         What an explorer reports.
     probe : bool (default: False)
         Nodes also send gradients; see :mod:`flwr_autoflip.core.probe`.
@@ -135,7 +136,9 @@ def request_content(
     if held.plan != digest:
         config[KEY_PLAN] = encoded
         plan_bytes += len(encoded)
-    arrays = ArrayRecord({VALUES: Array(orders.values)})
+    # Named as the reply's array will be: Flower's clipping mods demand it.
+    name = NUMPY_ARRAY if api == "numpy" else VALUES
+    arrays = ArrayRecord({name: Array(orders.values)})
     keys = _request_keys(orders.phase, template, api)
     content = RecordDict({keys[0]: arrays, keys[1]: ConfigRecord(config)})
     return content, Held(layout.digest, digest), plan_bytes

@@ -9,9 +9,16 @@ from hypothesis import strategies as st
 from models import flat_layout, layout_of, mlp_layout, random_arrays
 
 from flwr_autoflip.core.errors import WireError
-from flwr_autoflip.core.exploration import PAYLOADS, decode_report, encode_report
+from flwr_autoflip.core.exploration import (
+    PAYLOADS,
+    WITH_MODEL,
+    decode_report,
+    encode_report,
+)
 from flwr_autoflip.core.guidance import deviation, report_by_unit
 from flwr_autoflip.core.layout import Arrays, Layout
+
+IN_16_BITS = ("update", "deviation", "units")
 
 
 def moved(layout: Layout, seed: int, power: int = -10) -> tuple[Arrays, Arrays]:
@@ -71,7 +78,7 @@ def test_deviations_survive_every_payload(name: str, seed: int, power: int) -> N
         for key, array in report.items():
             # A root to one part in 2000, so its square to one in 1000.
             np.testing.assert_allclose(array, expected[key], rtol=1.1e-3)
-        assert (model is not None) == (payload == "update")
+        assert (model is not None) == (payload in WITH_MODEL)
 
 
 def test_update_gives_the_explorers_model_back() -> None:
@@ -88,7 +95,25 @@ def test_update_gives_the_explorers_model_back() -> None:
         np.testing.assert_allclose(model[spec.name], final[spec.name], atol=1e-5)
 
 
-@pytest.mark.parametrize("payload", PAYLOADS)
+def test_weights_are_reported_as_they_are() -> None:
+    layout = flat_layout()
+    initial, final = moved(layout, 0)
+
+    values, scale = encode_report(initial, final, layout, "weights")
+    report, model = decode_report(values, scale, layout, "weights", initial)
+
+    assert (values.dtype, scale) == (np.float32, 1.0)
+    assert model is not None
+    for spec in layout.tensors:
+        np.testing.assert_array_equal(model[spec.name], final[spec.name])
+        assert (spec.name in report) == spec.trainable
+    huge = np.full_like(values, 1e30)
+    for faulty in (values[:-1], values[None], values.astype(int), huge, huge * np.inf):
+        with pytest.raises(WireError):
+            decode_report(faulty, scale, layout, "weights", initial)
+
+
+@pytest.mark.parametrize("payload", IN_16_BITS)
 def test_reports_that_do_not_fit_are_wire_errors(payload: Any) -> None:
     layout = flat_layout()
     initial, final = moved(layout, 0)
@@ -110,7 +135,7 @@ def test_reports_that_do_not_fit_are_wire_errors(payload: Any) -> None:
             decode_report(faulty, its_scale, layout, payload, initial)
 
 
-@pytest.mark.parametrize("payload", PAYLOADS)
+@pytest.mark.parametrize("payload", IN_16_BITS)
 def test_report_whose_square_overflows_is_a_wire_error(payload: Any) -> None:
     layout = mlp_layout()
     initial = random_arrays(layout)

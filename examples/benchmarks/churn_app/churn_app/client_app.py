@@ -1,0 +1,5 @@
+"""The node: see examples/benchmarks/churn.py."""
+
+from examples.benchmarks.churn import app
+
+__all__ = ["app"]
