@@ -8,7 +8,8 @@ bytes                  meaning
 1                      version, 1
 16                     digest of the layout
 1                      1 if element bitmaps follow, else 0
-ceil(num_units / 8)    one bit a unit, 1 = kept, most significant bit first
+varies                 for each group the code of its kept units among all of them,
+                       see :mod:`.subsets`; then zeros to a whole byte
 per masked tensor      only if element bitmaps follow: for each trainable tensor in
                        the layout's order one byte 0 (all kept) or 1, and after a 1
                        one bit an element of the *small* tensor, C order, padded to
@@ -16,6 +17,7 @@ per masked tensor      only if element bitmaps follow: for each trainable tensor
 =====================  ==============================================================
 """
 
+from collections.abc import Iterator
 from hashlib import blake2b
 from typing import Any
 
@@ -24,7 +26,8 @@ from numpy.typing import NDArray
 
 from .errors import KeepError, WireError
 from .layout import DIGEST_BYTES, Arrays, Layout
-from .plan import Plan
+from .plan import Keep, Plan
+from .subsets import read_subset, subset_bits, write_subset
 
 VERSION = 1
 _HEADER = 1 + DIGEST_BYTES + 1
@@ -46,13 +49,19 @@ def encode_plan(plan: Plan) -> bytes:
     bytes
     """
     head = bytes([VERSION]) + plan.layout.digest + bytes([bool(plan.small_mask)])
-    parts = [head, np.packbits(plan.alive).tobytes()]
+    digits = "".join(write_subset(choice) for choice in _choices(plan))
+    parts = [head, np.packbits(np.frombuffer(digits.encode(), np.uint8) & 1).tobytes()]
     for spec in plan.layout.tensors if plan.small_mask else ():
         if not spec.trainable:
             continue
         mask = plan.small_mask.get(spec.name)
         parts.append(b"\0" if mask is None else b"\1" + np.packbits(mask).tobytes())
     return b"".join(parts)
+
+
+def _choices(plan: Plan) -> Iterator[NDArray[np.bool_]]:
+    for group in plan.layout.groups:
+        yield plan.alive[group.first : group.first + group.size]
 
 
 def plan_digest(data: bytes) -> bytes:
@@ -88,15 +97,9 @@ def decode_plan(data: bytes, layout: Layout) -> Plan:
         raise WireError("plan: it was made for another model than this node's.")
     if data[_HEADER - 1] > 1:
         raise WireError(f"plan: the element flag must be 0 or 1, got {data[17]}.")
-    alive, rest = _take_bits(data[_HEADER:], (layout.num_units,))
+    keep, rest = _decode_keep(data[_HEADER:], layout)
     try:
-        plan = Plan(
-            layout,
-            {
-                g.name: np.flatnonzero(alive[g.first : g.first + g.size])
-                for g in layout.groups
-            },
-        )
+        plan = Plan(layout, keep)
     except KeepError as error:
         raise WireError(f"plan: {error}") from error
     masks: dict[str, NDArray[np.bool_]] = {}
@@ -105,6 +108,23 @@ def decode_plan(data: bytes, layout: Layout) -> Plan:
     if rest:
         raise WireError(f"plan: {len(rest)} bytes too many.")
     return Plan(layout, plan.keep, masks) if masks else plan
+
+
+def _decode_keep(data: bytes, layout: Layout) -> tuple[Keep, bytes]:
+    longest = sum(subset_bits(group.size) for group in layout.groups)
+    head = np.frombuffer(data[: (longest + 7) // 8], np.uint8)
+    digits = (np.unpackbits(head) + ord("0")).tobytes().decode()
+    keep, end = {}, 0
+    for group in layout.groups:
+        try:
+            chosen, end = read_subset(digits, end, group.size)
+        except WireError as error:
+            raise WireError(f"plan: group {group.name!r}: {error}") from error
+        keep[group.name] = np.flatnonzero(chosen)
+    length = (end + 7) // 8
+    if "1" in digits[end : 8 * length]:
+        raise WireError("plan: padding bits must be 0.")
+    return keep, data[length:]
 
 
 def _decode_masks(
