@@ -8,7 +8,8 @@ bytes                  meaning
 1                      version, 1
 16                     digest of the layout
 1                      1 if element bitmaps follow, else 0
-ceil(num_units / 8)    one bit a unit, 1 = kept, most significant bit first
+varies                 for each group the code of its kept units among all of them,
+                       see :mod:`.subsets`; then zeros to a whole byte
 per masked tensor      only if element bitmaps follow: for each trainable tensor in
                        the layout's order one byte 0 (all kept) or 1, and after a 1
                        one bit an element of the *small* tensor, C order, padded to
@@ -16,6 +17,7 @@ per masked tensor      only if element bitmaps follow: for each trainable tensor
 =====================  ==============================================================
 """
 
+from collections.abc import Iterable
 from hashlib import blake2b
 from typing import Any
 
@@ -24,7 +26,10 @@ from numpy.typing import NDArray
 
 from .errors import KeepError, WireError
 from .layout import DIGEST_BYTES, Arrays, Layout
-from .plan import Plan
+from .plan import Plan, keep_from_bool
+from .subsets import read_subset, subset_bits, write_subset
+
+Choice = NDArray[np.bool_]
 
 VERSION = 1
 _HEADER = 1 + DIGEST_BYTES + 1
@@ -46,13 +51,20 @@ def encode_plan(plan: Plan) -> bytes:
     bytes
     """
     head = bytes([VERSION]) + plan.layout.digest + bytes([bool(plan.small_mask)])
-    parts = [head, np.packbits(plan.alive).tobytes()]
+    units = (plan.alive[g.first : g.first + g.size] for g in plan.layout.groups)
+    parts = [head, join_digits(write_subset(choice) for choice in units)]
     for spec in plan.layout.tensors if plan.small_mask else ():
         if not spec.trainable:
             continue
         mask = plan.small_mask.get(spec.name)
         parts.append(b"\0" if mask is None else b"\1" + np.packbits(mask).tobytes())
     return b"".join(parts)
+
+
+def join_digits(codes: Iterable[str]) -> bytes:
+    """Put codes of 0 and 1 behind each other, with zeros to a whole byte."""
+    digits = np.frombuffer("".join(codes).encode(), np.uint8)
+    return np.packbits(digits & 1).tobytes()
 
 
 def plan_digest(data: bytes) -> bytes:
@@ -88,15 +100,9 @@ def decode_plan(data: bytes, layout: Layout) -> Plan:
         raise WireError("plan: it was made for another model than this node's.")
     if data[_HEADER - 1] > 1:
         raise WireError(f"plan: the element flag must be 0 or 1, got {data[17]}.")
-    alive, rest = _take_bits(data[_HEADER:], (layout.num_units,))
+    chosen, rest = read_units(data[_HEADER:], layout)
     try:
-        plan = Plan(
-            layout,
-            {
-                g.name: np.flatnonzero(alive[g.first : g.first + g.size])
-                for g in layout.groups
-            },
-        )
+        plan = Plan(layout, keep_from_bool(chosen))
     except KeepError as error:
         raise WireError(f"plan: {error}") from error
     masks: dict[str, NDArray[np.bool_]] = {}
@@ -105,6 +111,36 @@ def decode_plan(data: bytes, layout: Layout) -> Plan:
     if rest:
         raise WireError(f"plan: {len(rest)} bytes too many.")
     return Plan(layout, plan.keep, masks) if masks else plan
+
+
+def read_units(data: bytes, layout: Layout) -> tuple[dict[str, Choice], bytes]:
+    """Read one subset of units a group; the inverse of :func:`join_digits`.
+
+    Returns
+    -------
+    chosen : dict of str to ndarray
+        Group name to ``(group.size,)`` bool.
+    rest : bytes
+        What follows.
+
+    Raises
+    ------
+    WireError
+        If bits are missing, name no subset, or padding is not zero.
+    """
+    longest = sum(subset_bits(group.size) for group in layout.groups)
+    head = np.frombuffer(data[: (longest + 7) // 8], np.uint8)
+    digits = (np.unpackbits(head) + ord("0")).tobytes().decode()
+    chosen, end = {}, 0
+    for group in layout.groups:
+        try:
+            chosen[group.name], end = read_subset(digits, end, group.size)
+        except WireError as error:
+            raise WireError(f"plan: group {group.name!r}: {error}") from error
+    length = (end + 7) // 8
+    if "1" in digits[end : 8 * length]:
+        raise WireError("plan: padding bits must be 0.")
+    return chosen, data[length:]
 
 
 def _decode_masks(
@@ -118,14 +154,15 @@ def _decode_masks(
             raise WireError(f"plan: tensor {spec.name!r} has no element flag.")
         flag, data = data[0], data[1:]
         if flag:
-            small, data = _take_bits(data, plan.small_shape(spec.name))
+            small, data = take_bits(data, plan.small_shape(spec.name))
             mask = np.zeros(spec.shape, np.bool_)
             plan.put(spec.name, mask, small)
             masks[spec.name] = mask
     return masks, data
 
 
-def _take_bits(data: bytes, shape: tuple[int, ...]) -> tuple[NDArray[np.bool_], bytes]:
+def take_bits(data: bytes, shape: tuple[int, ...]) -> tuple[NDArray[np.bool_], bytes]:
+    """Read one bit an element, C order, padded to whole bytes; give what follows."""
     count = int(np.prod(shape, dtype=np.int64))
     length = (count + 7) // 8
     if len(data) < length:

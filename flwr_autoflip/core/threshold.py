@@ -16,6 +16,8 @@ from .errors import AutoFlipError
 
 Scores = Mapping[str, NDArray[Any]]
 Kept = dict[str, NDArray[np.bool_]]
+_BINS = 1024
+
 Cost = Callable[[Kept], float]
 """Share of the dense cost, in (0, 1], that a choice has."""
 
@@ -173,8 +175,15 @@ def keep_top(scores: NDArray[Any], count: int) -> NDArray[np.bool_]:
     >>> keep_top(np.array([0.1, 0.5, 0.5]), 1)
     array([False,  True, False])
     """
-    kept = np.zeros(scores.size, np.bool_)
-    kept[np.argsort(-scores.ravel(), kind="stable")[:count]] = True
+    flat = scores.ravel()
+    kept = np.zeros(flat.size, np.bool_)
+    if count >= flat.size:
+        kept[:] = True
+    elif count > 0:
+        edge = np.partition(flat, flat.size - count)[flat.size - count]
+        np.greater(flat, edge, out=kept)
+        missing = count - int(np.count_nonzero(kept))
+        kept[np.flatnonzero(flat == edge)[:missing]] = True
     return kept.reshape(scores.shape)
 
 
@@ -188,12 +197,22 @@ def mass_count(scores: NDArray[Any], share: float) -> int:
     >>> mass_count(np.array([0.6, 0.3, 0.1]), 0.7)
     2
     """
-    ordered = np.sort(scores.ravel().astype(np.float64))[::-1]
-    mass = np.cumsum(ordered)
-    if not mass.size or mass[-1] <= 0:
-        return int(ordered.size)
-    reached = mass >= share * mass[-1] * (1 - 1e-12)
-    return int(np.argmax(reached)) + 1
+    rest = scores.ravel().astype(np.float64)
+    goal = share * rest.sum() * (1 - 1e-12)
+    if not goal > 0:
+        return int(rest.size)
+    count, mass = 0, 0.0
+    # Sorting millions for one boundary is waste: look in which of many intervals of
+    # scores it lies, and go on inside.
+    while rest.size > _BINS and rest.min() < rest.max():
+        bins = ((rest - rest.min()) * ((_BINS - 1) / np.ptp(rest))).astype(np.intp)
+        falling = np.cumsum(np.bincount(bins, rest, _BINS)[::-1])
+        edge = _BINS - 1 - int(np.argmax(mass + falling >= goal))
+        above = bins > edge
+        count, mass = count + int(np.count_nonzero(above)), mass + rest[above].sum()
+        rest = rest[bins == edge]
+    reached = mass + np.cumsum(np.sort(rest)[::-1]) >= goal
+    return count + (int(np.argmax(reached)) + 1 if reached.any() else int(rest.size))
 
 
 def _above_global_quantile(scores: Scores, share: float) -> Kept:

@@ -66,23 +66,25 @@ def assert_same_plan(one: Plan, other: Plan) -> None:
 def test_plan_bytes_by_hand() -> None:
     plan = Plan(mlp_layout(), {"fc1": np.array([0, 2])})
 
-    # version 1, digest, no element bitmaps, units 1010 padded with 0000.
-    assert encode_plan(plan).hex() == "01" + DIGEST + "00" + "a0"
+    # Version 1, digest, no element bitmaps. Two of four: 010. Units 1010 are number 4
+    # after 0011, 0101, 0110, 1001: 100. Together 0101 00, padded with 00.
+    assert encode_plan(plan).hex() == "01" + DIGEST + "00" + "50"
 
 
 def test_plan_bytes_of_two_groups_by_hand() -> None:
     layout = flat_layout()
     plan = Plan(layout, {"conv": np.array([1]), "fc1": np.array([0, 2])})
 
-    # Units 01 and 101 make 01101, padded 0110 1000.
-    assert encode_plan(plan).hex() == "01" + layout.digest.hex() + "00" + "68"
+    # Units 01: one of two 01, number 0 of two 0. Units 101: two of three 10, number 1
+    # of three 01. Together 0101 001, padded with 0.
+    assert encode_plan(plan).hex() == "01" + layout.digest.hex() + "00" + "52"
 
 
 def test_plan_bytes_with_single_weights_by_hand() -> None:
-    # Flag 1, units a0; then tensor by tensor:
+    # Flag 1, units 50; then tensor by tensor:
     # fc1.weight 101 011 -> 1010 1100; fc1.bias whole;
     # fc2.weight of columns 0 and 2: 10 01 -> 1001 0000; fc2.bias whole.
-    expected = "01" + DIGEST + "01" + "a0" + "01ac" + "00" + "0190" + "00"
+    expected = "01" + DIGEST + "01" + "50" + "01ac" + "00" + "0190" + "00"
 
     assert encode_plan(masked_plan()).hex() == expected
     assert_same_plan(decode_plan(bytes.fromhex(expected), mlp_layout()), masked_plan())
@@ -143,12 +145,13 @@ def test_random_bytes_after_a_good_header_are_read_or_a_wire_error(
 @pytest.mark.parametrize(
     ("tail", "message"),
     [
-        ("02a0", "element flag must be 0 or 1, got 2"),
+        ("0250", "element flag must be 0 or 1, got 2"),
         ("0000", "at least one unit must stay"),
-        ("00a1", "padding bits must be 0"),
-        ("01a002", "'fc1.weight' has no element flag"),
-        ("01a001ad", "padding bits must be 0"),
-        ("01a001ac00", "'fc2.weight' has no element flag"),
+        ("00a0", "group 'fc1': a subset of 4 units cannot have 5 members"),
+        ("0051", "padding bits must be 0"),
+        ("015002", "'fc1.weight' has no element flag"),
+        ("015001ad", "padding bits must be 0"),
+        ("015001ac00", "'fc2.weight' has no element flag"),
     ],
 )
 def test_faulty_plan_says_what_is_wrong(tail: str, message: str) -> None:
@@ -158,7 +161,7 @@ def test_faulty_plan_says_what_is_wrong(tail: str, message: str) -> None:
 
 def test_other_version_is_a_wire_error() -> None:
     with pytest.raises(WireError, match=r"expected version 1 .* got 02"):
-        decode_plan(bytes.fromhex("02" + DIGEST + "00a0"), mlp_layout())
+        decode_plan(bytes.fromhex("02" + DIGEST + "0050"), mlp_layout())
 
 
 def test_plan_of_another_model_is_a_wire_error() -> None:

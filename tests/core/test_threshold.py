@@ -25,6 +25,7 @@ from flwr_autoflip.core.threshold import (
     select,
 )
 
+SEEDS = st.integers(0, 2**32 - 1)
 SCORES = st.floats(0, 1, width=32)
 
 
@@ -163,6 +164,21 @@ def test_mass_count_matches_every_subset(scores: np.ndarray, tenths: int) -> Non
     assert count == (min(fits) if total else len(scores))
 
 
+@settings(max_examples=40, deadline=None)
+@given(SEEDS, st.integers(1025, 9000), st.integers(1, 10), st.integers(1, 6))
+def test_mass_count_of_many_is_that_of_sorting(
+    seed: int, size: int, tenths: int, power: int
+) -> None:
+    # Integers, so that sums are exact in any order; skewed, and with many ties.
+    draws = np.random.default_rng(seed).random(size)
+    scores = np.floor(1000 * draws**power).astype(np.float32)
+
+    count = mass_count(scores, tenths / 10)
+
+    mass = np.cumsum(np.sort(scores.astype(np.int64))[::-1])
+    assert count == int(np.argmax(10 * mass >= tenths * mass[-1])) + 1
+
+
 # --- keep_top ---
 
 
@@ -176,6 +192,20 @@ def test_keep_top_breaks_ties_by_position_in_large_layers() -> None:
     kept = keep_top(np.tile([0.0, 1.0], 500), 5)  # an unstable sort would mix these
 
     np.testing.assert_array_equal(np.flatnonzero(kept), [1, 3, 5, 7, 9])
+
+
+@settings(max_examples=60, deadline=None)
+@given(SEEDS, st.integers(1, 400), st.integers(1, 30), st.floats(0, 1))
+def test_keep_top_is_a_stable_sort(
+    seed: int, size: int, levels: int, share: float
+) -> None:
+    scores = np.random.default_rng(seed).integers(0, levels, size).astype(np.float32)
+    count = int(share * size)
+
+    kept = keep_top(scores, count)
+
+    expected = np.argsort(-scores, kind="stable")[:count]
+    np.testing.assert_array_equal(np.flatnonzero(kept), np.sort(expected))
 
 
 @settings(deadline=None)
