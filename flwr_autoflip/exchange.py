@@ -136,8 +136,10 @@ class Exchange:
         Returns
         -------
         list of Answer
+            In the order of the requests, whoever was faster.
         """
         waiting = {sent.message.metadata.message_id: sent for sent in self.sent}
+        place = {message_id: i for i, message_id in enumerate(waiting)}
         valid: list[tuple[Sent, Answer[T]]] = []
         for message in replies:
             sent = waiting.pop(message.metadata.reply_to_message_id, None)
@@ -161,6 +163,8 @@ class Exchange:
         for sent in waiting.values():
             self._lost(sent, "missing", "no reply before the timeout")
         self.sent = []
+        # Sums of floats depend on their order: let it not depend on who was faster.
+        valid.sort(key=lambda pair: place[pair[0].message.metadata.message_id])
         return self._alike(valid)
 
     def _alike(self, valid: list[tuple[Sent, Answer[T]]]) -> list[Answer[T]]:

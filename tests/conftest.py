@@ -8,6 +8,7 @@ import pytest
 import torch
 
 logging.getLogger("flwr").setLevel(logging.ERROR)
+torch.set_num_threads(1)  # many only get in each other's way, and sum in other orders
 
 
 @pytest.fixture(autouse=True)

@@ -304,9 +304,11 @@ def test_killed_again_while_it_goes_on(tmp_path: Path) -> None:
 CHILD = """
 import os, signal, sys
 from pathlib import Path
+import torch
 from test_checkpoint import Trial
 from grid import LocalGrid
 
+torch.set_num_threads(1)
 trial = Trial(Path(sys.argv[1]), "fedavgm", "autoflip")
 calls, send = 0, LocalGrid.answer
 

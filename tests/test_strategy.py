@@ -1,5 +1,6 @@
 """AutoFlip around real Flower strategies, on an in-process grid that serialises."""
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -248,6 +249,27 @@ def test_float16_values_halve_the_bytes() -> None:
 
     values = wide.deployable_plan().num_values
     assert last_up(wide) - last_up(narrow) >= 2 * values * 0.9
+
+
+class Backwards(LocalGrid):
+    """Gives the last node's reply first."""
+
+    def send_and_receive(self, messages: Any, *, timeout: Any = None) -> Any:
+        return list(super().send_and_receive(messages, timeout=timeout))[::-1]
+
+
+@pytest.mark.parametrize("inner", ["fedavg", "fedadam"])
+def test_who_is_faster_does_not_change_a_bit(inner: str) -> None:
+    results = []
+    for grid in (LocalGrid, Backwards):
+        random.seed(0)
+        result = build(INNERS[inner]()).start(
+            grid(client_app(Client), NODES), initial(), num_rounds=3
+        )
+        results.append({name: a.numpy() for name, a in result.arrays.items()})
+
+    for name, array in results[0].items():
+        np.testing.assert_array_equal(results[1][name], array)
 
 
 # --- What travels ---
