@@ -123,8 +123,9 @@ def test_a_layout_travels_as_deflated_json() -> None:
 
 
 def test_literal_bytes_of_a_plan() -> None:
-    # version 1, layout digest, no element bitmaps; 6 filters and 8 neurons kept
-    assert encode_plan(PLAN) == b"\x01" + LAYOUT.digest + b"\x00" + b"\xff\xfc"
+    # Version 1, layout digest, no element bitmaps. All 6 filters are kept, in 3 bits
+    # 110, all 8 neurons, in 4 bits 1000; each is one choice of one. Padded with 0.
+    assert encode_plan(PLAN) == b"\x01" + LAYOUT.digest + b"\x00" + b"\xd0"
 
 
 def test_count_bytes_is_what_flower_serialises() -> None:
