@@ -103,7 +103,7 @@ def autoflip_mod(
             "the server asks for gradients, which a mod cannot see; use AutoFlipClient."
         )
     zeros = {t.name: np.zeros(t.shape, t.dtype) for t in plan.layout.tensors}
-    dense = expand(zeros, values, plan)
+    dense = expand(zeros, request.orders.values, plan)
     # A NumPyClient's reply has numbers for names; other mods compare them.
     named = {str(i): a for i, a in enumerate(dense.values())} if numpy else dense
     message.content = RecordDict(
