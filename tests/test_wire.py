@@ -141,6 +141,29 @@ def test_count_bytes_is_what_flower_serialises() -> None:
     assert 4 * PLAN.num_values < expected < 4 * PLAN.num_values + 2500
 
 
+@pytest.mark.parametrize(
+    "sizes", [(), (0,), (7,), (3, 3, 40), (1_400_000,), (2_000_000, 1_310_721)]
+)
+def test_count_bytes_hashes_no_data_and_still_counts_all(
+    sizes: tuple[int, ...],
+) -> None:
+    generator = np.random.default_rng(0)
+    arrays = {f"a{i}": generator.random(n, np.float32) for i, n in enumerate(sizes)}
+    content = RecordDict(
+        {
+            "arrays": ArrayRecord({name: Array(a) for name, a in arrays.items()}),
+            "more": ArrayRecord({"b": Array(generator.random(5))}),
+            "config": ConfigRecord({"plan": b"abc", "x": [1, 2]}),
+            "metrics": MetricRecord({"loss": 0.5}),
+        }
+    )
+
+    objects = get_all_nested_objects(content)
+
+    expected = sum(len(o.deflate()) + len(k) for k, o in objects.items())
+    assert wire.count_bytes(content) == expected
+
+
 @pytest.mark.parametrize("payload", ["update", "deviation"])
 def test_report_survives_the_wire(payload: str) -> None:
     generator = np.random.default_rng(0)
