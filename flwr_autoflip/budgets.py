@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from . import wire
 from .core.budget import Budget, parse_budget
-from .core.codec import pack
 from .core.errors import AutoFlipError, KeepError, WireError
 from .core.layout import Arrays, Layout
 from .core.nested import cut_plan
@@ -163,10 +162,8 @@ class Budgets:
             return None
         if plan is orders.plan:
             return replace(orders, budget=str(budget))
-        values = pack(weights, plan, orders.values.dtype.name)
-        return replace(
-            orders, plan=plan, values=values, probe=False, budget=str(budget)
-        )
+        own = wire.Orders.of(orders.phase, plan, weights, orders.encoding)
+        return replace(own, regrow=orders.regrow, budget=str(budget))
 
     def _part(self, plan: Plan, budget: Budget, weights: Arrays) -> Plan | None:
         # Scores are taken once as long as the plan is the same object, so that its

@@ -133,7 +133,9 @@ class AutoFlipClient(NumPyClient):
             values, scale = encode_report(received, trained, layout, orders.payload)
             receipt |= wire.seal_report(values, scale)
         else:
-            values = pack_small(trained, orders.reply_plan, orders.dtype)
+            dtype = orders.encoding.float_dtype
+            flat = pack_small(trained, orders.reply_plan, dtype)
+            values = wire.encode_trained(orders, flat, self.context.state)
             if orders.probe:
                 values = append_probe(values, sums, orders.reply_plan)
         return [values], int(num_examples), {**_numbers(metrics), **receipt}

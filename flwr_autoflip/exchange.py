@@ -70,6 +70,7 @@ class Exchange:
     weight_key: str
     timeout: float | None = 3600.0
     held: dict[int, wire.Held] = field(default_factory=dict)
+    plans: dict[bytes, Plan] = field(default_factory=dict)
     sent: list[Sent] = field(default_factory=list)
 
     def requests(
@@ -90,15 +91,18 @@ class Exchange:
             New messages; the templates stay as they are.
         """
         self.sent = []
+        self._drop_plans()
         built: dict[tuple[int, int, wire.Held], tuple[Any, wire.Held, int, int]] = {}
         for template, orders in work:
             node = template.metadata.dst_node_id
             before = self.held.get(node, wire.Held())
             key = (id(template.content), id(orders), before)
             if key not in built:
+                known = self.plans.get(before.plan)
                 content, after, plan_bytes = wire.request_content(
-                    orders, template.content, before, self.api
+                    orders, template.content, before, self.api, known
                 )
+                self.plans[after.plan] = orders.plan
                 size = wire.count_bytes(content)
                 built[key] = (content, after, plan_bytes, size)
             content, after, plan_bytes, size = built[key]
@@ -112,6 +116,11 @@ class Exchange:
             row |= {"bytes_down": size, "plan_bytes": plan_bytes}
             self.sent.append(Sent(message, orders, after, row))
         return [sent.message for sent in self.sent]
+
+    def _drop_plans(self) -> None:
+        """Forget plans that no node holds: what changed since is not asked for."""
+        held = {held.plan for held in self.held.values()}
+        self.plans = {key: plan for key, plan in self.plans.items() if key in held}
 
     def forget(self) -> None:
         """Assume nothing of what nodes hold, and wait for none of them."""

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from . import wire
 from .budgets import Budgets
 from .core.aggregate import cast_to_layout
-from .core.codec import expand, pack
+from .core.codec import expand
+from .core.encoding import Encoding
 from .core.errors import AutoFlipError
 from .core.exploration import decode_report
 from .core.guidance import Report
@@ -48,7 +49,7 @@ class Explorer:
     layout : Layout
     options : Options
         Complete.
-    value_dtype : str
+    encoding : Encoding
         Of values on the way down.
     reports : dict of int to Report
         Node id to deviations, as they come.
@@ -59,7 +60,7 @@ class Explorer:
     budgets: Budgets
     layout: Layout
     options: Options
-    value_dtype: str
+    encoding: Encoding
     reports: dict[int, Report] = field(default_factory=dict)
 
     def first(
@@ -182,10 +183,12 @@ class Explorer:
         """
         plan, weights = dense_plan(self.layout), wire.from_arrayrecord(arrays)
         payload = self.options["exploration_payload"]
-        values = pack(weights, plan, self.value_dtype)
+        orders = wire.Orders.of(
+            "explore", plan, weights, self.encoding, payload=payload
+        )
         if payload == "weights":  # compared with what the node really started from
-            weights = expand(weights, values, plan)
-        orders = wire.Orders("explore", plan, values, payload=payload)
+            received = self.encoding.decode(orders.encoded, plan)
+            weights = expand(weights, received, plan)
         epochs = self.options["exploration_epochs"]
         if epochs is not None:
             templates = [with_config(t, {EPOCHS_KEY: epochs}) for t in templates]

@@ -81,7 +81,8 @@ class Keeper:
             "model": explorer.layout.digest.hex(),
             "policy": describe_policy(self.planner.policy),
             **{name: repr(value) for name, value in explorer.options.items()},
-            "value_dtype": explorer.value_dtype,
+            "value_dtype": explorer.encoding.dtype,
+            "compress": repr(explorer.encoding.compress),
             **settings_of(self.inner),
         }
 

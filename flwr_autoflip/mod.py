@@ -103,7 +103,7 @@ def autoflip_mod(
             "the server asks for gradients, which a mod cannot see; use AutoFlipClient."
         )
     zeros = {t.name: np.zeros(t.shape, t.dtype) for t in plan.layout.tensors}
-    dense = expand(zeros, values, plan)
+    dense = expand(zeros, request.orders.values, plan)
     # A NumPyClient's reply has numbers for names; other mods compare them.
     named = {str(i): a for i, a in enumerate(dense.values())} if numpy else dense
     message.content = RecordDict(
@@ -118,18 +118,19 @@ def autoflip_mod(
     if not reply.has_error():
         seconds = time.perf_counter() - start
         name = wire.NUMPY_ARRAY if numpy else wire.VALUES
-        _compact_inplace(reply, request, dense, seconds, name)
+        _compact_inplace(reply, request, dense, seconds, name, context.state)
     return reply
 
 
 @contextmanager
 def _plan_hidden(context: Context) -> Iterator[None]:
     """Keep our part of a node's state from an app that reads or replaces it all."""
-    held = context.state.pop(wire.STATE)
+    ours = (wire.STATE, wire.RESIDUAL)
+    held = {key: context.state.pop(key) for key in ours if key in context.state}
     try:
         yield
     finally:
-        context.state[wire.STATE] = held
+        context.state.update(held)
 
 
 @contextmanager
@@ -158,6 +159,7 @@ def _compact_inplace(
     dense: dict[str, NDArray[Any]],
     seconds: float,
     name: str,
+    state: RecordDict,
 ) -> None:
     orders, layout = request.orders, request.orders.plan.layout
     receipt = receipt_of(request, layout.num_parameters, seconds)
@@ -171,7 +173,8 @@ def _compact_inplace(
             values, scale = encode_report(dense, trained, layout, orders.payload)
             receipt |= wire.seal_report(values, scale)
         else:
-            values = pack(trained, orders.reply_plan, orders.dtype)
+            flat = pack(trained, orders.reply_plan, orders.encoding.float_dtype)
+            values = wire.encode_trained(orders, flat, state)
         reply.content[key] = ArrayRecord({name: Array(values)})
     wire.add_receipt_inplace(reply.content, receipt)
 

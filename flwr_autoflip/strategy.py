@@ -16,7 +16,8 @@ from . import wire
 from .budgets import Budgets
 from .checkpoint import CheckpointFolder
 from .core.aggregate import fill, settle
-from .core.codec import VALUE_DTYPES, expand, pack
+from .core.codec import expand
+from .core.encoding import Encoding
 from .core.errors import AutoFlipError
 from .core.guidance import Report
 from .core.layout import Layout, check_arrays
@@ -58,8 +59,10 @@ class AutoFlip(Strategy):
         Who stays: a name in :func:`flwr_autoflip.presets.resolve_policy`, or your own.
     exclude : sequence of str (default: ())
         Modules whose units all stay.
-    value_dtype : {"float32", "float16"} (default: "float32")
-        Values on the wire, both ways.
+    value_dtype : {"float32", "float16", "int8"} (default: "float32")
+        Values on the wire, both ways; 8 bits with error feedback.
+    compress : bool (default: False)
+        Pack values without loss; needs ``flwr-autoflip[compress]`` on both sides.
     client_api : {"message", "numpy"} (default: "message")
         "numpy" for nodes that run Flower's plain ``ClientApp(client_fn)``.
     ledger_dir : path, optional
@@ -97,6 +100,7 @@ class AutoFlip(Strategy):
         policy: Policy | str = "autoflip",
         exclude: Iterable[str] = (),
         value_dtype: str = "float32",
+        compress: bool = False,
         client_api: wire.ClientApi = "message",
         ledger_dir: str | Path | None = None,
         checkpoint_dir: str | Path | None = None,
@@ -105,8 +109,7 @@ class AutoFlip(Strategy):
         self.strategy = strategy
         self.options = resolve_options(preset, options)
         self.policy = resolve_policy(policy, self.options)
-        self.value_dtype = value_dtype
-        check_choice("value_dtype", value_dtype, VALUE_DTYPES)
+        self.encoding = Encoding(value_dtype, compress)
         check_choice("client_api", client_api, ("message", "numpy"))
         if find_attribute(strategy, "fraction_train", 1.0) == 0:
             raise AutoFlipError("fraction_train is 0: no node would ever train.")
@@ -135,7 +138,7 @@ class AutoFlip(Strategy):
             self._budgets,
             self.layout,
             self.options,
-            value_dtype,
+            self.encoding,
             reports,
         )
         self._weights: dict[str, NDArray[Any]] = {}
@@ -288,12 +291,12 @@ class AutoFlip(Strategy):
         if not templates:
             return []
         self._round_plan = self._plan_round(server_round, templates, arrays, grid)
-        orders = wire.Orders(
+        orders = wire.Orders.of(
             "train",
             self._round_plan,
-            pack(self._weights, self._round_plan, self.value_dtype),
-            self.value_dtype,
-            self.options["regrow"],
+            self._weights,
+            self.encoding,
+            regrow=self.options["regrow"],
             probe=self.policy.probes(server_round),
         )
         work = self._budgets.share_out(
@@ -371,7 +374,7 @@ class AutoFlip(Strategy):
         if not templates:
             return []
         plan, weights = self.deployable_plan(arrays), wire.from_arrayrecord(arrays)
-        orders = wire.Orders("evaluate", plan, pack(weights, plan, self.value_dtype))
+        orders = wire.Orders.of("evaluate", plan, weights, self.encoding)
         work = self._budgets.share_out(server_round, grid, templates, orders, weights)
         return self._exchange.requests(server_round, work)
 
@@ -392,5 +395,5 @@ class AutoFlip(Strategy):
         """Log the settings, then the inner strategy's."""
         LOGGER.log(INFO, "\t├──> AutoFlip settings:")
         LOGGER.log(INFO, "\t│\t├── Policy: %s", self.policy)
-        LOGGER.log(INFO, "\t│\t└── Values: %s", self.value_dtype)
+        LOGGER.log(INFO, "\t│\t└── Values: %s", self.encoding.dtype)
         self.strategy.summary()

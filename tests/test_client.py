@@ -202,7 +202,10 @@ def request_for(**changes: Any) -> tuple[list[np.ndarray], dict[str, Any]]:
         ({"autoflip_plan_digest": b"x"}, "does not hold the plan"),
         ({"autoflip_plan": b""}, "does not hold the plan"),
         ({"autoflip_layout": b"junk"}, "layout's bytes cannot be read"),
-        ({"autoflip_dtype": "int8"}, "value dtype must be"),
+        ({"autoflip_dtype": "int4"}, "unknown dtype 'int4'"),
+        ({"autoflip_dtype": "int8"}, "expected .* bytes of 8-bit values"),
+        ({"autoflip_compress": True}, "expected packed bytes"),
+        ({"autoflip_plan_change": b"junk"}, "unknown kind 6a"),
     ],
 )
 def test_a_bad_request_is_refused(changes: dict[str, Any], message: str) -> None:

@@ -20,7 +20,13 @@ from flwr.serverapp.strategy import (
 from grid import LocalGrid
 from torch import nn
 
-from flwr_autoflip import AutoFlip, AutoFlipError, AutoFlipWarning, client_app
+from flwr_autoflip import (
+    AutoFlip,
+    AutoFlipError,
+    AutoFlipWarning,
+    autoflip_mod,
+    client_app,
+)
 from flwr_autoflip.core.rescale import rescale_fan_in
 from flwr_autoflip.core.shrink import arrays_of, shrink
 
@@ -272,6 +278,52 @@ def test_who_is_faster_does_not_change_a_bit(inner: str) -> None:
         np.testing.assert_array_equal(results[1][name], array)
 
 
+@pytest.mark.parametrize("app", ["client", "numpy", "mod"])
+@pytest.mark.parametrize("compress", [False, True])
+def test_eight_bits_end_where_thirty_two_do(app: str, compress: bool) -> None:
+    apps = {
+        "client": client_app(Client),
+        "numpy": ClientApp(client_fn=lambda context: Client(context).to_client()),
+        "mod": plain_app([autoflip_mod]),
+    }
+    strategies = [
+        build(
+            FedAvg(fraction_evaluate=0.5),
+            client_api="numpy" if app == "numpy" else "message",
+            **how,
+        )
+        for how in ({}, {"value_dtype": "int8", "compress": compress})
+    ]
+
+    wide, narrow = (run(one, rounds=4, app=apps[app])[0] for one in strategies)
+
+    rows = [r for one in strategies for r in one.ledger.rows if r["phase"] == "train"]
+    assert {row["status"] for row in rows} == {"ok"}
+    up = [row["bytes_up"] for row in rows]
+    values = strategies[0].deployable_plan().num_values
+    assert up[0] - up[-1] > 2.3 * values
+    start = arrays_of(make_model())
+    for name in ("conv.weight", "fc1.weight", "fc2.weight"):
+        moved = np.linalg.norm(wide[name] - start[name])
+        assert np.linalg.norm(wide[name] - narrow[name]) < 0.1 * moved
+    assert narrow["norm.running_var"].min() > 0
+
+
+def test_a_probe_is_sent_in_floats_whatever_values_are() -> None:
+    strategy = build(
+        FedAvg(fraction_evaluate=0.0),
+        policy="prunefl",
+        threshold="2x",
+        value_dtype="int8",
+        compress=True,
+    )
+
+    run(strategy, rounds=3)
+
+    train = [row for row in strategy.ledger.rows if row["phase"] == "train"]
+    assert {row["status"] for row in train} == {"ok"}
+
+
 # --- What travels ---
 
 
@@ -507,7 +559,7 @@ def test_no_explorer_at_all_is_one_clear_error() -> None:
         ({"normalization": "both"}, "normalization must be"),
         ({"units": "some"}, "units must be"),
         ({"untrained": "drop"}, "untrained must be"),
-        ({"value_dtype": "int8"}, "value_dtype must be"),
+        ({"value_dtype": "int4"}, "value_dtype must be"),
         ({"client_api": "grpc"}, "client_api must be"),
         ({"preset": "best"}, "preset must be"),
         ({"round_to": 0}, "round_to must be at least 1"),

@@ -10,12 +10,15 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 from flwr_autoflip import __version__, wire
 from flwr_autoflip.core.codec import decode_plan, encode_plan, pack, plan_digest
+from flwr_autoflip.core.encoding import Encoding
 from flwr_autoflip.core.errors import WireError
 from flwr_autoflip.core.exploration import decode_report, encode_report
 from flwr_autoflip.core.layout import layout_from_bytes
-from flwr_autoflip.core.plan import dense_plan
+from flwr_autoflip.core.plan import Plan, dense_plan
+from flwr_autoflip.core.plan_change import encode_change
 from flwr_autoflip.core.shrink import arrays_of
 from flwr_autoflip.core.trace import trace
+from flwr_autoflip.wire.values import decode_trained
 
 LAYOUT = trace(TinyNet(), EXAMPLE)
 PLAN = dense_plan(LAYOUT)
@@ -138,6 +141,29 @@ def test_count_bytes_is_what_flower_serialises() -> None:
     assert 4 * PLAN.num_values < expected < 4 * PLAN.num_values + 2500
 
 
+@pytest.mark.parametrize(
+    "sizes", [(), (0,), (7,), (3, 3, 40), (1_400_000,), (2_000_000, 1_310_721)]
+)
+def test_count_bytes_hashes_no_data_and_still_counts_all(
+    sizes: tuple[int, ...],
+) -> None:
+    generator = np.random.default_rng(0)
+    arrays = {f"a{i}": generator.random(n, np.float32) for i, n in enumerate(sizes)}
+    content = RecordDict(
+        {
+            "arrays": ArrayRecord({name: Array(a) for name, a in arrays.items()}),
+            "more": ArrayRecord({"b": Array(generator.random(5))}),
+            "config": ConfigRecord({"plan": b"abc", "x": [1, 2]}),
+            "metrics": MetricRecord({"loss": 0.5}),
+        }
+    )
+
+    objects = get_all_nested_objects(content)
+
+    expected = sum(len(o.deflate()) + len(k) for k, o in objects.items())
+    assert wire.count_bytes(content) == expected
+
+
 @pytest.mark.parametrize("payload", ["update", "deviation"])
 def test_report_survives_the_wire(payload: str) -> None:
     generator = np.random.default_rng(0)
@@ -209,3 +235,106 @@ def test_receipts_that_cannot_be_true_are_not_believed() -> None:
         }
     )
     assert wire.peek_receipt(content) == {}
+
+
+# --- Encodings ---
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("compress", [False, True])
+def test_encoded_values_are_read_as_the_request_says(
+    dtype: str, compress: bool
+) -> None:
+    given = wire.Orders.of("train", PLAN, ARRAYS, Encoding(dtype, compress))
+
+    content, _, _ = wire.request_content(given, template(), wire.Held(), "message")
+
+    config = dict(content["settings"])
+    assert config["autoflip-dtype"] == dtype
+    assert config.get("autoflip-compress", False) == compress
+    data = wire.single_array(content["weights"])
+    request = wire.read_request(data, config, RecordDict())
+    # Weights within half a step of the tensor's largest in 127 steps.
+    tolerance = {"float32": 0, "float16": 1e-3, "int8": 0.5 / 127}[dtype]
+    for name, array in request.arrays().items():
+        largest = np.abs(ARRAYS[name]).max(initial=0)
+        np.testing.assert_allclose(
+            array, ARRAYS[name], rtol=0, atol=1.01 * tolerance * largest
+        )
+
+
+def test_eight_bits_up_are_a_change_that_the_server_adds_to_its_own() -> None:
+    encoding, state = Encoding("int8"), RecordDict()
+    sent = wire.Orders.of("train", PLAN, ARRAYS, encoding)
+    received = encoding.decode(sent.encoded, PLAN)
+    read = wire.Orders("train", PLAN, received, encoding)
+    trained = received + np.float32(0.0127)
+
+    data = wire.encode_trained(read, trained, state)
+
+    # A change of .0127 everywhere is 127 steps of .0001; buffers' stay as they are.
+    weights = LAYOUT.num_parameters
+    assert set(data[-weights:].view(np.int8)) == {127}
+    now = decode_trained(sent, data)
+    np.testing.assert_allclose(now, sent.values + 0.0127, rtol=0, atol=1e-6)
+    assert np.abs(now - trained).max() > 1e-4  # what rounding took on the way down
+
+
+def test_what_rounding_left_stays_until_the_plan_changes() -> None:
+    encoding, state = Encoding("int8"), RecordDict()
+    given = wire.Orders.of("train", PLAN, ARRAYS, encoding)
+    content, held, _ = wire.request_content(given, template(), wire.Held(), "message")
+    data, config = given.encoded, dict(content["settings"])
+    request = wire.read_request(data, config, state)
+    noise = np.random.default_rng(0).standard_normal(PLAN.num_values)
+    trained = request.orders.values + noise.astype(np.float32)
+
+    first = wire.encode_trained(request.orders, trained, state)
+    wire.read_request(data, config, state)
+    second = wire.encode_trained(request.orders, trained, state)
+
+    assert (first != second).any()
+    other = Plan(LAYOUT, PLAN.keep | {"fc1": np.arange(4)})
+    change = wire.Orders.of("train", other, ARRAYS, encoding)
+    content, _, _ = wire.request_content(change, template(), held, "message")
+    wire.read_request(change.encoded, dict(content["settings"]), state)
+    assert wire.RESIDUAL not in state
+
+
+# --- Plan changes ---
+
+
+def test_a_change_travels_where_it_is_shorter() -> None:
+    state = RecordDict()
+    content, held, _ = wire.request_content(
+        orders(), template(), wire.Held(), "message"
+    )
+    wire.read_request(pack(ARRAYS, PLAN), dict(content["settings"]), state)
+    after = Plan(LAYOUT, PLAN.keep | {"fc1": np.arange(7)})
+    given = orders(plan=after, values=pack(ARRAYS, after))
+
+    content, held, plan_bytes = wire.request_content(
+        given, template(), held, "message", PLAN
+    )
+
+    config = dict(content["settings"])
+    assert config["autoflip-plan-change"] == encode_change(PLAN, after)
+    assert "autoflip-plan" not in config
+    assert plan_bytes == 16 + len(config["autoflip-plan-change"])
+    request = wire.read_request(pack(ARRAYS, after), config, state)
+    assert encode_plan(request.orders.plan) == encode_plan(after)
+    assert held.plan == plan_digest(encode_plan(after))
+    # The same again: the node holds it now, though it came as a change.
+    content, _, plan_bytes = wire.request_content(given, template(), held, "message")
+    assert plan_bytes == 16
+    wire.read_request(pack(ARRAYS, after), dict(content["settings"]), state)
+
+
+def test_a_change_of_a_plan_that_the_node_lost_is_refused() -> None:
+    after = Plan(LAYOUT, PLAN.keep | {"fc1": np.arange(7)})
+    given = orders(plan=after, values=pack(ARRAYS, after))
+    held = wire.Held(LAYOUT.digest, plan_digest(encode_plan(PLAN)))
+    content, _, _ = wire.request_content(given, template(), held, "message", PLAN)
+
+    with pytest.raises(WireError, match="does not hold the plan"):
+        wire.read_request(pack(ARRAYS, after), dict(content["settings"]), RecordDict())

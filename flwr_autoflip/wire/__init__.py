@@ -20,6 +20,7 @@ from .keys import (
     NUMPY_ARRAY,
     PREFIX,
     RECEIPT,
+    RESIDUAL,
     STATE,
     VALUES,
     ClientApi,
@@ -54,6 +55,7 @@ from .request import (
     read_request,
     request_content,
 )
+from .values import encode_trained
 
 __all__ = [
     "KEY_BUDGET",
@@ -69,6 +71,7 @@ __all__ = [
     "NUM_EXAMPLES",
     "PREFIX",
     "RECEIPT",
+    "RESIDUAL",
     "STATE",
     "VALUES",
     "ClientApi",
@@ -80,6 +83,7 @@ __all__ = [
     "add_receipt_inplace",
     "check_single",
     "count_bytes",
+    "encode_trained",
     "evaluate_reply",
     "from_arrayrecord",
     "inner_reply",

@@ -16,7 +16,7 @@ from flwr.app import (
 )
 from numpy.typing import NDArray
 
-from ..core.codec import VERSION, check_values, encode_plan, plan_digest
+from ..core.codec import VERSION, encode_plan, plan_digest
 from ..core.errors import WireError
 from ..core.guidance import Report
 from ..core.layout import Arrays
@@ -43,6 +43,7 @@ from .keys import (
 )
 from .records import single_array, to_arrayrecord
 from .request import Orders
+from .values import decode_trained
 
 MOD_ORDER = (
     "An explorer's report is no weights that a clipping or noising mod could change: "
@@ -193,7 +194,7 @@ def read_reply(
         trained, probe = split_probe(values, orders.reply_plan)
         return Reply(trained, num_examples, own, receipt, probe)
     if phase == "train":
-        check_values(values, orders.reply_plan)
+        values = decode_trained(orders, values)
     elif orders.payload != "weights":
         _check_seal(values, receipt)
     return Reply(values, num_examples, own, receipt)

@@ -10,19 +10,23 @@ from numpy.typing import NDArray
 
 from ..core.codec import (
     VERSION,
-    check_values,
     decode_plan,
     encode_plan,
+    pack,
     plan_digest,
     unpack_small,
 )
+from ..core.encoding import DTYPES, FLOAT32, Encoding
 from ..core.errors import WireError
 from ..core.exploration import PAYLOADS, Payload
-from ..core.layout import Layout, layout_from_bytes
+from ..core.layout import Arrays, Layout, layout_from_bytes
 from ..core.plan import Plan
+from ..core.plan_change import decode_change, encode_change
 from ..core.version import __version__
 from .keys import (
     KEY_BUDGET,
+    KEY_CHANGE,
+    KEY_COMPRESS,
     KEY_DIGEST,
     KEY_DTYPE,
     KEY_LAYOUT,
@@ -36,6 +40,7 @@ from .keys import (
     NUMPY_ARRAY,
     NUMPY_IN,
     PREFIX,
+    RESIDUAL,
     STATE,
     VALUES,
     ClientApi,
@@ -56,9 +61,10 @@ class Orders:
         ``"budget"`` only asks what the node can carry.
     plan : Plan
     values : ndarray
-        ``(plan.num_values,)``; none with ``"budget"``.
-    dtype : str
-        Dtype of values on the way up.
+        ``(plan.num_values,)`` of the encoding's ``float_dtype``, on the node as they
+        came out of the wire; none with ``"budget"``.
+    encoding : Encoding (default: float32)
+        Of values both ways.
     regrow : bool (default: False)
         Single weights that went may come back in training.
     payload : {"update", "deviation", "units", "weights"} (default: "update")
@@ -72,16 +78,41 @@ class Orders:
     phase: Phase
     plan: Plan
     values: NDArray[Any]
-    dtype: str = "float32"
+    encoding: Encoding = FLOAT32
     regrow: bool = False
     payload: Payload = "update"
     probe: bool = False
     budget: str = ""
 
+    @classmethod
+    def of(
+        cls,
+        phase: Phase,
+        plan: Plan,
+        weights: Arrays,
+        encoding: Encoding,
+        **rest: Any,
+    ) -> "Orders":
+        """Give orders with the values that a plan keeps of dense weights."""
+        values = pack(weights, plan, encoding.float_dtype)
+        return cls(phase, plan, values, encoding, **rest)
+
     @cached_property
     def reply_plan(self) -> Plan:
         """What comes back: with ``regrow`` every weight of the units that stay."""
         return self.plan.without_mask() if self.regrow else self.plan
+
+    @property
+    def reply_encoding(self) -> Encoding:
+        """How values come back; a probe's magnitudes behind them are plain floats."""
+        return Encoding(self.encoding.float_dtype) if self.probe else self.encoding
+
+    @cached_property
+    def encoded(self) -> NDArray[Any]:
+        """The array that travels down."""
+        if self.phase == "budget":
+            return self.values
+        return self.encoding.encode(self.values, self.plan)
 
 
 @dataclass(frozen=True)
@@ -93,7 +124,11 @@ class Held:
 
 
 def request_content(
-    orders: Orders, template: RecordDict, held: Held, api: ClientApi
+    orders: Orders,
+    template: RecordDict,
+    held: Held,
+    api: ClientApi,
+    before: Plan | None = None,
 ) -> tuple[RecordDict, Held, int]:
     """Build the content of one request.
 
@@ -106,6 +141,8 @@ def request_content(
         What the node holds; layout and plan are sent only if it lacks them.
     api : {"message", "numpy"}
         ``"numpy"`` for nodes that run a plain ``ClientApp(client_fn)``.
+    before : Plan, optional
+        The plan that the node holds; what changed since is sent if it is shorter.
 
     Returns
     -------
@@ -120,8 +157,11 @@ def request_content(
     config: dict[str, Any] = dict(next(iter(template.config_records.values()), {}))
     config |= {KEY_VERSION: VERSION, KEY_PACKAGE: __version__}
     config |= {KEY_PHASE: orders.phase, KEY_DIGEST: digest}
+    config[KEY_DTYPE] = orders.encoding.dtype
+    if orders.encoding.compress:
+        config[KEY_COMPRESS] = True
     if orders.phase == "train":
-        config |= {KEY_DTYPE: orders.dtype, KEY_REGROW: orders.regrow}
+        config[KEY_REGROW] = orders.regrow
     if orders.probe:
         config[KEY_PROBE] = True
     if orders.budget:
@@ -134,11 +174,15 @@ def request_content(
         config[KEY_LAYOUT] = layout.encoded
         plan_bytes += len(layout.encoded)
     if held.plan != digest:
-        config[KEY_PLAN] = encoded
-        plan_bytes += len(encoded)
+        change = None if before is None else encode_change(before, orders.plan)
+        key, data = KEY_PLAN, encoded
+        if change is not None and len(change) < len(encoded):
+            key, data = KEY_CHANGE, change
+        config[key] = data
+        plan_bytes += len(data)
     # Named as the reply's array will be: Flower's clipping mods demand it.
     name = NUMPY_ARRAY if api == "numpy" else VALUES
-    arrays = ArrayRecord({name: Array(orders.values)})
+    arrays = ArrayRecord({name: Array(orders.encoded)})
     keys = _request_keys(orders.phase, template, api)
     content = RecordDict({keys[0]: arrays, keys[1]: ConfigRecord(config)})
     return content, Held(layout.digest, digest), plan_bytes
@@ -215,6 +259,9 @@ def read_request(
     held = dict(state.config_records.get(STATE, {}))
     layout_bytes = config.get(KEY_LAYOUT, held.get(KEY_LAYOUT, b""))
     plan_bytes = config.get(KEY_PLAN, held.get(KEY_PLAN, b""))
+    if KEY_CHANGE in config and layout_bytes and plan_bytes:
+        held_plan = _read_plan(plan_bytes, layout_bytes)
+        plan_bytes = encode_plan(decode_change(config[KEY_CHANGE], held_plan))
     digest = config.get(KEY_DIGEST)
     if not layout_bytes or plan_digest(plan_bytes) != digest:
         raise WireError(
@@ -222,15 +269,17 @@ def read_request(
             "probably restarted. The server sends the whole plan next time."
         )
     plan = _read_plan(plan_bytes, layout_bytes)
+    encoding = _read_encoding(config)
     if phase != "budget":
-        check_values(values, plan)
+        values = encoding.decode(values, plan)
     if held.get(KEY_PLAN) != plan_bytes or held.get(KEY_LAYOUT) != layout_bytes:
         state[STATE] = ConfigRecord({KEY_LAYOUT: layout_bytes, KEY_PLAN: plan_bytes})
+        state.pop(RESIDUAL, None)  # of values under another plan
     orders = Orders(
         cast(Phase, phase),
         plan,
         values,
-        str(config.get(KEY_DTYPE, "float32")),
+        encoding,
         bool(config.get(KEY_REGROW, False)),
         cast(Payload, payload),
         bool(config.get(KEY_PROBE, False)),
@@ -238,6 +287,13 @@ def read_request(
     )
     own = {key: v for key, v in config.items() if not key.startswith(PREFIX)}
     return Request(orders, cast(bytes, digest), own)
+
+
+def _read_encoding(config: Mapping[str, Any]) -> Encoding:
+    dtype = config.get(KEY_DTYPE)
+    if dtype not in DTYPES:
+        raise WireError(f"unknown dtype {dtype!r} of values.")
+    return Encoding(dtype, bool(config.get(KEY_COMPRESS, False)))
 
 
 def _check_versions(config: Mapping[str, Any]) -> None:

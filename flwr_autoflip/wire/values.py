@@ -1,0 +1,91 @@
+"""What a node trained, on its way up: values, or in 8 bits the change of values.
+
+A change is small, so that rounding it costs little; and the server, which adds it to
+its own weights in full precision, never loses what rounding took from those on their
+way down. What rounding took from the change stays on the node for the next time.
+"""
+
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, RecordDict
+from numpy.typing import NDArray
+
+from ..core.codec import pack_small, unpack_small
+from .keys import RESIDUAL, VALUES
+from .request import Orders
+
+
+def starting_values(orders: Orders) -> NDArray[Any]:
+    """Give what training starts from, in the reply's coordinates.
+
+    Returns
+    -------
+    ndarray
+        ``(orders.reply_plan.num_values,)``; 0 for weights that may come back.
+    """
+    if orders.reply_plan is orders.plan:
+        return orders.values
+    return pack_small(unpack_small(orders.values, orders.plan), orders.reply_plan)
+
+
+def encode_trained(
+    orders: Orders, trained: NDArray[Any], state: RecordDict
+) -> NDArray[Any]:
+    """Make the array that a node sends up.
+
+    Parameters
+    ----------
+    orders : Orders
+        As the node read them.
+    trained : ndarray
+        ``(orders.reply_plan.num_values,)``, after training.
+    state : RecordDict
+        ``context.state``; keeps what rounding left.
+
+    Returns
+    -------
+    ndarray
+        For :func:`decode_trained`.
+    """
+    encoding = orders.reply_encoding
+    if encoding.dtype != "int8":
+        return encoding.encode(trained, orders.reply_plan)
+    update = trained - starting_values(orders)
+    data, residual = encoding.encode_update(
+        update, _residual(state, update.shape), orders.reply_plan
+    )
+    state[RESIDUAL] = ArrayRecord({VALUES: Array(residual)})
+    return data
+
+
+def _residual(state: RecordDict, shape: tuple[int, ...]) -> NDArray[np.float32] | None:
+    if RESIDUAL not in state.array_records:
+        return None
+    residual = state.array_records[RESIDUAL][VALUES].numpy()
+    return residual if residual.shape == shape else None
+
+
+def decode_trained(orders: Orders, data: NDArray[Any]) -> NDArray[Any]:
+    """Read :func:`encode_trained` on the server.
+
+    Parameters
+    ----------
+    orders : Orders
+        As the server gave them, with values in full precision.
+    data : ndarray
+
+    Returns
+    -------
+    ndarray
+        ``(orders.reply_plan.num_values,)``: what the node has now.
+
+    Raises
+    ------
+    WireError
+        If it cannot be what these orders asked for.
+    """
+    values = orders.reply_encoding.decode(data, orders.reply_plan)
+    if orders.reply_encoding.dtype == "int8":
+        values = values + starting_values(orders)
+    return values

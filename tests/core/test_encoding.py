@@ -1,0 +1,77 @@
+"""Values as they travel: every dtype, packed or not, there and back."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import layout_of, random_plan
+
+from flwr_autoflip.core.codec import VALUE_DTYPES
+from flwr_autoflip.core.encoding import DTYPES, FLOAT32, Encoding
+from flwr_autoflip.core.errors import AutoFlipError, WireError
+from flwr_autoflip.core.plan import Plan
+from flwr_autoflip.core.quantize import dequantize, quantize, quantized_size
+
+ALL = [Encoding(dtype, packed) for dtype in DTYPES for packed in (False, True)]
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def values_of(plan: Plan, dtype: str, seed: int = 0) -> np.ndarray:
+    values = np.random.default_rng(seed).standard_normal(plan.num_values)
+    return values.astype(dtype)
+
+
+@pytest.mark.parametrize("encoding", ALL, ids=str)
+@settings(max_examples=8, deadline=None)
+@given(seed=SEEDS, masked=st.booleans())
+def test_there_and_back(encoding: Encoding, seed: int, masked: bool) -> None:
+    plan = random_plan(layout_of("conv_flat"), seed, masked)
+    values = values_of(plan, encoding.float_dtype, seed)
+
+    again = encoding.decode(encoding.encode(values, plan), plan)
+
+    lossless = encoding.dtype in VALUE_DTYPES
+    expected = values if lossless else dequantize(quantize(values, plan), plan)
+    np.testing.assert_array_equal(again, expected)
+    assert again.dtype.name == encoding.float_dtype
+
+
+def test_bytes_of_each_dtype() -> None:
+    plan = random_plan(layout_of("conv_flat"), 0, False)
+    values = values_of(plan, "float32")
+
+    assert FLOAT32.encode(values, plan) is values
+    eight = Encoding("int8").encode(values, plan)
+    assert eight.nbytes == quantized_size(plan) < 0.4 * values.nbytes
+    assert Encoding("float32", True).encode(values, plan).dtype == np.uint8
+
+
+def test_an_update_carries_what_the_last_one_lost() -> None:
+    plan = random_plan(layout_of("conv_flat"), 0, False)
+    encoding = Encoding("int8", True)
+    update = values_of(plan, "float32")
+
+    first, left = encoding.encode_update(update, None, plan)
+    second, _ = encoding.encode_update(update, left, plan)
+
+    sent = encoding.decode(first, plan)
+    np.testing.assert_allclose(sent + left, update, rtol=1e-6, atol=1e-7)
+    once_more = encoding.decode(second, plan)
+    assert np.abs(sent + once_more - 2 * update).max() < 1.1 * np.abs(left).max()
+
+
+def test_a_wrong_dtype_is_refused() -> None:
+    with pytest.raises(AutoFlipError, match=r"value_dtype must be one of .* 'int4'"):
+        Encoding("int4")
+
+
+@pytest.mark.parametrize("encoding", ALL, ids=str)
+def test_another_encodings_bytes_are_a_wire_error(encoding: Encoding) -> None:
+    plan = random_plan(layout_of("conv_flat"), 0, False)
+    for other in ALL:
+        # Floats say their own dtype: 16 and 32 bits are told apart without being told.
+        if other == encoding or not (other.compress or encoding.compress):
+            continue
+        data = other.encode(values_of(plan, other.float_dtype), plan)
+        with pytest.raises(WireError, match="values: "):
+            encoding.decode(data, plan)
