@@ -206,7 +206,8 @@ class Explorer:
         for answer in self.exchange.replies(answers, read):
             message, (report, final) = answer.message, answer.made
             self.reports[message.metadata.src_node_id] = report
-            wire.inner_reply(message, final, answer.reply, weight_key(self.inner))
+            record = None if final is None else wire.to_arrayrecord(final)
+            wire.inner_reply(message, record, answer.reply, weight_key(self.inner))
             explorers.append(message)
         return explorers
 

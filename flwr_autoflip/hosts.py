@@ -12,6 +12,7 @@ from flwr.serverapp.strategy import (
     DifferentialPrivacyClientSideFixedClipping,
     DifferentialPrivacyServerSideAdaptiveClipping,
     DifferentialPrivacyServerSideFixedClipping,
+    FedAvg,
     Strategy,
 )
 from numpy.typing import NDArray
@@ -55,6 +56,15 @@ def refuse_privacy(strategy: Strategy) -> None:
             "clipping a reply no longer bounds what one node contributes: leave "
             "budgets or differential privacy out."
         )
+
+
+def only_averages(strategy: Strategy) -> bool:
+    """Tell whether a strategy aggregates as FedAvg does: the weighted mean, as it is.
+
+    Then it does not matter which numbers of a model a reply holds.
+    """
+    own = getattr(type(strategy), "aggregate_train", None)
+    return own is FedAvg.aggregate_train and "aggregate_train" not in vars(strategy)
 
 
 def weight_key(strategy: Strategy) -> str:

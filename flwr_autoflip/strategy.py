@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from . import wire
+from .aggregation import aggregate
 from .budgets import Budgets
 from .checkpoint import CheckpointFolder
-from .core.aggregate import fill, settle
-from .core.codec import expand
 from .core.encoding import Encoding
 from .core.errors import AutoFlipError
 from .core.guidance import Report
@@ -337,30 +336,21 @@ class AutoFlip(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Expand valid replies and let the inner strategy average them."""
-
-        def read(reply: wire.Reply, orders: wire.Orders) -> dict[str, NDArray[Any]]:
-            return expand(self._weights, reply.values, orders.reply_plan)
-
-        answers = self._exchange.replies(replies, read)
+        answers = self._exchange.replies(replies, lambda reply, orders: None)
         if not answers:
             LOGGER.warning("\t> no valid reply: the global model stays as it was")
             return None, None
-        trained = [answer.orders.reply_plan for answer in answers]
-        counts = [answer.reply.num_examples for answer in answers]
-        models = fill([answer.made for answer in answers], trained, counts)
-        for answer, full in zip(answers, models, strict=True):
-            reply = answer.reply
-            if reply.probe:
-                self._planner.add_probe(reply.probe, reply.num_examples)
-            wire.inner_reply(answer.message, full, reply, weight_key(self.strategy))
-        accepted = [answer.message for answer in answers]
-        aggregated, metrics = self.strategy.aggregate_train(server_round, accepted)
+        for reply in (answer.reply for answer in answers if answer.reply.probe):
+            self._planner.add_probe(reply.probe, reply.num_examples)
+        aggregated, metrics = aggregate(
+            self.strategy,
+            server_round,
+            answers,
+            self._weights,
+            zero=self.options["untrained"] == "zero",
+        )
         if aggregated is not None:
-            arrays = wire.from_arrayrecord(aggregated)
-            zero = self.options["untrained"] == "zero"
-            settled = settle(arrays, self._weights, trained, zero=zero)
-            update_inplace(aggregated, settled)
-            self._weights = settled
+            self._weights = wire.from_arrayrecord(aggregated)
         log_round(self.ledger, server_round, self._round_plan)
         return aggregated, metrics
 

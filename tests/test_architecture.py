@@ -39,9 +39,10 @@ ALLOWED: dict[str, set[str]] = {
     "resume": {"keeper", "hosts"},
     "explorer": {"budgets", "exchange", "hosts", "presets", "wire", "policies", "core"},
     "planner": {"policies", "core"},
+    "aggregation": {"exchange", "hosts", "wire", "core"},
     "strategy": {
         *("budgets", "costs", "explorer", "exchange", "hosts", "planner", "presets"),
-        *("wire", "ledger", "policies", "core"),
+        *("aggregation", "wire", "ledger", "policies", "core"),
         *("checkpoint", "keeper", "snapshot", "resume"),
     },
     "": {"core", "client", "files", "mod", "presets", "strategy"},

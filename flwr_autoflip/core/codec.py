@@ -18,6 +18,7 @@ per masked tensor      only if element bitmaps follow: for each trainable tensor
 """
 
 from collections.abc import Iterable
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
@@ -39,6 +40,7 @@ VALUE_DTYPES = ("float32", "float16")
 # --- Plan <-> bytes ---
 
 
+@lru_cache(maxsize=16)  # by identity; one plan is encoded for every node and reply
 def encode_plan(plan: Plan) -> bytes:
     """Write a plan as bytes; see the module's table.
 

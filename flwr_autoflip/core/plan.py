@@ -147,7 +147,11 @@ class Plan:
         )
 
     def without_mask(self) -> "Plan":
-        """Give the same units with every weight inside them."""
+        """Give the same units with every weight inside them, always the same object."""
+        return self._whole_units if self.mask else self
+
+    @cached_property
+    def _whole_units(self) -> "Plan":
         return Plan(self.layout, self.keep)
 
     def dense_mask(self, name: str) -> NDArray[np.bool_]:

@@ -17,9 +17,9 @@ from flwr.app import (
 from numpy.typing import NDArray
 
 from ..core.codec import VERSION, encode_plan, plan_digest
+from ..core.encoding import FLOAT32
 from ..core.errors import WireError
 from ..core.guidance import Report
-from ..core.layout import Arrays
 from ..core.probe import split_probe
 from .keys import (
     KEY_CHECKSUM,
@@ -41,7 +41,7 @@ from .keys import (
     is_number,
     message_type,
 )
-from .records import single_array, to_arrayrecord
+from .records import single_array
 from .request import Orders
 from .values import decode_trained
 
@@ -252,15 +252,15 @@ def _check_seal(values: NDArray[Any], receipt: Mapping[str, Any]) -> None:
 
 
 def inner_reply(
-    message: Message, arrays: Arrays | None, reply: Reply, weight_key: str
+    message: Message, arrays: ArrayRecord | None, reply: Reply, weight_key: str
 ) -> None:
     """Give a reply the content that the inner strategy expects, in place.
 
     Parameters
     ----------
     message : Message
-    arrays : mapping of str to ndarray or None
-        The node's model in full shape; None for an evaluation.
+    arrays : ArrayRecord or None
+        What is averaged; None for an evaluation.
     reply : Reply
     weight_key : str
         The inner strategy's ``weighted_by_key``.
@@ -268,5 +268,25 @@ def inner_reply(
     metrics = MetricRecord({weight_key: reply.num_examples, **reply.metrics})
     content = RecordDict({METRICS: metrics})
     if arrays is not None:
-        content["arrays"] = to_arrayrecord(arrays)
+        content["arrays"] = arrays
     message.content = content
+
+
+def kept_values(message: Message, reply: Reply, orders: Orders) -> ArrayRecord:
+    """Give a reply's kept values as float32 in one array: as they came, if they are.
+
+    Parameters
+    ----------
+    message : Message
+        As it came.
+    reply : Reply
+    orders : Orders
+        What the node was asked.
+
+    Returns
+    -------
+    ArrayRecord
+    """
+    if orders.reply_encoding == FLOAT32 and not orders.probe:
+        return next(iter(message.content.array_records.values()))
+    return ArrayRecord({VALUES: Array(reply.values.astype(np.float32))})
