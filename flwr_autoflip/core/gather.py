@@ -64,11 +64,8 @@ def _take(
     out: NDArray[Any] | None = None,
 ) -> NDArray[Any]:
     """Take blocks of an axis, each ``run`` long: whole runs copy faster."""
-    before, length, after = (
-        array.shape[:axis],
-        array.shape[axis],
-        array.shape[axis + 1 :],
-    )
+    shape = array.shape
+    before, length, after = shape[:axis], shape[axis], shape[axis + 1 :]
     if length % run:  # the last block, which nobody takes, is cut short
         array = array[(slice(None),) * axis + (slice(length // run * run),)]
     whole = array.reshape(*before, length // run, run, *after)
