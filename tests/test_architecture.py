@@ -33,17 +33,21 @@ ALLOWED: dict[str, set[str]] = {
     "inprocess": set(),
     "checkpoint": {"core"},
     "snapshot": {"policies", "core"},
+    "store": {"core"},
     "keeper": {
         *("checkpoint", "snapshot", "explorer", "planner", "ledger", "core"),
     },
     "resume": {"keeper", "hosts"},
-    "explorer": {"budgets", "exchange", "hosts", "presets", "wire", "policies", "core"},
-    "planner": {"policies", "core"},
+    "explorer": {
+        *("budgets", "exchange", "hosts", "presets", "store", "wire", "policies"),
+        "core",
+    },
+    "planner": {"policies", "store", "core"},
     "aggregation": {"exchange", "hosts", "wire", "core"},
     "strategy": {
         *("budgets", "costs", "explorer", "exchange", "hosts", "planner", "presets"),
         *("aggregation", "wire", "ledger", "policies", "core"),
-        *("checkpoint", "keeper", "snapshot", "resume"),
+        *("checkpoint", "keeper", "snapshot", "resume", "store"),
     },
     "": {"core", "client", "files", "mod", "presets", "strategy"},
 }

@@ -4,7 +4,7 @@ A *report* maps names to deviations of one explorer; names are those of trainabl
 tensors, or of groups when the explorer summed its deviations per unit.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -12,12 +12,8 @@ from numpy.typing import NDArray
 
 from .errors import AutoFlipError
 from .layout import Arrays, Layout
-
-Report = Mapping[str, NDArray[np.floating]]
-"""Deviations of one explorer by tensor (or group) name, float32, not negative.
-
-Where a policy probes, also squared gradients of a round, float64.
-"""
+from .statistics import Report as Report
+from .statistics import Spread, parts, size_of, statistics_of
 
 Normalization = Literal["client", "layer"]
 
@@ -52,7 +48,9 @@ def normalize(
     Parameters
     ----------
     reports : sequence of Report
-        At least one explorer's deviations, all with the same names and shapes.
+        At least one explorer's deviations, all with the same names and shapes. Only
+        their sums and extremes count, a chunk at a time: K reports on disk need no
+        more memory than one.
     normalization : {"client", "layer"} (default: "layer")
         ``"client"`` is the paper's: min-max of every coordinate over the explorers,
         then the mean. ``"layer"`` is the authors' code: the mean over explorers, then
@@ -83,40 +81,46 @@ def normalize(
     """
     if not reports:
         raise AutoFlipError("guidance needs at least one explorer's report, got none.")
-    if normalization == "layer":
-        return {name: _minmax(_mean(r[name] for r in reports)) for name in reports[0]}
-    if normalization == "client":
-        return {
-            name: _minmax_clients([r[name] for r in reports]) for name in reports[0]
-        }
-    raise AutoFlipError(
-        f"normalization must be 'client' or 'layer', got {normalization!r}."
-    )
+    if normalization not in ("client", "layer"):
+        raise AutoFlipError(
+            f"normalization must be 'client' or 'layer', got {normalization!r}."
+        )
+    known = statistics_of(reports, extremes=normalization == "client")
+    guidance = {}
+    for name, shape in known.shapes.items():
+        if normalization == "layer":
+            flat = _minmax(known.totals(name), known.count)
+        else:
+            flat = _minmax_clients(known.spreads(name), shape, known.count)
+        guidance[name] = flat.reshape(shape)
+    return guidance
 
 
-def _mean(values: Iterable[NDArray[np.float32]]) -> NDArray[np.float64]:
-    total, count = np.zeros(()), 0
-    for value in values:
-        total, count = total + value, count + 1
-    return np.asarray(total / count)
+def _minmax(totals: NDArray[np.float64], count: int) -> NDArray[np.float32]:
+    """Min-max the means of one tensor over its coordinates."""
+    guidance = np.zeros(totals.size, np.float32)
+    low, high = totals.min(initial=np.inf) / count, totals.max(initial=0) / count
+    for part in parts(totals.size):
+        guidance[part] = _safe_divide(totals[part] / count - low, high - low)
+    return guidance
 
 
-def _minmax(values: NDArray[Any]) -> NDArray[np.float32]:
-    low, span = values.min(), np.ptp(values)
-    return _safe_divide(values - low, span)
+def _minmax_clients(
+    spreads: Iterable[Spread], shape: tuple[int, ...], count: int
+) -> NDArray[np.float32]:
+    """Min-max each coordinate over reports, then take the mean."""
+    guidance = np.zeros(size_of(shape), np.float32)
+    for part, total, low, high in spreads:
+        span = high.astype(np.float64) - low
+        guidance[part] = _safe_divide(total / count - low, span)
+    return guidance
 
 
-def _minmax_clients(values: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    low = np.minimum.reduce(values)
-    span = np.maximum.reduce(values).astype(np.float64) - low
-    return _safe_divide(_mean(values) - low, span)
-
-
-def _safe_divide(top: NDArray[Any], bottom: Any) -> NDArray[np.float32]:
+def _safe_divide(top: NDArray[Any], bottom: Any) -> NDArray[np.float64]:
     bottom = np.broadcast_to(bottom, top.shape)
     out = np.divide(top, bottom, out=np.zeros(top.shape), where=bottom > 0)
-    unit: NDArray[np.float32] = np.clip(out, 0, 1).astype(np.float32)
-    return unit
+    np.clip(out, 0, 1, out=out)
+    return out
 
 
 def sum_by_unit(layout: Layout, values: Arrays) -> NDArray[np.float64]:
@@ -150,7 +154,7 @@ def sum_by_unit(layout: Layout, values: Arrays) -> NDArray[np.float64]:
         for axis in spec.own_axes:
             owner = np.asarray(spec.owners[axis])
             others = tuple(a for a in range(len(spec.shape)) if a != axis)
-            slices = np.asarray(values[spec.name], np.float64).sum(axis=others)
+            slices = values[spec.name].sum(axis=others, dtype=np.float64)
             owned = owner >= 0
             total += np.bincount(owner[owned], slices[owned], minlength=total.size)
     return total
