@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+import uuid
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from logging import getLogger
@@ -15,6 +16,10 @@ from .core.statistics import Report, RunningStatistics, SummedReports
 LOGGER = getLogger("flwr")
 
 
+class _Home:
+    """A temporary folder's life: as long as the store or any of its reports."""
+
+
 class ReportStore(Mapping[int, Report]):
     """Node id to report, on disk.
 
@@ -26,7 +31,8 @@ class ReportStore(Mapping[int, Report]):
     layout : bytes
         The layout's digest; every file holds it.
     folder : Path, optional
-        Made when first written to. Left out, a temporary one that goes with the store.
+        Made when first written to. Left out, a temporary one that goes with the store
+        and its reports.
     running : {"layer", "client"}, optional
         Keep statistics for this normalization as reports come, so that a plan of all
         explorers reads no file; left out, it takes one pass over the files.
@@ -46,6 +52,7 @@ class ReportStore(Mapping[int, Report]):
         self.layout, self.folder, self.running = layout, folder, running
         self._files: dict[int, StoredReport] = {}
         self._statistics: RunningStatistics | None = None
+        self._home: _Home | None = None
         self.fault = ""
 
     def add(self, node: int, report: Report) -> bool:
@@ -62,13 +69,14 @@ class ReportStore(Mapping[int, Report]):
         bool
             Whether it could be written.
         """
+        path = self._path(node)
         try:
-            path = self._path(node)
             path.parent.mkdir(parents=True, exist_ok=True)
             stored = write_report(path, report, self.layout, node)
         except OSError as error:
-            self._lose(node, f"its guidance cannot be written: {error}")
+            self._lose(node, f"{path} cannot be written: {error}")
             return False
+        stored.home = self._home
         known = node in self._files
         self._files[node] = stored
         if known:
@@ -116,8 +124,10 @@ class ReportStore(Mapping[int, Report]):
 
     def _path(self, node: int) -> Path:
         if self.folder is None:
-            self.folder = Path(tempfile.mkdtemp(prefix="flwr-autoflip-"))
-            weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+            unique = f"flwr-autoflip-{uuid.uuid4().hex}"
+            self.folder = Path(tempfile.gettempdir()) / unique
+            self._home = _Home()
+            weakref.finalize(self._home, shutil.rmtree, self.folder, ignore_errors=True)
         return self.folder / f"node-{node}.guidance"
 
     # --- As a mapping ---

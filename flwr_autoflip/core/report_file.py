@@ -43,7 +43,14 @@ class StoredReport(ChunkedReport):
     path : Path
     head : bytes
         All that stands before the values.
+
+    Attributes
+    ----------
+    home : object
+        What has to live as long as the file is wanted, such as a temporary folder.
     """
+
+    home: object = None
 
     def __init__(self, path: Path, head: bytes) -> None:
         self.path, self.head = path, head
