@@ -89,19 +89,20 @@ def normalize(
     guidance = {}
     for name, shape in known.shapes.items():
         if normalization == "layer":
-            flat = _minmax(known.totals(name), known.count)
+            flat = _minmax(known.totals(name))
         else:
             flat = _minmax_clients(known.spreads(name), shape, known.count)
         guidance[name] = flat.reshape(shape)
     return guidance
 
 
-def _minmax(totals: NDArray[np.float64], count: int) -> NDArray[np.float32]:
-    """Min-max the means of one tensor over its coordinates."""
+def _minmax(totals: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Min-max the means of one tensor over its coordinates; their number cancels."""
     guidance = np.zeros(totals.size, np.float32)
-    low, high = totals.min(initial=np.inf) / count, totals.max(initial=0) / count
-    for part in parts(totals.size):
-        guidance[part] = _safe_divide(totals[part] / count - low, high - low)
+    low, high = totals.min(initial=np.inf), totals.max(initial=0)
+    for part in parts(totals.size if high > low else 0):
+        above = totals[part] - low
+        guidance[part] = np.divide(above, high - low, out=above)
     return guidance
 
 
@@ -111,16 +112,13 @@ def _minmax_clients(
     """Min-max each coordinate over reports, then take the mean."""
     guidance = np.zeros(size_of(shape), np.float32)
     for part, total, low, high in spreads:
-        span = high.astype(np.float64) - low
-        guidance[part] = _safe_divide(total / count - low, span)
+        span = np.subtract(high, low, dtype=np.float64)
+        np.maximum(span, np.finfo(np.float64).tiny, out=span)  # 0/0 is 0
+        above = total / count
+        above -= low
+        above /= span
+        guidance[part] = np.clip(above, 0, 1, out=above)
     return guidance
-
-
-def _safe_divide(top: NDArray[Any], bottom: Any) -> NDArray[np.float64]:
-    bottom = np.broadcast_to(bottom, top.shape)
-    out = np.divide(top, bottom, out=np.zeros(top.shape), where=bottom > 0)
-    np.clip(out, 0, 1, out=out)
-    return out
 
 
 def sum_by_unit(layout: Layout, values: Arrays) -> NDArray[np.float64]:
