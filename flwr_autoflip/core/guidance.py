@@ -89,20 +89,31 @@ def normalize(
     guidance = {}
     for name, shape in known.shapes.items():
         if normalization == "layer":
-            flat = _minmax(known.totals(name))
+            flat = _minmax(known.totals(name), shape, known.count)
         else:
             flat = _minmax_clients(known.spreads(name), shape, known.count)
         guidance[name] = flat.reshape(shape)
     return guidance
 
 
-def _minmax(totals: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Min-max the means of one tensor over its coordinates; their number cancels."""
-    guidance = np.zeros(totals.size, np.float32)
-    low, high = totals.min(initial=np.inf), totals.max(initial=0)
-    for part in parts(totals.size if high > low else 0):
-        above = totals[part] - low
-        guidance[part] = np.divide(above, high - low, out=above)
+def _minmax(
+    totals: Iterable[tuple[slice, NDArray[np.float64]]],
+    shape: tuple[int, ...],
+    count: int,
+) -> NDArray[np.float32]:
+    """Min-max the means of one tensor over its coordinates.
+
+    A factor cancels. So sums are divided by a power of two, which rounds nothing and
+    keeps them within float32; in float64 they would take two models' memory.
+    """
+    guidance = np.zeros(size_of(shape), np.float32)
+    divisor = 2.0 ** (count - 1).bit_length()
+    for part, total in totals:
+        guidance[part] = total / divisor
+    low, high = float(guidance.min(initial=np.inf)), float(guidance.max(initial=0))
+    for part in parts(guidance.size):
+        above = guidance[part].astype(np.float64) - low
+        guidance[part] = above / ((high - low) or 1.0)
     return guidance
 
 

@@ -101,13 +101,13 @@ class Statistics:
         """Name to shape, of every report."""
         return self.reports[0].shapes
 
-    def totals(self, name: str) -> NDArray[np.float64]:
-        """Sum a tensor over reports, ``(size,)``; not to be changed."""
-        totals = np.zeros(size_of(self.shapes[name]))
-        for part in parts(totals.size):
+    def totals(self, name: str) -> Iterator[tuple[slice, NDArray[np.float64]]]:
+        """Give sums of a tensor's coordinates, chunk by chunk; not to be changed."""
+        for part in parts(size_of(self.shapes[name])):
+            total = np.zeros(part.stop - part.start)
             for report in self.reports:
-                totals[part] += report.read(name, part)
-        return totals
+                total += report.read(name, part)
+            yield part, total
 
     def spreads(self, name: str) -> Iterator[Spread]:
         """Give sum, lowest and highest of a tensor's coordinates, chunk by chunk."""
@@ -165,9 +165,11 @@ class RunningStatistics:
             self._lows = {n: np.full(s, np.inf, np.float32) for n, s in sizes.items()}
             self._highs = {n: np.zeros(s, np.float32) for n, s in sizes.items()}
 
-    def totals(self, name: str) -> NDArray[np.float64]:
-        """Sum of a tensor over reports, ``(size,)``; not to be changed."""
-        return self._totals[name]
+    def totals(self, name: str) -> Iterator[tuple[slice, NDArray[np.float64]]]:
+        """Give sums of a tensor's coordinates, chunk by chunk; not to be changed."""
+        total = self._totals[name]
+        for part in parts(total.size):
+            yield part, total[part]
 
     def spreads(self, name: str) -> Iterator[Spread]:
         """Give sum, lowest and highest of a tensor's coordinates, chunk by chunk."""
