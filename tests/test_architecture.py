@@ -97,7 +97,7 @@ def test_the_reader_sees_imports_of_every_form() -> None:
 
     assert f"{PACKAGE}.core.layout.Arrays" in found  # from .layout import Arrays
     assert "warnings" in found  # import warnings
-    assert internal(plan) == {"core.errors", "core.layout"}
+    assert internal(plan) == {"core.errors", "core.gather", "core.layout"}
     assert {"wire", "core.errors"} <= internal(client)  # from . import wire
 
 

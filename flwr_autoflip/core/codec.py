@@ -17,7 +17,7 @@ per masked tensor      only if element bitmaps follow: for each trainable tensor
 =====================  ==============================================================
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import KeepError, WireError
-from .layout import DIGEST_BYTES, Arrays, Layout
+from .layout import DIGEST_BYTES, Arrays, Layout, TensorSpec
 from .plan import Plan, keep_from_bool
 from .subsets import read_subset, subset_bits, write_subset
 
@@ -193,8 +193,14 @@ def pack(arrays: Arrays, plan: Plan, dtype: str = "float32") -> NDArray[Any]:
     ndarray
         ``(plan.num_values,)`` of ``dtype``.
     """
-    small = {name: plan.take(name, np.asarray(a)) for name, a in arrays.items()}
-    return pack_small(small, plan, dtype)
+    values = _empty_values(plan, dtype)
+    for spec, part in _parts(values, plan):
+        dense = np.asarray(arrays[spec.name])
+        if spec.name in plan.small_mask or dense.dtype != part.dtype:
+            _fill(part, plan.take(spec.name, dense), plan.small_mask.get(spec.name))
+        else:  # without a copy between
+            plan.take(spec.name, dense, part.reshape(plan.small_shape(spec.name)))
+    return values
 
 
 def pack_small(small: Arrays, plan: Plan, dtype: str = "float32") -> NDArray[Any]:
@@ -202,20 +208,37 @@ def pack_small(small: Arrays, plan: Plan, dtype: str = "float32") -> NDArray[Any
 
     Values beyond float16's range are clipped to it: infinity would be refused.
     """
+    values = _empty_values(plan, dtype)
+    for spec, part in _parts(values, plan):
+        _fill(part, np.asarray(small[spec.name]), plan.small_mask.get(spec.name))
+    return values
+
+
+def _empty_values(plan: Plan, dtype: str) -> NDArray[Any]:
     if dtype not in VALUE_DTYPES:
         raise WireError(f"value dtype must be one of {VALUE_DTYPES}, got {dtype!r}.")
-    values = np.empty(plan.num_values, dtype)
-    limit = np.finfo(values.dtype).max
+    return np.empty(plan.num_values, dtype)
+
+
+def _parts(
+    values: NDArray[Any], plan: Plan
+) -> Iterator[tuple[TensorSpec, NDArray[Any]]]:
+    """Cut values into the tensors' parts, as views."""
     start = 0
     for spec in plan.layout.tensors:
-        mask = plan.small_mask.get(spec.name)
-        tensor = np.asarray(small[spec.name])
-        flat = tensor.ravel() if mask is None else tensor[mask]
-        if dtype == "float16":
-            flat = np.where(np.isfinite(flat), np.clip(flat, -limit, limit), flat)
-        values[start : start + flat.size] = flat
-        start += flat.size
-    return values
+        end = start + plan.count(spec.name)
+        yield spec, values[start:end]
+        start = end
+
+
+def _fill(
+    part: NDArray[Any], small: NDArray[Any], mask: NDArray[np.bool_] | None
+) -> None:
+    flat = small.ravel() if mask is None else small[mask]
+    if part.dtype == np.float16:
+        limit = np.finfo(np.float16).max
+        flat = np.where(np.isfinite(flat), np.clip(flat, -limit, limit), flat)
+    part[:] = flat
 
 
 def unpack_small(values: NDArray[Any], plan: Plan) -> dict[str, NDArray[Any]]:
@@ -239,11 +262,8 @@ def unpack_small(values: NDArray[Any], plan: Plan) -> dict[str, NDArray[Any]]:
     """
     check_values(values, plan)
     small: dict[str, NDArray[Any]] = {}
-    start = 0
-    for spec in plan.layout.tensors:
-        count = plan.count(spec.name)
-        part = _cast(values[start : start + count], spec.dtype)
-        start += count
+    for spec, values_of in _parts(values, plan):
+        part = _cast(values_of, spec.dtype)
         mask = plan.small_mask.get(spec.name)
         if mask is None:
             small[spec.name] = part.reshape(plan.small_shape(spec.name))
@@ -262,7 +282,8 @@ def check_values(values: NDArray[Any], plan: Plan) -> None:
         )
     if values.dtype.name not in VALUE_DTYPES:
         raise WireError(f"values: dtype {values.dtype} is not one of {VALUE_DTYPES}.")
-    if not np.isfinite(values).all():
+    # Extremes are finite only if all are, and take no memory.
+    if values.size and not np.isfinite([values.min(), values.max()]).all():
         bad = int(np.count_nonzero(~np.isfinite(values)))
         raise WireError(f"values: {bad} of {values.size} are NaN or infinite.")
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import AutoFlipWarning, KeepError
+from .gather import gather
 from .layout import Arrays, Layout, TensorSpec
 
 Keep = Mapping[str, NDArray[np.int64]]
@@ -80,13 +81,30 @@ class Plan:
             for owner in spec.owners
         )
 
-    def take(self, name: str, dense: NDArray[Any]) -> NDArray[Any]:
-        """Cut the small tensor out of a dense array (a view if all of it stays)."""
+    def take(
+        self, name: str, dense: NDArray[Any], out: NDArray[Any] | None = None
+    ) -> NDArray[Any]:
+        """Cut the small tensor out of a dense array.
+
+        Parameters
+        ----------
+        name : str
+        dense : ndarray
+        out : ndarray, optional
+            To be filled, of the small shape and the same dtype.
+
+        Returns
+        -------
+        ndarray
+            ``out``; without it a new array, or ``dense`` itself if all of it stays.
+        """
         axes = self.index[name]
-        if all(axis is None for axis in axes):
-            return dense
-        cut: NDArray[Any] = dense[self._selector(axes, dense.shape)]
-        return cut
+        if out is None:
+            if all(axis is None for axis in axes):
+                return dense
+            out = np.empty(self.small_shape(name), dense.dtype)
+        gather(dense, axes, out)
+        return out
 
     def put(self, name: str, dense: NDArray[Any], small: Any) -> None:
         """Write the small tensor (or a scalar) into its place of ``dense``."""

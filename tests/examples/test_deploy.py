@@ -6,6 +6,7 @@ import ssl
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import StringIO
@@ -19,11 +20,12 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_private_key,
     load_ssh_public_key,
 )
+from flwr.app import Context, RecordDict
 from rich.console import Console
 
 from examples.deploy import keys
 from examples.deploy.__main__ import EVERY_NODE, main, measure
-from examples.deploy.deployment import Deployment, deployment, why_refused
+from examples.deploy.deployment import PARTITIONS, Deployment, deployment, why_refused
 from examples.deploy.network import network_rows, network_table, round_seconds
 from examples.deploy.timing import describe
 from examples.processes import (
@@ -34,6 +36,7 @@ from examples.processes import (
     stop,
 )
 from examples.quickstart import compare as quickstart
+from flwr_autoflip.inprocess import InProcessGrid
 from flwr_autoflip.ledger import read_ledger
 
 pytest.importorskip("mlxtend")
@@ -197,6 +200,32 @@ def test_rounds_in_turns_are_compared_by_their_medians() -> None:
     said = describe([10.0, 8.0, 11.0, 9.0, 12.0, 9.0])
 
     assert "takes 11.00 s, AutoFLIP's 9.00 s: 0.82 of it (medians of 3)" in said
+
+
+def test_rounds_in_turns_run_on_the_apps_own_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = ROOT / "examples" / "deploy" / "app"
+    monkeypatch.syspath_prepend(str(app))
+    from timing_app import client_app, server_app
+
+    project = tomllib.loads((app / "pyproject.toml").read_text())
+    config = project["tool"]["flwr"]["app"]["config"]
+    config |= {"num-server-rounds": 2, "ledger-dir": str(tmp_path)}
+    grid = InProcessGrid(client_app.app, 2, config)
+    for node in grid.contexts.values():
+        node.node_config["num-partitions"] = PARTITIONS
+    context = Context(1, 1, {}, RecordDict(), config)
+
+    server_app.app(grid, context)
+
+    rows = read_ledger(tmp_path / "ledger.jsonl")
+    assert {row.get("status", "ok") for row in rows} == {"ok"}
+    dense, small = (
+        {r["parameters"] for r in rows if (r["round"], r["phase"]) == (n, "train")}
+        for n in (1, 2)
+    )
+    assert max(small) < 0.5 * min(dense)
 
 
 # --- For real ---
