@@ -15,9 +15,9 @@ from .core.codec import expand
 from .core.encoding import Encoding
 from .core.errors import AutoFlipError
 from .core.exploration import check_report, decode_report
-from .core.layout import Layout
+from .core.layout import Arrays, Layout
 from .core.plan import dense_plan
-from .exchange import Exchange
+from .exchange import Answer, Exchange
 from .hosts import (
     find_attribute,
     update_inplace,
@@ -204,18 +204,24 @@ class Explorer:
         explorers = []
         while valid:  # one node's arrays at a time, whatever their number
             answer = valid.pop(0)
-            message, reply = answer.message, answer.reply
-            scale = reply.receipt.get(wire.KEY_SCALE)
-            report, final = decode_report(
-                reply.values, scale, self.layout, payload, weights
-            )
-            if not self.reports.add(message.metadata.src_node_id, report):
-                continue
-            warm = final is not None and server_round == 0
-            record = wire.to_arrayrecord(final) if final and warm else None
-            wire.inner_reply(message, record, reply, weight_key(self.inner))
-            explorers.append(message)
+            if self._keep(answer, weights, warm=server_round == 0):
+                explorers.append(answer.message)
         return explorers
+
+    def _keep(self, answer: Answer[None], weights: Arrays, warm: bool) -> bool:
+        """Keep a report; with ``warm`` leave the explorer's model in its message."""
+        reply, payload = answer.reply, self.options["exploration_payload"]
+        scale = reply.receipt.get(wire.KEY_SCALE)
+        report, final = decode_report(
+            reply.values, scale, self.layout, payload, weights
+        )
+        if not warm:
+            final = None
+        if not self.reports.add(answer.message.metadata.src_node_id, report):
+            return False
+        record = None if final is None else wire.to_arrayrecord(final)
+        wire.inner_reply(answer.message, record, reply, weight_key(self.inner))
+        return True
 
 
 def _way_out(reasons: list[str]) -> str:

@@ -13,11 +13,13 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 from federation import EXAMPLE, Client, TinyNet, initial
+from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp.strategy import FedAvg
 from grid import LocalGrid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import layout_of, mlp_layout, random_arrays
+from torch import nn
 
 from flwr_autoflip import AutoFlip, client_app
 from flwr_autoflip.core import report_file, storage
@@ -331,6 +333,10 @@ def run(strategy: AutoFlip, rounds: int = 2, nodes: int = 4) -> Any:
     return strategy.start(grid, initial(), num_rounds=rounds)
 
 
+def build_wide() -> AutoFlip:
+    return AutoFlip(FedAvg(), Wide(), EXAMPLE, guidance_from="participants")
+
+
 def build(**options: Any) -> AutoFlip:
     return AutoFlip(FedAvg(), TinyNet(), EXAMPLE, **options)
 
@@ -427,3 +433,49 @@ def test_no_guidance_is_left_in_a_round(
 
     assert "no node's guidance is left: the dense model stays" in caplog.text
     assert statuses(strategy, "train", 2) == dict.fromkeys(range(100, 104), "ok")
+
+
+class Wide(nn.Sequential):
+    """A model that outweighs everything else a round holds."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Flatten(), nn.Linear(64, 3000), nn.ReLU(), nn.Linear(3000, 3)
+        )
+
+
+class WideClient(Client):
+    """Trains it."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self.model_fn = Wide
+
+
+def test_memory_of_late_explorers_is_three_models_above_what_came() -> None:
+    def peak(number: int) -> float:
+        strategy = build_wide()
+        grid = LocalGrid(client_app(WideClient), number)
+        arrays = ArrayRecord(Wide().state_dict())
+        templates = strategy.strategy.configure_train(1, arrays, ConfigRecord(), grid)
+        replies = strategy._exchange.replies
+
+        def traced(*args: Any) -> Any:
+            tracemalloc.start()  # all answers are here
+            return replies(*args)
+
+        try:
+            with (
+                patch.object(strategy._exchange, "replies", traced),
+                patch("flwr_autoflip.core.statistics.CHUNK", 1 << 12),
+            ):
+                strategy._explorer.visit(1, grid, list(templates), arrays)
+            assert len(strategy.reports) == number
+            return tracemalloc.get_traced_memory()[1] / strategy.layout.num_parameters
+        finally:
+            tracemalloc.stop()
+
+    few, many = peak(3), peak(9)
+    # Bytes a parameter. FedAvg holds 4 more for every node; here are 2, what came.
+    assert (many - few) / 6 < 2.1
+    assert few - 3 * 2 < 3 * 4  # three dense models

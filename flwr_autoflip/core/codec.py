@@ -377,4 +377,6 @@ def from_half(half: NDArray[Any], scale: float) -> NDArray[np.float32]:
     if not (np.isfinite(scale) and scale > 0):
         raise WireError(f"a report's scale must be positive and finite, got {scale}.")
     with np.errstate(over="ignore"):  # a foreign scale may be anything
-        return (np.asarray(half, np.float64) / scale).astype(np.float32)
+        out = np.empty(np.shape(half), np.float32)
+        np.divide(half, scale, out=out, dtype=np.float64, casting="unsafe")
+    return out

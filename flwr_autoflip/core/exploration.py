@@ -123,15 +123,15 @@ def decode_report(
         return split_by_group(layout, np.square(from_half(values, scale))), None
     specs = _sent(layout, payload)
     ends = np.cumsum([t.size for t in specs])[:-1]
-    by_name = {
-        t.name: from_half(part, scale).reshape(t.shape)
-        for t, part in zip(specs, np.split(values, ends), strict=True)
-    }
-    report = {t.name: np.square(by_name[t.name]) for t in specs if t.trainable}
-    if payload == "deviation":
-        return report, None
-    final = {t.name: (initial[t.name] + by_name[t.name]).astype(t.dtype) for t in specs}
-    return report, final
+    report, final = {}, {}
+    for spec, part in zip(specs, np.split(values, ends), strict=True):
+        moved = from_half(part, scale).reshape(spec.shape)
+        if payload == "update":
+            ended = initial[spec.name] + moved
+            final[spec.name] = ended.astype(spec.dtype, copy=False)
+        if spec.trainable:
+            report[spec.name] = np.square(moved, out=moved)
+    return report, final or None
 
 
 def _sent(layout: Layout, payload: Payload) -> list[TensorSpec]:
