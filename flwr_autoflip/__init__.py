@@ -11,6 +11,7 @@ from .core.errors import (
 from .core.version import __version__
 from .files import export_onnx, load_pruned, save_pruned
 from .mod import autoflip_mod
+from .older import autoflip_server
 from .presets import PRESETS, Options
 from .strategy import AutoFlip
 
@@ -26,6 +27,7 @@ __all__ = [
     "WireError",
     "__version__",
     "autoflip_mod",
+    "autoflip_server",
     "client_app",
     "export_onnx",
     "load_pruned",

@@ -49,7 +49,8 @@ ALLOWED: dict[str, set[str]] = {
         *("aggregation", "wire", "ledger", "policies", "core"),
         *("checkpoint", "keeper", "snapshot", "resume", "store"),
     },
-    "": {"core", "client", "files", "mod", "presets", "strategy"},
+    "older": {"strategy", "wire", "core"},
+    "": {"core", "client", "files", "mod", "older", "presets", "strategy"},
 }
 """First part of a module's name -> what it may import of this package."""
 

@@ -72,6 +72,16 @@ def test_the_message_apps_server_changes_by_a_wrapper() -> None:
     assert len(added) == 6  # two imports, the mod, the wrapper's two, the dependency
 
 
+def test_the_numpy_apps_server_fn_stays_as_it_is() -> None:
+    lines = (HERE / "numpy.diff").read_text().splitlines()
+
+    added = [x for x in lines if x.startswith("+") and not x.startswith("+++")]
+
+    # Three imports, one shorter; the mod; the server; the dependency.
+    assert len(added) == 6
+    assert "+app = autoflip_server(server_fn, Net, torch.zeros(1, 1, 28, 28))" in added
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "pruned"), [("message", False), ("message", True), ("numpy", True)]
