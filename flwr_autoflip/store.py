@@ -2,7 +2,6 @@
 
 import shutil
 import tempfile
-import uuid
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from logging import getLogger
@@ -69,12 +68,14 @@ class ReportStore(Mapping[int, Report]):
         bool
             Whether it could be written.
         """
-        path = self._path(node)
+        path = self.folder
         try:
+            path = self._path(node)
             path.parent.mkdir(parents=True, exist_ok=True)
             stored = write_report(path, report, self.layout, node)
         except OSError as error:
-            self._lose(node, f"{path} cannot be written: {error}")
+            where = path or tempfile.gettempdir()
+            self._lose(node, f"{where} cannot be written: {error}")
             return False
         stored.home = self._home
         known = node in self._files
@@ -124,8 +125,7 @@ class ReportStore(Mapping[int, Report]):
 
     def _path(self, node: int) -> Path:
         if self.folder is None:
-            unique = f"flwr-autoflip-{uuid.uuid4().hex}"
-            self.folder = Path(tempfile.gettempdir()) / unique
+            self.folder = Path(tempfile.mkdtemp(prefix="flwr-autoflip-"))  # ours alone
             self._home = _Home()
             weakref.finalize(self._home, shutil.rmtree, self.folder, ignore_errors=True)
         return self.folder / f"node-{node}.guidance"
