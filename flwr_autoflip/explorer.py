@@ -1,14 +1,12 @@
 """Exploration: the rounds in which nodes report how far their weights move."""
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from logging import INFO, getLogger
-from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
-from numpy.typing import NDArray
 
 from . import wire
 from .budgets import Budgets
@@ -16,11 +14,10 @@ from .core.aggregate import cast_to_layout
 from .core.codec import expand
 from .core.encoding import Encoding
 from .core.errors import AutoFlipError
-from .core.exploration import decode_report
-from .core.guidance import Report
-from .core.layout import Layout
+from .core.exploration import check_report, decode_report
+from .core.layout import Arrays, Layout
 from .core.plan import dense_plan
-from .exchange import Exchange
+from .exchange import Answer, Exchange
 from .hosts import (
     find_attribute,
     update_inplace,
@@ -30,6 +27,7 @@ from .hosts import (
 )
 from .policies import AutoFlipPolicy, Policy
 from .presets import Options
+from .store import ReportStore
 
 LOGGER = getLogger("flwr")
 EPOCHS_KEY = "local-epochs"
@@ -51,7 +49,7 @@ class Explorer:
         Complete.
     encoding : Encoding
         Of values on the way down.
-    reports : dict of int to Report
+    reports : ReportStore
         Node id to deviations, as they come.
     """
 
@@ -61,7 +59,7 @@ class Explorer:
     layout: Layout
     options: Options
     encoding: Encoding
-    reports: dict[int, Report] = field(default_factory=dict)
+    reports: ReportStore
 
     def first(
         self, grid: Grid, arrays: ArrayRecord, config: ConfigRecord, policy: Policy
@@ -100,6 +98,7 @@ class Explorer:
         if not explorers:
             rows = self.exchange.ledger.rows
             reasons = sorted({row["reason"] for row in rows if row["reason"]})
+            reasons += [self.reports.fault] if self.reports.fault else []
             raise AutoFlipError(
                 f"none of {len(templates)} explorers gave a valid report: "
                 f"{'; '.join(reasons[:3])}{_way_out(reasons)}"
@@ -196,20 +195,33 @@ class Explorer:
         messages = self.exchange.requests(server_round, work)
         answers = grid.send_and_receive(messages, timeout=self.exchange.timeout)
 
-        def read(
-            reply: wire.Reply, orders: wire.Orders
-        ) -> tuple[Report, dict[str, NDArray[Any]] | None]:
+        def check(reply: wire.Reply, orders: wire.Orders) -> None:
             scale = reply.receipt.get(wire.KEY_SCALE)
-            return decode_report(reply.values, scale, self.layout, payload, weights)
+            check_report(reply.values, scale, self.layout, payload, weights)
 
+        valid = self.exchange.replies(answers, check)
+        del answers
         explorers = []
-        for answer in self.exchange.replies(answers, read):
-            message, (report, final) = answer.message, answer.made
-            self.reports[message.metadata.src_node_id] = report
-            record = None if final is None else wire.to_arrayrecord(final)
-            wire.inner_reply(message, record, answer.reply, weight_key(self.inner))
-            explorers.append(message)
+        while valid:  # one node's arrays at a time, whatever their number
+            answer = valid.pop(0)
+            if self._keep(answer, weights, warm=server_round == 0):
+                explorers.append(answer.message)
         return explorers
+
+    def _keep(self, answer: Answer[None], weights: Arrays, warm: bool) -> bool:
+        """Keep a report; with ``warm`` leave the explorer's model in its message."""
+        reply, payload = answer.reply, self.options["exploration_payload"]
+        scale = reply.receipt.get(wire.KEY_SCALE)
+        report, final = decode_report(
+            reply.values, scale, self.layout, payload, weights
+        )
+        if not warm:
+            final = None
+        if not self.reports.add(answer.message.metadata.src_node_id, report):
+            return False
+        record = None if final is None else wire.to_arrayrecord(final)
+        wire.inner_reply(answer.message, record, reply, weight_key(self.inner))
+        return True
 
 
 def _way_out(reasons: list[str]) -> str:

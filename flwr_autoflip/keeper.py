@@ -8,7 +8,6 @@ from flwr.serverapp.strategy import Strategy
 
 from .checkpoint import CheckpointFolder
 from .core.errors import AutoFlipError
-from .core.guidance import Report
 from .core.layout import Arrays
 from .explorer import Explorer
 from .ledger import Ledger, Mark
@@ -99,14 +98,13 @@ class Keeper:
     def save(self, progress: Progress) -> None:
         """Write a checkpoint."""
         keep, initial = self.folder.keep, self.planner.initial
-        reports = self.explorer.reports.items()
         state = {
             "settings": dict(self.settings),
             "progress": dict(vars(progress)),
             "inner": attributes_of(self.inner),
             "planner": self.planner.state(),
             "initial": keep(initial) if initial else None,
-            "reports": {node: keep(report) for node, report in reports},
+            "reports": self.explorer.reports.state(),
             "generators": take_generators(),
             "ledger": asdict(self.ledger.mark()),
         }
@@ -144,7 +142,7 @@ class Keeper:
             self.ledger.clear()
             self.save(begun)
             return begun
-        state, reports, initial = found
+        state, initial = found
         progress = Progress(**state["progress"])
         if progress.trained_round > num_rounds:
             raise AutoFlipError(
@@ -153,17 +151,14 @@ class Keeper:
                 "folder."
             )
         restore_inplace(self.inner, state["inner"])
-        self.explorer.reports.clear()
-        self.explorer.reports.update(reports)
+        self.explorer.reports.restore(state["reports"])
         self.planner.restore(state["planner"])
         self.planner.initial = initial
         self.ledger.resume(Mark(**state["ledger"]))
         set_generators(state["generators"])
         return progress
 
-    def _complete(
-        self, state: dict[str, Any]
-    ) -> tuple[dict[str, Any], dict[int, Report], Arrays]:
+    def _complete(self, state: dict[str, Any]) -> tuple[dict[str, Any], Arrays]:
         """Check that a state is this run's and that what it refers to is whole."""
         others = list(differences(state["settings"], self.settings))
         if others:
@@ -174,9 +169,6 @@ class Keeper:
                 f"{self.folder.path} holds another run: {shown}. Give this run a "
                 "checkpoint_dir of its own."
             )
-        kept = self.folder.kept
-        names = state["reports"].items()
-        reports: dict[int, Report] = {node: kept(name) for node, name in names}
-        initial = kept(state["initial"]) if state["initial"] else {}
+        initial = self.folder.kept(state["initial"]) if state["initial"] else {}
         self.ledger.check(Mark(**state["ledger"]))
-        return state, reports, initial
+        return state, initial

@@ -1,7 +1,8 @@
 """Which plan holds: in a round, and for what is evaluated and deployed."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from logging import getLogger
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,9 @@ from .core.guidance import Report
 from .core.layout import Arrays, Layout
 from .core.plan import Plan, dense_plan
 from .policies import Policy, Previous
+from .store import ReportStore
+
+LOGGER = getLogger("flwr")
 
 
 @dataclass
@@ -22,7 +26,7 @@ class Planner:
     ----------
     policy : Policy
     layout : Layout
-    explored : mapping of int to Report
+    explored : ReportStore
         Node id to deviations; grows as nodes explore.
     probed : dict of str to ndarray
         Squared gradients of the last round, float64, summed over its nodes; empty if
@@ -33,7 +37,7 @@ class Planner:
 
     policy: Policy
     layout: Layout
-    explored: Mapping[int, Report]
+    explored: ReportStore
     probed: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     initial: Arrays = field(default_factory=dict)
     _run_plan: Plan | None = None
@@ -52,8 +56,8 @@ class Planner:
         -------
         Plan
         """
-        reports = list(self.explored.values())
-        self._run_plan = self.policy(0, self.layout, weights, reports)
+        reports = self.explored.everyone()
+        self._run_plan = self._decide(0, weights, reports)
         self._previous = Previous(self._run_plan, 0)
         self._server_round, self.probed = 0, {}
         return self._run_plan
@@ -95,9 +99,17 @@ class Planner:
         if not self.policy.per_round:
             return self.deployable(weights)
         nodes = list(nodes)
-        reports = [self.explored[node] for node in nodes if node in self.explored]
+        reports: Sequence[Report] = self.explored.of(nodes)
         if len(reports) < min(2, len(nodes)):  # the others could not explore
-            reports = list(self.explored.values())
+            reports = self.explored.everyone()
+        return self._decide(server_round, weights, reports)
+
+    def _decide(
+        self, server_round: int, weights: Arrays, reports: Sequence[Report]
+    ) -> Plan:
+        if self.policy.explores and not reports:  # no file is whole any more
+            LOGGER.warning("\t> no node's guidance is left: the dense model stays")
+            return dense_plan(self.layout)
         return self.policy(server_round, self.layout, weights, reports)
 
     def rank_units(self, weights: Arrays) -> Mapping[str, NDArray[Any]]:
@@ -113,7 +125,7 @@ class Planner:
         mapping of str to ndarray
             Group name to ``(group.size,)``.
         """
-        reports = list(self.explored.values())
+        reports = self.explored.everyone()
         return self.policy.rank_units(self._server_round, self.layout, weights, reports)
 
     def deployable(self, weights: Arrays) -> Plan:

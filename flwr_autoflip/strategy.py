@@ -35,6 +35,7 @@ from .policies import Policy
 from .presets import Options, check_choice, resolve_options, resolve_policy
 from .resume import Resumable
 from .snapshot import KINDS
+from .store import ReportStore
 
 LOGGER = getLogger("flwr")
 
@@ -122,7 +123,8 @@ class AutoFlip(Strategy):
         self._exchange = Exchange(
             self.ledger, self._cost_of, client_api, weight_key(strategy)
         )
-        reports: dict[int, Report] = {}
+        kept = None if checkpoint_dir is None else Path(checkpoint_dir) / "guidance"
+        reports = ReportStore(self.layout.digest, kept, self.policy.running)
         self._planner = Planner(self.policy, self.layout, reports)
         self._budgets = Budgets(
             self._exchange,
@@ -216,11 +218,13 @@ class AutoFlip(Strategy):
         if self.options["rescale"] and self.policy.renewed == "never":
             scaled = rescale_fan_in(arrays, plan)
             update_inplace(record, scaled)
+        if not self.options["budgets"]:
+            self._explorer.reports.release()
         log_plan(self._cost_of, plan)
 
     @property
     def reports(self) -> Mapping[int, Report]:
-        """Deviations (Eq. 7) that nodes reported: node id to tensor name to array."""
+        """Deviations (Eq. 7) of nodes, from disk: node id to tensor name to array."""
         return self._explorer.reports
 
     def deployable_plan(self, arrays: ArrayRecord | None = None) -> Plan:

@@ -7,12 +7,22 @@ import numpy as np
 import pytest
 from models import mlp_layout, random_arrays
 
+from flwr_autoflip.core.guidance import Report
 from flwr_autoflip.core.plan import Plan
 from flwr_autoflip.planner import Planner
 from flwr_autoflip.policies import Policy, Previous
+from flwr_autoflip.store import ReportStore
 
 LAYOUT = mlp_layout()
 WEIGHTS = random_arrays(LAYOUT)
+
+
+def stored(reports: dict[int, Report]) -> ReportStore:
+    """Put reports on disk."""
+    store = ReportStore(LAYOUT.digest)
+    for node, report in reports.items():
+        assert store.add(node, report)
+    return store
 
 
 class Spy(Policy):
@@ -32,7 +42,7 @@ class Spy(Policy):
 
 def test_a_policy_is_told_the_plan_that_held_and_since_when() -> None:
     policy = Spy([4, 4, 3, 3, 2])
-    planner = Planner(policy, LAYOUT, {7: {"fc1.bias": np.ones(4, np.float32)}})
+    planner = Planner(policy, LAYOUT, stored({7: {"fc1.bias": np.ones(4, np.float32)}}))
 
     planner.start(WEIGHTS)
     renewed = [planner.renew(r, WEIGHTS) for r in (1, 2, 3, 5)]
@@ -51,7 +61,7 @@ def test_a_policy_is_told_the_plan_that_held_and_since_when() -> None:
 def test_reports_are_the_explorers_first_and_then_the_probe_once() -> None:
     policy = Spy([4, 4, 4])
     explored = {"fc1.bias": np.ones(4, np.float32)}
-    planner = Planner(policy, LAYOUT, {7: explored})
+    planner = Planner(policy, LAYOUT, stored({7: explored}))
 
     planner.start(WEIGHTS)
     planner.add_probe({"fc1.bias": np.float32([1, 2, 3, 0])}, 5)
@@ -59,7 +69,8 @@ def test_reports_are_the_explorers_first_and_then_the_probe_once() -> None:
     planner.renew(1, WEIGHTS)
     planner.renew(2, WEIGHTS)
 
-    assert policy.calls[0][1] == [explored]
+    ((told,), *_) = [reports for _, reports, _ in policy.calls]
+    np.testing.assert_array_equal(told["fc1.bias"], explored["fc1.bias"])
     (weighed,) = policy.calls[1][1]
     np.testing.assert_array_equal(
         weighed["fc1.bias"], [5, 20, 15, 10 * float(np.float32(3e38))]
@@ -69,7 +80,7 @@ def test_reports_are_the_explorers_first_and_then_the_probe_once() -> None:
 
 def test_the_plan_that_holds_is_deployed() -> None:
     policy = Spy([4, 3])
-    planner = Planner(policy, LAYOUT, {})
+    planner = Planner(policy, LAYOUT, stored({}))
     assert planner.deployable(WEIGHTS).alive.all()
 
     planner.start(WEIGHTS)
@@ -82,7 +93,7 @@ def test_the_plan_that_holds_is_deployed() -> None:
 
 def test_what_is_evaluated_has_a_plan_of_its_own_weights() -> None:
     policy = Spy([4, 3, 2], "weights")
-    planner = Planner(policy, LAYOUT, {})
+    planner = Planner(policy, LAYOUT, stored({}))
     planner.start(WEIGHTS)
     planner.renew(1, WEIGHTS)
 
@@ -95,7 +106,7 @@ def test_what_is_evaluated_has_a_plan_of_its_own_weights() -> None:
 
 def test_one_plan_serves_the_run_otherwise() -> None:
     policy = Spy([3], "never")
-    planner = Planner(policy, LAYOUT, {})
+    planner = Planner(policy, LAYOUT, stored({}))
 
     plans = [planner.of_round(1, WEIGHTS, [7]), planner.deployable(WEIGHTS)]
 
@@ -116,19 +127,20 @@ class ByParticipants(Spy):
 def test_all_explorers_decide_for_a_round_of_too_few(
     nodes: list[int], told: list[int]
 ) -> None:
-    explored = {n: {"fc1.bias": np.full(4, n, np.float32)} for n in (7, 8)}
+    explored = {n: {"fc1.bias": np.full(4, n * n, np.float32)} for n in (7, 8)}
     policy = ByParticipants([2])
-    planner = Planner(policy, LAYOUT, explored)
+    planner = Planner(policy, LAYOUT, stored(explored))
 
     planner.of_round(1, WEIGHTS, iter(nodes))
 
-    assert policy.calls[0][1] == [explored[node] for node in told]
+    first = [report["fc1.bias"][0] for report in policy.calls[0][1]]
+    assert first == [node * node for node in told]
 
 
 def test_units_are_ranked_by_all_explorers_and_the_weights_at_hand() -> None:
     explored = {7: {"fc1.bias": np.ones(4, np.float32)}}
     policy = Spy([4, 3])
-    planner = Planner(policy, LAYOUT, explored)
+    planner = Planner(policy, LAYOUT, stored(explored))
     planner.start(WEIGHTS)
     planner.renew(3, WEIGHTS)
     calls: list[Any] = []
@@ -136,16 +148,18 @@ def test_units_are_ranked_by_all_explorers_and_the_weights_at_hand() -> None:
 
     planner.rank_units(WEIGHTS)
 
-    assert calls == [(3, LAYOUT, WEIGHTS, [explored[7]])]
+    ((*others, (told,)),) = calls
+    assert others == [3, LAYOUT, WEIGHTS]
+    np.testing.assert_array_equal(told["fc1.bias"], 1)
 
 
 def test_a_planner_that_takes_its_state_back_decides_alike() -> None:
-    one = Planner(Spy([4, 3]), LAYOUT, {})
+    one = Planner(Spy([4, 3]), LAYOUT, stored({}))
     one.start(WEIGHTS)
     one.renew(2, WEIGHTS)
     one.add_probe({"fc1.bias": np.float32([1, 2, 3, 0])}, 5)
     policy = Spy([2])
-    other = Planner(policy, LAYOUT, {})
+    other = Planner(policy, LAYOUT, stored({}))
 
     other.restore(one.state())
     other.renew(3, WEIGHTS)
@@ -154,4 +168,4 @@ def test_a_planner_that_takes_its_state_back_decides_alike() -> None:
     assert previous is not None
     assert (len(previous.plan.keep["fc1"]), previous.since) == (3, 2)
     np.testing.assert_array_equal(reports[0]["fc1.bias"], [5, 10, 15, 0])
-    assert Planner(policy, LAYOUT, {}).state()["previous"] is None
+    assert Planner(policy, LAYOUT, stored({})).state()["previous"] is None

@@ -12,7 +12,11 @@ from flwr_autoflip import __version__, wire
 from flwr_autoflip.core.codec import decode_plan, encode_plan, pack, plan_digest
 from flwr_autoflip.core.encoding import Encoding
 from flwr_autoflip.core.errors import WireError
-from flwr_autoflip.core.exploration import decode_report, encode_report
+from flwr_autoflip.core.exploration import (
+    check_report,
+    decode_report,
+    encode_report,
+)
 from flwr_autoflip.core.layout import layout_from_bytes
 from flwr_autoflip.core.plan import Plan, dense_plan
 from flwr_autoflip.core.plan_change import encode_change
@@ -208,7 +212,7 @@ def test_report_by_unit_sums_deviations() -> None:
 )
 def test_bad_reports_are_refused(values, scale, message) -> None:  # type: ignore
     with pytest.raises(WireError, match=message):
-        decode_report(values, scale, LAYOUT, "update", ARRAYS)
+        check_report(values, scale, LAYOUT, "update", ARRAYS)
 
 
 def test_a_diverged_explorer_says_so() -> None:

@@ -356,9 +356,14 @@ def to_half(values: NDArray[Any]) -> tuple[NDArray[np.float16], float]:
     largest = float(np.max(np.abs(values), initial=0.0))
     if not np.isfinite(largest):
         raise WireError("a report must be finite; training diverged on this node.")
-    exponent = 14 - int(np.frexp(largest)[1]) if largest > 0 else 0
-    scale = float(np.ldexp(1.0, min(exponent, 120)))
+    scale = half_scale(largest)
     return (np.asarray(values, np.float64) * scale).astype(np.float16), scale
+
+
+def half_scale(largest: float) -> float:
+    """Give the power of two that brings values up to ``largest`` into float16."""
+    exponent = 14 - int(np.frexp(largest)[1]) if largest > 0 else 0
+    return float(np.ldexp(1.0, min(exponent, 120)))
 
 
 def from_half(half: NDArray[Any], scale: float) -> NDArray[np.float32]:
@@ -372,4 +377,6 @@ def from_half(half: NDArray[Any], scale: float) -> NDArray[np.float32]:
     if not (np.isfinite(scale) and scale > 0):
         raise WireError(f"a report's scale must be positive and finite, got {scale}.")
     with np.errstate(over="ignore"):  # a foreign scale may be anything
-        return (np.asarray(half, np.float64) / scale).astype(np.float32)
+        out = np.empty(np.shape(half), np.float32)
+        np.divide(half, scale, out=out, dtype=np.float64, casting="unsafe")
+    return out

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from .codec import from_half, pack, to_half, unpack_small
 from .errors import WireError
 from .guidance import Report, deviation, report_by_unit, split_by_group
-from .layout import Arrays, Layout
+from .layout import Arrays, Layout, TensorSpec
 from .plan import dense_plan
 
 Payload = Literal["update", "deviation", "units", "weights"]
@@ -56,10 +56,10 @@ def encode_report(
     return to_half(values if payload == "update" else np.abs(values))
 
 
-def decode_report(
+def check_report(
     values: NDArray[Any], scale: Any, layout: Layout, payload: Payload, initial: Arrays
-) -> tuple[Report, dict[str, NDArray[Any]] | None]:
-    """Turn what an explorer sent into deviations, and into its model if it sent one.
+) -> None:
+    """Check what an explorer sent, without making its deviations.
 
     Parameters
     ----------
@@ -71,46 +71,71 @@ def decode_report(
     initial : mapping of str to ndarray
         Dense arrays that exploring started from.
 
-    Returns
-    -------
-    report : Report
-        By tensor name, or by group name with ``"units"``.
-    final : dict of str to ndarray or None
-        The explorer's model, with ``"update"`` and ``"weights"``.
-
     Raises
     ------
     WireError
         On a wrong length or dtype, or values that are not finite.
     """
     if payload == "weights":
-        return _compare(initial, unpack_small(values, dense_plan(layout)), layout)
-    specs = [t for t in layout.tensors if payload == "update" or t.trainable]
+        _compare(initial, unpack_small(values, dense_plan(layout)), layout)
+        return
+    specs = _sent(layout, payload)
     expected = layout.num_units if payload == "units" else sum(t.size for t in specs)
     if values.shape != (expected,) or values.dtype != np.float16:
         got = f"{values.dtype} {values.shape}"
         raise WireError(f"report: expected float16 ({expected},), got {got}.")
-    if not isinstance(scale, float) or not np.isfinite(values).all():
+    ends = values.min(initial=0), values.max(initial=0)
+    if not isinstance(scale, float) or not np.isfinite(ends).all():
         raise WireError("report: the scale is missing, or values are NaN or infinite.")
-    moved = from_half(values, scale)
+    moved = from_half(np.array(ends), scale)
     if not np.isfinite(moved).all():
         raise WireError("report: values overflow at this scale.")
     with np.errstate(over="ignore"):
         squares = np.square(moved)
     if not np.isfinite(squares).all():
         raise WireError("report: deviations overflow at this scale.")
+
+
+def decode_report(
+    values: NDArray[Any], scale: Any, layout: Layout, payload: Payload, initial: Arrays
+) -> tuple[Report, dict[str, NDArray[Any]] | None]:
+    """Turn what an explorer sent into deviations, and into its model if it sent one.
+
+    Parameters
+    ----------
+    values : ndarray
+        Passed :func:`check_report`; so did the others.
+    scale : float
+    layout : Layout
+    payload : {"update", "deviation", "units", "weights"}
+    initial : mapping of str to ndarray
+
+    Returns
+    -------
+    report : Report
+        By tensor name, or by group name with ``"units"``.
+    final : dict of str to ndarray or None
+        The explorer's model, with ``"update"`` and ``"weights"``.
+    """
+    if payload == "weights":
+        return _compare(initial, unpack_small(values, dense_plan(layout)), layout)
     if payload == "units":
-        return split_by_group(layout, squares), None
+        return split_by_group(layout, np.square(from_half(values, scale))), None
+    specs = _sent(layout, payload)
     ends = np.cumsum([t.size for t in specs])[:-1]
-    by_name = {
-        t.name: part.reshape(t.shape)
-        for t, part in zip(specs, np.split(moved, ends), strict=True)
-    }
-    report = {t.name: np.square(by_name[t.name]) for t in specs if t.trainable}
-    if payload == "deviation":
-        return report, None
-    final = {t.name: (initial[t.name] + by_name[t.name]).astype(t.dtype) for t in specs}
-    return report, final
+    report, final = {}, {}
+    for spec, part in zip(specs, np.split(values, ends), strict=True):
+        moved = from_half(part, scale).reshape(spec.shape)
+        if payload == "update":
+            ended = initial[spec.name] + moved
+            final[spec.name] = ended.astype(spec.dtype, copy=False)
+        if spec.trainable:
+            report[spec.name] = np.square(moved, out=moved)
+    return report, final or None
+
+
+def _sent(layout: Layout, payload: Payload) -> list[TensorSpec]:
+    return [t for t in layout.tensors if payload == "update" or t.trainable]
 
 
 def _compare(

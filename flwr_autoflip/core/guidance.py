@@ -4,7 +4,7 @@ A *report* maps names to deviations of one explorer; names are those of trainabl
 tensors, or of groups when the explorer summed its deviations per unit.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -12,12 +12,8 @@ from numpy.typing import NDArray
 
 from .errors import AutoFlipError
 from .layout import Arrays, Layout
-
-Report = Mapping[str, NDArray[np.floating]]
-"""Deviations of one explorer by tensor (or group) name, float32, not negative.
-
-Where a policy probes, also squared gradients of a round, float64.
-"""
+from .statistics import Report as Report
+from .statistics import Spread, parts, size_of, statistics_of
 
 Normalization = Literal["client", "layer"]
 
@@ -52,7 +48,9 @@ def normalize(
     Parameters
     ----------
     reports : sequence of Report
-        At least one explorer's deviations, all with the same names and shapes.
+        At least one explorer's deviations, all with the same names and shapes. Only
+        their sums and extremes count, a chunk at a time: K reports on disk need no
+        more memory than one.
     normalization : {"client", "layer"} (default: "layer")
         ``"client"`` is the paper's: min-max of every coordinate over the explorers,
         then the mean. ``"layer"`` is the authors' code: the mean over explorers, then
@@ -83,40 +81,55 @@ def normalize(
     """
     if not reports:
         raise AutoFlipError("guidance needs at least one explorer's report, got none.")
-    if normalization == "layer":
-        return {name: _minmax(_mean(r[name] for r in reports)) for name in reports[0]}
-    if normalization == "client":
-        return {
-            name: _minmax_clients([r[name] for r in reports]) for name in reports[0]
-        }
-    raise AutoFlipError(
-        f"normalization must be 'client' or 'layer', got {normalization!r}."
-    )
+    if normalization not in ("client", "layer"):
+        raise AutoFlipError(
+            f"normalization must be 'client' or 'layer', got {normalization!r}."
+        )
+    known = statistics_of(reports, extremes=normalization == "client")
+    guidance = {}
+    for name, shape in known.shapes.items():
+        if normalization == "layer":
+            flat = _minmax(known.totals(name), shape, known.count)
+        else:
+            flat = _minmax_clients(known.spreads(name), shape, known.count)
+        guidance[name] = flat.reshape(shape)
+    return guidance
 
 
-def _mean(values: Iterable[NDArray[np.float32]]) -> NDArray[np.float64]:
-    total, count = np.zeros(()), 0
-    for value in values:
-        total, count = total + value, count + 1
-    return np.asarray(total / count)
+def _minmax(
+    totals: Iterable[tuple[slice, NDArray[np.float64]]],
+    shape: tuple[int, ...],
+    count: int,
+) -> NDArray[np.float32]:
+    """Min-max the means of one tensor over its coordinates.
+
+    A factor cancels. So sums are divided by a power of two, which rounds nothing and
+    keeps them within float32; in float64 they would take two models' memory.
+    """
+    guidance = np.zeros(size_of(shape), np.float32)
+    divisor = 2.0 ** (count - 1).bit_length()
+    for part, total in totals:
+        guidance[part] = total / divisor
+    low, high = float(guidance.min(initial=np.inf)), float(guidance.max(initial=0))
+    for part in parts(guidance.size):
+        above = guidance[part].astype(np.float64) - low
+        guidance[part] = above / ((high - low) or 1.0)
+    return guidance
 
 
-def _minmax(values: NDArray[Any]) -> NDArray[np.float32]:
-    low, span = values.min(), np.ptp(values)
-    return _safe_divide(values - low, span)
-
-
-def _minmax_clients(values: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    low = np.minimum.reduce(values)
-    span = np.maximum.reduce(values).astype(np.float64) - low
-    return _safe_divide(_mean(values) - low, span)
-
-
-def _safe_divide(top: NDArray[Any], bottom: Any) -> NDArray[np.float32]:
-    bottom = np.broadcast_to(bottom, top.shape)
-    out = np.divide(top, bottom, out=np.zeros(top.shape), where=bottom > 0)
-    unit: NDArray[np.float32] = np.clip(out, 0, 1).astype(np.float32)
-    return unit
+def _minmax_clients(
+    spreads: Iterable[Spread], shape: tuple[int, ...], count: int
+) -> NDArray[np.float32]:
+    """Min-max each coordinate over reports, then take the mean."""
+    guidance = np.zeros(size_of(shape), np.float32)
+    for part, total, low, high in spreads:
+        span = np.subtract(high, low, dtype=np.float64)
+        np.maximum(span, np.finfo(np.float64).tiny, out=span)  # 0/0 is 0
+        above = total / count
+        above -= low
+        above /= span
+        guidance[part] = np.clip(above, 0, 1, out=above)
+    return guidance
 
 
 def sum_by_unit(layout: Layout, values: Arrays) -> NDArray[np.float64]:
@@ -150,7 +163,7 @@ def sum_by_unit(layout: Layout, values: Arrays) -> NDArray[np.float64]:
         for axis in spec.own_axes:
             owner = np.asarray(spec.owners[axis])
             others = tuple(a for a in range(len(spec.shape)) if a != axis)
-            slices = np.asarray(values[spec.name], np.float64).sum(axis=others)
+            slices = values[spec.name].sum(axis=others, dtype=np.float64)
             owned = owner >= 0
             total += np.bincount(owner[owned], slices[owned], minlength=total.size)
     return total

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 
@@ -14,21 +15,32 @@ from .errors import DamagedFileError
 from .layout import Arrays
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path, *data: bytes | memoryview) -> None:
     """Write a file so that any reader, also after a power cut, finds all or nothing.
 
     Parameters
     ----------
     path : Path
         In a folder that exists. An old file stays until the new one is complete.
-    data : bytes
+    *data : bytes or memoryview
+        One behind the other.
+
+    Raises
+    ------
+    OSError
+        If the folder cannot be written or is full; what was begun is taken away.
     """
     partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            file.writelines(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
     _sync_folder(path.parent)
 
 

@@ -90,6 +90,11 @@ class AutoFlipPolicy(Policy):
         """Whether this round's participants decide."""
         return self.guidance_from == "participants"
 
+    @property
+    def running(self) -> Normalization | None:
+        """What the server keeps of all reports as they come, if all decide."""
+        return None if self.per_round else self.normalization
+
     def __call__(
         self,
         server_round: int,

@@ -12,6 +12,7 @@ from flwr_autoflip.core.errors import WireError
 from flwr_autoflip.core.exploration import (
     PAYLOADS,
     WITH_MODEL,
+    check_report,
     decode_report,
     encode_report,
 )
@@ -100,6 +101,7 @@ def test_weights_are_reported_as_they_are() -> None:
     initial, final = moved(layout, 0)
 
     values, scale = encode_report(initial, final, layout, "weights")
+    check_report(values, scale, layout, "weights", initial)
     report, model = decode_report(values, scale, layout, "weights", initial)
 
     assert (values.dtype, scale) == (np.float32, 1.0)
@@ -110,7 +112,7 @@ def test_weights_are_reported_as_they_are() -> None:
     huge = np.full_like(values, 1e30)
     for faulty in (values[:-1], values[None], values.astype(int), huge, huge * np.inf):
         with pytest.raises(WireError):
-            decode_report(faulty, scale, layout, "weights", initial)
+            check_report(faulty, scale, layout, "weights", initial)
 
 
 @pytest.mark.parametrize("payload", IN_16_BITS)
@@ -132,7 +134,7 @@ def test_reports_that_do_not_fit_are_wire_errors(payload: Any) -> None:
         (values, 1e-300),
     ):
         with pytest.raises(WireError):
-            decode_report(faulty, its_scale, layout, payload, initial)
+            check_report(faulty, its_scale, layout, payload, initial)
 
 
 @pytest.mark.parametrize("payload", IN_16_BITS)
@@ -143,4 +145,4 @@ def test_report_whose_square_overflows_is_a_wire_error(payload: Any) -> None:
     values[:] = 1
 
     with pytest.raises(WireError):
-        decode_report(values, 1e-20, layout, payload, initial)
+        check_report(values, 1e-20, layout, payload, initial)

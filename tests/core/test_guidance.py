@@ -1,5 +1,7 @@
 """Eqs. 7 and 10 by hand, and sums by unit against a naive loop."""
 
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -24,6 +26,7 @@ from flwr_autoflip.core.guidance import (
     unit_sizes,
 )
 from flwr_autoflip.core.layout import Layout
+from flwr_autoflip.core.statistics import RunningStatistics, SummedReports
 
 DEVIATIONS = st.floats(0, 1e6, width=32)
 
@@ -156,6 +159,28 @@ def test_normalizations_match_a_naive_loop(data: st.DataObject) -> None:
 
     np.testing.assert_allclose(normalize(reports, "client")["w"], by_client, atol=1e-6)
     np.testing.assert_allclose(normalize(reports, "layer")["w"], by_layer, atol=1e-6)
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_chunks_and_running_sums_match_the_plain_formula(data: st.DataObject) -> None:
+    k, size = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 9))
+    values = data.draw(hnp.arrays(np.float32, (k, size), elements=st.integers(0, 50)))
+    reports = [{"w": row} for row in values]
+    low, high = values.min(0), values.max(0)
+    span = np.where(high > low, high - low, 1)
+    by_client = ((values.astype(float) - low) / span).mean(0)
+    means = values.astype(float).mean(0)
+    by_layer = (means - means.min()) / (np.ptp(means) or 1)
+
+    with patch("flwr_autoflip.core.statistics.CHUNK", data.draw(st.integers(1, 10))):
+        running = RunningStatistics(extremes=True)
+        for report in reports:
+            running.add(report)
+        for known in (reports, SummedReports(reports, running)):
+            client, layer = (normalize(known, key)["w"] for key in ("client", "layer"))
+            np.testing.assert_allclose(client, by_client, atol=1e-6)
+            np.testing.assert_allclose(layer, by_layer, atol=1e-6)
 
 
 def test_no_report_is_an_error() -> None:
