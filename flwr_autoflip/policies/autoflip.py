@@ -114,6 +114,12 @@ class AutoFlipPolicy(Policy):
         warn_if_nothing_pruned(plan, "raise the threshold, or choose threshold='auto'.")
         return plan
 
+    def guidance(
+        self, layout: Layout, reports: Sequence[Report]
+    ) -> dict[str, NDArray[np.float64]]:
+        """Give the mean guidance of each unit's own parameters."""
+        return unit_scores(layout, normalize(reports, self.normalization))
+
     def rank_units(
         self,
         server_round: int,
@@ -122,7 +128,7 @@ class AutoFlipPolicy(Policy):
         reports: Sequence[Report],
     ) -> dict[str, NDArray[np.float64]]:
         """Score units by mean guidance; see :class:`.base.Policy`."""
-        return unit_scores(layout, normalize(reports, self.normalization))
+        return self.guidance(layout, reports)
 
     def check_explorers(self, count: int) -> None:
         """Check the number of explorers before any of them is asked.

@@ -58,7 +58,7 @@ def test_flwr_run_end_to_end(tmp_path: Path) -> None:
 
     assert set(summary["methods"]) == set(module.METHODS)
     for rows, _ in [*runs["fedavg"], *runs["autoflip"], *runs["random"]]:
-        nodes = [row for row in rows if row["phase"] != "server"]
+        nodes = node_rows(rows)
         assert {row["status"] for row in nodes} == {"ok"}
         assert {row["phase"] for row in nodes} >= {"train", "evaluate"}
     autoflip, random = summary["methods"]["autoflip"], summary["methods"]["random"]
