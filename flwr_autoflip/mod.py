@@ -43,10 +43,10 @@ from numpy.typing import NDArray
 
 from . import wire
 from .client import budget_of, budget_receipt, check_budget, receipt_of
-from .core.codec import expand, pack
 from .core.errors import WireError
 from .core.exploration import encode_report
 from .core.layout import Layout
+from .core.values import expand, pack
 
 ClientAppCallable = Callable[[Message, Context], Message]
 
