@@ -90,7 +90,7 @@ class Live:
         """
         if log:
             self._log_plan(plan)
-        digest = plan_digest(encode_plan(plan)).hex()
+        digest = plan_digest(encode_plan(plan), plan.layout).hex()
         before = [row for row in self.ledger.rows if row["phase"] == "plan"]
         if before and before[-1]["digest"] == digest:
             return
