@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from .core.errors import DamagedFileError
 from .core.storage import write_whole
@@ -24,6 +24,7 @@ from .core.work import count_work
 NODE_PHASES = ("budget", "explore", "train", "evaluate")
 """Phases of rows that are a node's; others are the server's own."""
 
+Row = TypeVar("Row", bound=Mapping[str, Any])
 Status = Literal["ok", "refused", "failed", "missing", "lost"]
 
 
@@ -237,7 +238,7 @@ def _rows_of(content: bytes) -> list[dict[str, Any]]:
     return rows
 
 
-def node_rows(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def node_rows(rows: Iterable[Row]) -> list[Row]:
     """Give the rows that are a node's, without those of the server itself."""
     return [row for row in rows if row["phase"] in NODE_PHASES]
 
