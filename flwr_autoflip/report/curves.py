@@ -37,10 +37,7 @@ class Curve:
 
     def smooth(self) -> NDArray[np.float64]:
         """Trailing means of five evaluations; NaN before there are five."""
-        sums = np.cumsum(np.insert(self.top1, 0, 0.0))
-        means = np.full(len(self.top1), np.nan)
-        means[WINDOW - 1 :] = (sums[WINDOW:] - sums[:-WINDOW]) / WINDOW
-        return means
+        return trailing_mean(self.top1)
 
     def mean_until(self, last_round: int) -> float:
         """Mean of the last five evaluations up to a round."""
@@ -51,6 +48,14 @@ class Curve:
         # A run reaches its own final mean, whichever way its sums were rounded.
         reached = np.flatnonzero(self.smooth() >= target - 1e-9)
         return int(reached[0]) if len(reached) else None
+
+
+def trailing_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Take trailing means of :data:`WINDOW` values; NaN before there are as many."""
+    sums = np.cumsum(np.insert(values, 0, 0.0))
+    means = np.full(len(values), np.nan)
+    means[WINDOW - 1 :] = (sums[WINDOW:] - sums[:-WINDOW]) / WINDOW
+    return means
 
 
 def curve(rows: Sequence[Mapping[str, Any]], metric: str = "top1") -> Curve:

@@ -16,7 +16,7 @@ from .charts import (
     series_class,
     strip,
 )
-from .curves import WINDOW, Curve
+from .curves import WINDOW, Curve, trailing_mean
 from .runs import Run, dense_units, failures, node_figures, summarise, units_kept
 from .svg import amount, duration, percent, tag
 from .tables import UNKNOWN, Cell, table
@@ -249,6 +249,8 @@ def against_dense(runs: Sequence[Run]) -> str:
         if run.curve is not None:
             when = np.array([row["round"] for row in run.server], float)
             both = run.curve.top1, run.curve.dense_top1
+            if len(when) >= 2 * WINDOW:
+                both = trailing_mean(both[0]), trailing_mean(both[1])
             reached += _beside(run.name, number, when, *both)
     charts = [
         card(line_chart(lines, (), label="round", y_unit=unit, whole=True), title=title)
