@@ -113,7 +113,8 @@ def line_chart(
         SVG.
     """
     x_low, x_high = _range(
-        [line.x[np.isfinite(line.y)] for line in lines] + [np.array([m.at for m in marks])],
+        [line.x[np.isfinite(line.y)] for line in lines]
+        + [np.array([m.at for m in marks])],
         log,
     )
     y_low, y_high = _range([line.y for line in lines], False)
@@ -169,7 +170,9 @@ def _grid(y: Scale, values: Sequence[float], write: Any) -> str:
 
 def _x_axis(x: Scale, values: Sequence[float], label: str, unit: str) -> str:
     bottom = HEIGHT - BOTTOM
-    parts = [tag("line", class_="axis", x1=LEFT, x2=WIDTH - RIGHT, y1=bottom, y2=bottom)]
+    parts = [
+        tag("line", class_="axis", x1=LEFT, x2=WIDTH - RIGHT, y1=bottom, y2=bottom)
+    ]
     free = 0.0
     for value in values:
         written = amount(value, unit)
@@ -192,7 +195,10 @@ def _mark(mark: Mark, x: Scale, alone: bool) -> str:
         points = f"{short(at - 4)},{bottom + 1} {short(at + 4)},{bottom + 1} "
         points += f"{short(at)},{bottom - 8}"
         return tag(
-            "polygon", title, points=points, class_=f"mark fill {series_class(mark.number)}"
+            "polygon",
+            title,
+            points=points,
+            class_=f"mark fill {series_class(mark.number)}",
         )
     band = tag(
         "rect",
@@ -258,7 +264,9 @@ def histogram(counts: Mapping[str, Any]) -> str:
     y = linear(0, most, height - bottom, TOP)
     step = (WIDTH - LEFT - RIGHT) / len(kept)
     parts = [_count_axis(y, most)]
-    for number, (stay, go) in enumerate(zip(kept.tolist(), pruned.tolist(), strict=True)):
+    for number, (stay, go) in enumerate(
+        zip(kept.tolist(), pruned.tolist(), strict=True)
+    ):
         left = LEFT + number * step + 0.75
         if stay:
             parts.append(_bar(left, step - 1.5, y(0), y(stay), "kept", f"{stay} kept"))
@@ -323,7 +331,9 @@ def node_bars(
             words = f"node {name}: {amount(value, unit)}"
             left = LEFT + 8 + number * step
             if value:
-                parts.append(_bar(left, step - gap, y(base), y(base + value), kind, words))
+                parts.append(
+                    _bar(left, step - gap, y(base), y(base + value), kind, words)
+                )
             base += value
     words = f"{len(values)} nodes, most first"
     middle = (LEFT + WIDTH - RIGHT) / 2
@@ -352,7 +362,9 @@ def strip(shares: Sequence[float], name: str) -> str:
     for number in range(1, len(shares) + 1):
         if number < len(shares) and shares[number] == shares[start]:
             continue
-        when = f"round {start}" if number - start == 1 else f"rounds {start}-{number - 1}"
+        when = (
+            f"round {start}" if number - start == 1 else f"rounds {start}-{number - 1}"
+        )
         title = tag("title", escape(f"{name}, {when}: {percent(shares[start])}"))
         cells.append(
             tag(

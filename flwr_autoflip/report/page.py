@@ -62,9 +62,9 @@ def render_page(runs: Sequence[Run]) -> str:
 
 def _footer() -> str:
     return (
-        "<footer>Bytes are serialised messages, both ways. MACs are those of the models "
-        "that nodes really built, a training step taken as three forward passes. "
-        "Exploring is in every total. “Dense” bytes are those of the dense model's own "
+        "<footer>Bytes are serialised messages, both ways. MACs are those of the "
+        "models that nodes really built, a training step taken as three forward "
+        "passes. Exploring is in every total. “Dense” bytes are those of the dense model's own "
         "messages, sent and answered as often. "
         f"Made by flwr-autoflip {__version__}.</footer>"
     )

@@ -86,7 +86,8 @@ class Run:
     def spent(self, *keys: str) -> NDArray[np.float64]:
         """Sums of columns until the end of every round, ``(rounds + 1,)``."""
         rounds = np.arange(self.rounds + 1)
-        return np.sum([spent_until(self.rows, rounds, key) for key in keys], axis=0)
+        columns = [spent_until(self.rows, rounds, key) for key in keys]
+        return np.asarray(np.sum(columns, axis=0))
 
     @cached_property
     def dense_moved(self) -> NDArray[np.float64] | None:
@@ -107,7 +108,9 @@ class Run:
         for row in self.nodes:
             if row["phase"] in ("train", "evaluate"):
                 examples = row["examples"], row["eval_examples"]
-                spent[row["round"]] += count_work(self.deployed["dense_macs"], *examples)
+                spent[row["round"]] += count_work(
+                    self.deployed["dense_macs"], *examples
+                )
         return np.cumsum(spent)
 
 
@@ -234,7 +237,9 @@ def units_kept(run: Run) -> dict[str, list[int]]:
         Group name to ``rounds + 1`` counts, from round 0; empty if no plan is known.
     """
     plans = run.plans or run.server
-    at: dict[int, dict[str, int]] = {row["round"]: row["plan"]["units"] for row in plans}
+    at: dict[int, dict[str, int]] = {
+        row["round"]: row["plan"]["units"] for row in plans
+    }
     if not at:
         return {}
     held = at[min(at)]

@@ -76,7 +76,9 @@ def figures(run: Run) -> str:
     if found["value"] is not None:
         dense = found["dense_value"]
         beside = "" if dense is None else f"global dense model {dense:.3f}"
-        tiles.append((f"{found['metric']}, last {WINDOW}", f"{found['value']:.3f}", beside))
+        tiles.append(
+            (f"{found['metric']}, last {WINDOW}", f"{found['value']:.3f}", beside)
+        )
     if found["dense_parameters"]:
         for name, key in (("parameters", "parameters"), ("MACs", "macs_per_example")):
             small, dense = found[key], found[f"dense_{key}"]
@@ -107,10 +109,10 @@ HEADS = (
     "run",
     "rounds",
     "accuracy",
-    "dense model",
+    "dense",
     "parameters",
     "MACs",
-    "bytes moved",
+    "bytes",
     "exploring",
     "saved",
     "client MACs",
@@ -122,15 +124,18 @@ def comparison(runs: Sequence[Run]) -> str:
     """Write runs' main figures side by side."""
     rows = [_compared(run, summarise(run)) for run in runs]
     note = (
-        f"Accuracy is the mean of the last {WINDOW} evaluations of the model that would "
-        "be deployed, then of the global dense one; parameters and MACs are shares of "
-        "the dense model's; saved is against the dense model's own messages."
+        f"Accuracy is the mean of the last {WINDOW} evaluations of the model that "
+        "would be deployed, then of the global dense one; parameters and MACs are "
+        "shares of the dense model's; saved is against the dense model's own messages."
     )
     return section("Side by side", note, card(table(HEADS, rows)))
 
 
 def _compared(run: Run, found: dict[str, Any]) -> list[Cell]:
-    moved, explored = found["bytes_down"] + found["bytes_up"], found["exploration_bytes"]
+    moved, explored = (
+        found["bytes_down"] + found["bytes_up"],
+        found["exploration_bytes"],
+    )
 
     def number(key: str) -> Cell:
         value = found[key]
@@ -186,10 +191,10 @@ def accuracy(runs: Sequence[Run]) -> str:
     alone = len(runs) == 1
     metrics = sorted({str(run.metric) for _, run, _ in drawn})
     note = (
-        f"{' and '.join(metrics)} of the model that would be deployed, mean of {WINDOW} "
-        f"rounds{' (single ones faint)' if alone else ''}. Costs are sums over all "
-        f"nodes; {'the shaded part' if alone else 'a triangle'} is what exploring took "
-        "before round 1."
+        f"{' and '.join(metrics)} of the model that would be deployed, mean of "
+        f"{WINDOW} rounds{' (single ones faint)' if alone else ''}. Costs are sums "
+        f"over all nodes; {'the shaded part' if alone else 'a triangle'} is what exploring "
+        "took before round 1."
     )
     rounds = [(i, run, np.array([row["round"] for row in run.server], float), line)
               for i, run, line in drawn]  # fmt: skip
@@ -304,7 +309,9 @@ def _heat_map(run: Run, named: bool) -> str:
         parts.append(strip([count / whole for count in counts], name))
         parts.append(f'<span class="many">{last}</span>')
     parts.append('<span class="empty"></span>')
-    parts.append(f'<span class="ends"><span>round 0</span><span>{run.rounds}</span></span>')
+    parts.append(
+        f'<span class="ends"><span>round 0</span><span>{run.rounds}</span></span>'
+    )
     missing = "" if dense else (
         '<p class="note">The ledger does not say how many units the dense model has: '
         "shares are of the most that was kept.</p>"
@@ -326,7 +333,9 @@ def guidance(runs: Sequence[Run]) -> str:
         "when the run's first plan was made. Units that matter lie right."
     )
     if not parts:
-        note = "No ledger here holds guidance: nobody explored, or it is older than that."
+        note = (
+            "No ledger here holds guidance: nobody explored, or it is older than that."
+        )
         return section("Guidance", note)
     key = (
         '<ul class="legend"><li><span class="key kept"></span>units that stay</li>'
@@ -341,7 +350,9 @@ def _histograms(groups: dict[str, Any]) -> str:
         for name, counts in groups.items()
     ]
     first, rest = drawn[:SHOWN_GROUPS], drawn[SHOWN_GROUPS:]
-    more = f"<details><summary>{len(rest)} more</summary>{grid('small', *rest)}</details>"
+    more = (
+        f"<details><summary>{len(rest)} more</summary>{grid('small', *rest)}</details>"
+    )
     return grid("small", *first) + (more if rest else "")
 
 
@@ -358,7 +369,9 @@ def node_section(runs: Sequence[Run]) -> str:
     note += "the app's own training and testing code."
     found = [node_figures(run) for run in runs]
     most = {
-        key: max((float(sum(node[k] for k in keys)) for f in found for node in f), default=0)
+        key: max(
+            (float(sum(node[k] for k in keys)) for f in found for node in f), default=0
+        )
         for key, keys in (("B", ("bytes_down", "bytes_up")), ("s", ("seconds",)))
     }
     parts = [
@@ -377,7 +390,15 @@ def _nodes(name: str, found: list[dict[str, Any]], most: dict[str, float]) -> st
         f"<div><h3>Bytes</h3>{node_bars(moved, ('down', 'up'), 'B', most['B'])}</div>",
         f"<div><h3>Seconds</h3>{node_bars(seconds, ('kept',), 's', most['s'])}</div>",
     )
-    heads = ("node", "messages", "bytes down", "bytes up", "MACs", "seconds", "failures")
+    heads = (
+        "node",
+        "messages",
+        "bytes down",
+        "bytes up",
+        "MACs",
+        "seconds",
+        "failures",
+    )
     rows = [
         [
             Cell(str(node["node"]), kind="name"),
@@ -410,7 +431,9 @@ def failure_tables(runs: Sequence[Run]) -> str:
                 Cell(fault["status"]),
                 Cell(fault["reason"][:LONGEST_REASON], kind="words"),
             ]
-            rows.append([Cell(run.name, kind="name"), *cells] if len(runs) > 1 else cells)
+            rows.append(
+                [Cell(run.name, kind="name"), *cells] if len(runs) > 1 else cells
+            )
     if not rows:
         return section("Failures", "None: every message was answered and accepted.")
     heads = ["messages", "nodes", "rounds", "phase", "status", "reason"]

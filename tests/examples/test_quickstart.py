@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from flwr_autoflip.ledger import node_rows
+
 pytest.importorskip("mlxtend")
 pytest.importorskip("ray")
 
