@@ -27,7 +27,7 @@ from .svg import (
 )
 
 WIDTH, HEIGHT = 300, 210
-LEFT, RIGHT, TOP, BOTTOM = 42, 8, 12, 38
+LEFT, RIGHT, TOP, BOTTOM = 42, 8, 12, 40
 SERIES = 6
 """Colours that the page has for series; more runs use them again, dashed."""
 
@@ -181,7 +181,7 @@ def _x_axis(x: Scale, values: Sequence[float], label: str, unit: str) -> str:
         if at - half < free:
             continue
         free = at + half + 8
-        parts.append(text(written, at, bottom + 16, text_anchor="middle"))
+        parts.append(text(written, at, bottom + 18, text_anchor="middle"))
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(text(label, middle, HEIGHT - 5, text_anchor="middle", class_="label"))
     return "".join(parts)

@@ -64,7 +64,7 @@ def _footer() -> str:
     return (
         "<footer>Bytes are serialised messages, both ways. MACs are those of the "
         "models that nodes really built, a training step taken as three forward "
-        "passes. Exploring is in every total. “Dense” bytes are those of the dense model's own "
-        "messages, sent and answered as often. "
+        "passes. Exploring is in every total. “Dense” bytes are those of the dense "
+        "model's own messages, sent and answered as often. "
         f"Made by flwr-autoflip {__version__}.</footer>"
     )

@@ -136,7 +136,8 @@ def draw_nodes(runs: Sequence[Run], path: Path) -> None:
         right.set_ylabel("seconds")
         for axis in (left, right):
             axis.set_title(run.name, fontsize=9)
-            axis.set_xlabel("nodes, most first")
+            axis.set_xlabel(f"{len(nodes)} nodes, most first")
+            axis.set_xticks([])
     axes[0, 0].legend(fontsize=8)
     figure.tight_layout()
     _save(figure, path)

@@ -121,10 +121,12 @@ def percent(share: float) -> str:
 
     Examples
     --------
-    >>> percent(0.1149), percent(0.0149), percent(1)
-    ('11 %', '1.5 %', '100 %')
+    >>> percent(0.1149), percent(0.0149), percent(0.0001), percent(1)
+    ('11 %', '1.5 %', '<0.1 %', '100 %')
     """
     value = 100 * share
+    if 0 < value < 0.05:
+        return "<0.1 %"
     return f"{value:.1f} %" if 0 < abs(value) < 9.95 else f"{value:.0f} %"
 
 
