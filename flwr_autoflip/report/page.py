@@ -5,18 +5,11 @@ from html import escape
 from importlib.resources import files
 
 from ..core.version import __version__
+from .devices import failure_tables, node_section
+from .overview import comparison, figures, lead
+from .progress import accuracy, against_dense
 from .runs import Run
-from .sections import (
-    accuracy,
-    against_dense,
-    comparison,
-    failure_tables,
-    figures,
-    guidance,
-    lead,
-    node_section,
-    units,
-)
+from .structure import guidance, units
 
 
 def render_page(runs: Sequence[Run]) -> str:

@@ -27,6 +27,11 @@ UNKNOWN = Cell("–", float("nan"))
 """A figure that nobody took; sorts behind all others."""
 
 
+def failed(count: int) -> Cell:
+    """Give a count of failures, which stands out unless it is 0."""
+    return Cell(str(count), count, "bad" if count else "")
+
+
 def table(heads: Sequence[str], rows: Sequence[Sequence[Cell]], kind: str = "") -> str:
     """Write a table.
 
