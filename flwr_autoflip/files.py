@@ -155,7 +155,9 @@ def export_onnx(path: str | Path, small: nn.Module, example_input: Any) -> None:
 
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
     small = small.eval()
-    torch.onnx.export(small, inputs, str(path), dynamo=True, verbose=False)
+    torch.onnx.export(
+        small, inputs, str(path), dynamo=True, verbose=False, external_data=False
+    )
     providers = ["CPUExecutionProvider"]
     session = onnxruntime.InferenceSession(str(path), providers=providers)
     feeds = {
