@@ -74,9 +74,22 @@ def _cost(share: float) -> Any:
     }
 
 
-def write_large(folder: Path, rounds: int, nodes: int) -> Path:
-    """Write a long run's file at once."""
+def write_large(folder: Path, rounds: int, nodes: int, groups: int) -> Path:
+    """Write a long run's file at once: a deep model, and a plan every round."""
     rows = make_ledger(None, rounds, nodes, faults=True).rows
+    first = next(row for row in rows if row["phase"] == "plan")
+    names = [f"features.{n}.block.{n % 4}.conv" for n in range(groups)]
+    first["dense_units"] = dict.fromkeys(names, 256)
+    first["guidance"] = {name: first["guidance"]["fc1"] for name in names}
+    generator = np.random.default_rng(0)
+    for number in range(rounds):
+        kept = generator.integers(20, 257, groups).tolist()
+        units = dict(zip(names, kept, strict=True))
+        plan = {**first["plan"], "units": units}
+        if number:
+            first = {**first, "guidance": {}}
+        rows.append({**first, "round": number, "plan": plan})
+    rows.remove(next(row for row in rows if row["phase"] == "plan"))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "ledger.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

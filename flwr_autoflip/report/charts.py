@@ -19,7 +19,6 @@ from .svg import (
     linear,
     log_ticks,
     logarithmic,
-    percent,
     short,
     tag,
     text,
@@ -339,50 +338,3 @@ def node_bars(
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(text(words, middle, height - 6, text_anchor="middle", class_="label"))
     return _svg(height, words, *parts)
-
-
-# --- Heat map ---
-
-
-def strip(shares: Sequence[float], name: str) -> str:
-    """Draw a row of a heat map: a cell a round, equal neighbours as one.
-
-    Parameters
-    ----------
-    shares : sequence of float
-        In [0, 1], one a round.
-    name : str
-
-    Returns
-    -------
-    str
-        SVG that stretches to its place; it has no text.
-    """
-    cells, start = [], 0
-    for number in range(1, len(shares) + 1):
-        if number < len(shares) and shares[number] == shares[start]:
-            continue
-        when = (
-            f"round {start}" if number - start == 1 else f"rounds {start}-{number - 1}"
-        )
-        title = tag("title", escape(f"{name}, {when}: {percent(shares[start])}"))
-        cells.append(
-            tag(
-                "rect",
-                title,
-                class_="heat",
-                x=start,
-                width=number - start,
-                y=0,
-                height=1,
-                fill_opacity=0.08 + 0.92 * shares[start],
-            )
-        )
-        start = number
-    return tag(
-        "svg",
-        *cells,
-        class_="strip",
-        viewBox=f"0 0 {len(shares)} 1",
-        preserveAspectRatio="none",
-    )

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from .charts import histogram, strip
+from .charts import histogram
 from .frame import card, grid, section
+from .heat import strip
 from .runs import Run, dense_units, units_kept
 
 SHOWN_GROUPS = 12
