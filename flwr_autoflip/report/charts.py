@@ -26,7 +26,7 @@ from .svg import (
 )
 
 WIDTH, HEIGHT = 300, 210
-LEFT, RIGHT, TOP, BOTTOM = 42, 8, 12, 40
+LEFT, RIGHT, TOP, BOTTOM = 50, 8, 12, 40
 SERIES = 6
 """Colours that the page has for series; more runs use them again, dashed."""
 

@@ -78,19 +78,19 @@ def failure_tables(runs: Sequence[Run]) -> str:
             first, last = fault["first_round"], fault["last_round"]
             when = str(first) if first == last else f"{first} to {last}"
             cells = [
-                Cell(str(fault["count"]), fault["count"]),
-                Cell(str(fault["nodes"]), fault["nodes"]),
-                Cell(when, first),
-                Cell(fault["phase"]),
-                Cell(fault["status"]),
                 Cell(fault["reason"][:LONGEST_REASON], kind="words"),
+                Cell(fault["status"]),
+                Cell(fault["phase"]),
+                Cell(when, first),
+                Cell(str(fault["nodes"]), fault["nodes"]),
+                Cell(str(fault["count"]), fault["count"]),
             ]
             rows.append(
                 [Cell(run.name, kind="name"), *cells] if len(runs) > 1 else cells
             )
     if not rows:
         return section("Failures", "None: every message was answered and accepted.")
-    heads = ["messages", "nodes", "rounds", "phase", "status", "reason"]
+    heads = ["reason", "status", "phase", "rounds", "nodes", "messages"]
     heads = ["run", *heads] if len(runs) > 1 else heads
     note = "Messages without a valid reply, alike ones counted together. Rounds go on."
     return section("Failures", note, card(table(heads, rows, "tall")))

@@ -27,7 +27,7 @@ def accuracy(runs: Sequence[Run]) -> str:
     note = (
         f"{' and '.join(metrics)} of the model that would be deployed, mean of "
         f"{WINDOW} rounds{' (single ones faint)' if alone else ''}. Costs are sums "
-        f"over all nodes; {'the shaded part' if alone else 'a triangle'} is what "
+        f"over all nodes; {'the shaded part' if alone else 'a triangle'} marks what "
         "exploring took before round 1."
     )
     rounds = [(i, run, np.array([row["round"] for row in run.server], float), line)

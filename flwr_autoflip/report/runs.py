@@ -123,7 +123,8 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     Parameters
     ----------
     paths : sequence of Path
-        Ledger files, folders with a ``ledger.jsonl``, or folders of such folders.
+        Ledger files, folders with a ``ledger.jsonl``, or folders with such folders one
+        or two levels below.
 
     Returns
     -------
@@ -145,7 +146,7 @@ def _ledgers(path: Path) -> list[Path]:
         return [path]
     if (path / LEDGER).is_file():
         return [path / LEDGER]
-    below = sorted(path.glob(f"*/{LEDGER}")) if path.is_dir() else []
+    below = sorted(path.glob(f"*/{LEDGER}")) or sorted(path.glob(f"*/*/{LEDGER}"))
     if not below:
         what = "has no ledger.jsonl in it" if path.is_dir() else "does not exist"
         raise AutoFlipError(

@@ -121,6 +121,8 @@ def test_a_run_is_a_file_or_a_folder_or_many(tmp_path: Path) -> None:
     assert [run.name for run in read_runs([tmp_path / "runs"])] == ["a", "b"]
     other = tmp_path / "other" / "a"
     make_ledger(other, 1, 1)
+    below = [run.name for run in read_runs([tmp_path])]
+    assert below == ["other/a", "runs/a", "runs/b"]
     assert [run.name for run in read_runs([file, other])] == ["runs/a", "other/a"]
     same = [run.name for run in read_runs([file, file])]
     assert len(set(same)) == 2
