@@ -43,7 +43,7 @@ class Line:
     x, y : ndarray
         ``(n,)``; where y is NaN there is nothing.
     role : {"main", "raw", "reference"} (default: "main")
-        A ``"raw"`` line is faint, a ``"reference"`` dashed.
+        A ``"raw"`` line is faint, a ``"reference"`` dotted.
     """
 
     name: str

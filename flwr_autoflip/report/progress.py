@@ -73,7 +73,7 @@ def _against(drawn: Drawn, label: str, unit: str, alone: bool) -> str:
 def against_dense(runs: Sequence[Run]) -> str:
     """Draw bytes, MACs and accuracy over rounds beside the dense model's."""
     note = (
-        "Solid: this run, exploring at round 0. Dashed: the dense model, by the same "
+        "Lines: these runs, exploring at round 0. Dotted: the dense model, by the same "
         "messages and examples without exploring; its accuracy is that of the global "
         "model before it is cut."
     )
