@@ -80,7 +80,7 @@ def ticks(
     step = power * min((1, 2, 2.5, 5, 10), key=lambda m: abs(span / count / power - m))
     step = float(max(1, math.ceil(step))) if whole else step
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(number * step, 12) for number in range(first, last + 1)]
+    return [round(float(number * step), 12) for number in range(first, last + 1)]
 
 
 def log_ticks(low: float, high: float) -> list[float]:
