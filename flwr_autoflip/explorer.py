@@ -17,6 +17,7 @@ from .core.errors import AutoFlipError
 from .core.exploration import check_report, decode_report
 from .core.layout import Arrays, Layout
 from .core.plan import dense_plan
+from .core.robust import far_outside
 from .exchange import Answer, Exchange
 from .hosts import (
     find_attribute,
@@ -195,11 +196,11 @@ class Explorer:
         messages = self.exchange.requests(server_round, work)
         answers = grid.send_and_receive(messages, timeout=self.exchange.timeout)
 
-        def check(reply: wire.Reply, orders: wire.Orders) -> None:
+        def check(reply: wire.Reply, orders: wire.Orders) -> float:
             scale = reply.receipt.get(wire.KEY_SCALE)
-            check_report(reply.values, scale, self.layout, payload, weights)
+            return check_report(reply.values, scale, self.layout, payload, weights)
 
-        valid = self.exchange.replies(answers, check)
+        valid = self.exchange.replies(answers, check, self._far_outside)
         del answers
         explorers = []
         while valid:  # one node's arrays at a time, whatever their number
@@ -208,7 +209,19 @@ class Explorer:
                 explorers.append(answer.message)
         return explorers
 
-    def _keep(self, answer: Answer[None], weights: Arrays, warm: bool) -> bool:
+    def _far_outside(self, norms: list[float]) -> dict[int, str]:
+        """Say whose report is far outside the others' scale: place to reason."""
+        if self.options["client_scale"] == "raw" or not norms:
+            return {}
+        median, limit = far_outside(norms, self.reports.norms())
+        return {
+            i: f"report: it moved by {norm:.3g}, explorers' median is {median:.3g}; up "
+            f"to {limit:.3g} is taken here. client_scale='raw' takes any."
+            for i, norm in enumerate(norms)
+            if norm > limit
+        }
+
+    def _keep(self, answer: Answer[float], weights: Arrays, warm: bool) -> bool:
         """Keep a report; with ``warm`` leave the explorer's model in its message."""
         reply, payload = answer.reply, self.options["exploration_payload"]
         scale = reply.receipt.get(wire.KEY_SCALE)

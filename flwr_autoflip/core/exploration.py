@@ -3,6 +3,7 @@
 Or its plain weights, in 32: what a mod that clips or noises weights needs to see.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ from .errors import WireError
 from .guidance import Report, deviation, report_by_unit, split_by_group
 from .layout import Arrays, Layout, TensorSpec
 from .plan import dense_plan
+from .statistics import parts
 
 Payload = Literal["update", "deviation", "units", "weights"]
 PAYLOADS: tuple[Payload, ...] = ("update", "deviation", "units", "weights")
@@ -58,7 +60,7 @@ def encode_report(
 
 def check_report(
     values: NDArray[Any], scale: Any, layout: Layout, payload: Payload, initial: Arrays
-) -> None:
+) -> float:
     """Check what an explorer sent, without making its deviations.
 
     Parameters
@@ -71,14 +73,20 @@ def check_report(
     initial : mapping of str to ndarray
         Dense arrays that exploring started from.
 
+    Returns
+    -------
+    float
+        L2 norm of what moved: trainable tensors only.
+
     Raises
     ------
     WireError
-        On a wrong length or dtype, or values that are not finite.
+        On a wrong length or dtype, values that are not finite, sizes below 0, and
+        reports that say nothing, since nothing moved or everything moved alike.
     """
     if payload == "weights":
-        _compare(initial, unpack_small(values, dense_plan(layout)), layout)
-        return
+        report, _ = _compare(initial, unpack_small(values, dense_plan(layout)), layout)
+        return _check_moved([np.sqrt(moved) for moved in report.values()])
     specs = _sent(layout, payload)
     expected = layout.num_units if payload == "units" else sum(t.size for t in specs)
     if values.shape != (expected,) or values.dtype != np.float16:
@@ -87,6 +95,10 @@ def check_report(
     ends = values.min(initial=0), values.max(initial=0)
     if not isinstance(scale, float) or not np.isfinite(ends).all():
         raise WireError("report: the scale is missing, or values are NaN or infinite.")
+    if not scale > 0:
+        raise WireError(f"report: the scale must be above 0, got {scale!r}.")
+    if payload != "update" and ends[0] < 0:
+        raise WireError(f"report: sizes must be at least 0, got {ends[0] / scale:.3g}.")
     moved = from_half(np.array(ends), scale)
     if not np.isfinite(moved).all():
         raise WireError("report: values overflow at this scale.")
@@ -94,6 +106,24 @@ def check_report(
         squares = np.square(moved)
     if not np.isfinite(squares).all():
         raise WireError("report: deviations overflow at this scale.")
+    if payload != "update":
+        return _check_moved([values]) / scale
+    pairs = zip(specs, np.split(values, _ends(specs)), strict=True)
+    return _check_moved([part for spec, part in pairs if spec.trainable]) / scale
+
+
+def _check_moved(tensors: Sequence[NDArray[Any]]) -> float:
+    """Check that values differ in size; give their norm."""
+    low, high, total = np.inf, 0.0, 0.0
+    flat = (values.reshape(-1) for values in tensors)
+    for sizes in (np.abs(v[part]) for v in flat for part in parts(v.size)):
+        low, high = min(low, sizes.min()), max(high, sizes.max())
+        total += float(np.square(sizes, dtype=np.float64).sum())
+    if high == 0:
+        raise WireError("report: nothing moved; does train() train?")
+    if low == high and sum(values.size for values in tensors) > 1:
+        raise WireError("report: everything moved alike, which says nothing.")
+    return float(np.sqrt(total))
 
 
 def decode_report(
@@ -122,9 +152,8 @@ def decode_report(
     if payload == "units":
         return split_by_group(layout, np.square(from_half(values, scale))), None
     specs = _sent(layout, payload)
-    ends = np.cumsum([t.size for t in specs])[:-1]
     report, final = {}, {}
-    for spec, part in zip(specs, np.split(values, ends), strict=True):
+    for spec, part in zip(specs, np.split(values, _ends(specs)), strict=True):
         moved = from_half(part, scale).reshape(spec.shape)
         if payload == "update":
             ended = initial[spec.name] + moved
@@ -136,6 +165,11 @@ def decode_report(
 
 def _sent(layout: Layout, payload: Payload) -> list[TensorSpec]:
     return [t for t in layout.tensors if payload == "update" or t.trainable]
+
+
+def _ends(specs: Sequence[TensorSpec]) -> NDArray[np.int64]:
+    """Where tensors of a flat array end, but for the last."""
+    return np.cumsum([t.size for t in specs])[:-1]
 
 
 def _compare(
