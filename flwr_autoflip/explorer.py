@@ -1,6 +1,7 @@
 """Exploration: the rounds in which nodes report how far their weights move."""
 
 import random
+from collections import Counter
 from dataclasses import dataclass
 from logging import INFO, getLogger
 
@@ -13,10 +14,11 @@ from .budgets import Budgets
 from .core.aggregate import cast_to_layout
 from .core.codec import expand
 from .core.encoding import Encoding
-from .core.errors import AutoFlipError
+from .core.errors import AutoFlipError, WireError
 from .core.exploration import check_report, decode_report
 from .core.layout import Arrays, Layout
 from .core.plan import dense_plan
+from .core.privacy import ReportPrivacy, parse_privacy
 from .core.robust import far_outside
 from .exchange import Answer, Exchange
 from .hosts import (
@@ -198,10 +200,15 @@ class Explorer:
 
         def check(reply: wire.Reply, orders: wire.Orders) -> float:
             scale = reply.receipt.get(wire.KEY_SCALE)
-            return check_report(reply.values, scale, self.layout, payload, weights)
+            norm = check_report(reply.values, scale, self.layout, payload, weights)
+            return float("nan") if self._noise_of(reply) else norm
 
         valid = self.exchange.replies(answers, check, self._far_outside)
         del answers
+        noises = Counter(self._noise_of(answer.reply) for answer in valid)
+        for noise in filter(None, noises):
+            text = "\t> %s of %s reports were noised by their nodes, who say: %s"
+            LOGGER.log(INFO, text, noises[noise], len(valid), noise)
         explorers = []
         while valid:  # one node's arrays at a time, whatever their number
             answer = valid.pop(0)
@@ -209,11 +216,31 @@ class Explorer:
                 explorers.append(answer.message)
         return explorers
 
+    def _noise_of(self, reply: wire.Reply) -> ReportPrivacy | None:
+        """Read how private a node says its report is; there is no way to check it.
+
+        Raises
+        ------
+        WireError
+            If that cannot be read, or reports are combined at their own scale.
+        """
+        try:
+            privacy = parse_privacy(reply.receipt.get(wire.KEY_PRIVACY), whose="report")
+        except AutoFlipError as error:
+            raise WireError(str(error)) from error
+        if privacy is not None and self.options["client_scale"] == "raw":
+            raise WireError(
+                "report: noised ones have no scale of their own; leave "
+                "client_scale='raw' out."
+            )
+        return privacy
+
     def _far_outside(self, norms: list[float]) -> dict[int, str]:
         """Say whose report is far outside the others' scale: place to reason."""
-        if self.options["client_scale"] == "raw" or not norms:
+        if self.options["client_scale"] == "raw":
             return {}
-        median, limit = far_outside(norms, self.reports.norms())
+        known = [norm for norm in norms if norm == norm]  # noised ones have no scale
+        median, limit = far_outside([*known, *self.reports.norms()])
         return {
             i: f"report: it moved by {norm:.3g}, explorers' median is {median:.3g}; up "
             f"to {limit:.3g} is taken here. client_scale='raw' takes any."

@@ -14,6 +14,7 @@ from .errors import WireError
 from .guidance import Report, deviation, report_by_unit, split_by_group
 from .layout import Arrays, Layout, TensorSpec
 from .plan import dense_plan
+from .privacy import ReportPrivacy, privatize
 from .statistics import parts
 
 Payload = Literal["update", "deviation", "units", "weights"]
@@ -21,9 +22,16 @@ PAYLOADS: tuple[Payload, ...] = ("update", "deviation", "units", "weights")
 WITH_MODEL: tuple[Payload, ...] = ("update", "weights")
 """Payloads that tell the explorer's model, so that a warm start is possible."""
 
+PRIVATE: tuple[Payload, ...] = ("units", "deviation")
+"""Payloads that a node can noise: sizes alone."""
+
 
 def encode_report(
-    initial: Arrays, final: Arrays, layout: Layout, payload: Payload
+    initial: Arrays,
+    final: Arrays,
+    layout: Layout,
+    payload: Payload,
+    privacy: ReportPrivacy | None = None,
 ) -> tuple[NDArray[Any], float]:
     """Turn exploring into what an explorer sends, and its scale.
 
@@ -36,6 +44,8 @@ def encode_report(
         Dense arrays before and after.
     layout : Layout
     payload : {"update", "deviation", "units", "weights"}
+    privacy : ReportPrivacy, optional
+        Bound and noise what is sent; with ``"units"`` and ``"deviation"``.
 
     Returns
     -------
@@ -48,10 +58,13 @@ def encode_report(
     if payload == "weights":
         return pack(final, dense_plan(layout)), 1.0
     trainable = [t.name for t in layout.tensors if t.trainable]
-    if payload == "units":
-        moved = {name: deviation(initial[name], final[name]) for name in trainable}
-        sums = report_by_unit(layout, moved)
-        return to_half(np.sqrt(np.concatenate([sums[g.name] for g in layout.groups])))
+    if payload == "units" or privacy is not None:
+        report: Report = {n: deviation(initial[n], final[n]) for n in trainable}
+        if payload == "units":
+            report = report_by_unit(layout, report)
+        if privacy is not None:
+            report = privatize(report, privacy)
+        return to_half(np.sqrt(np.concatenate([v.ravel() for v in report.values()])))
     names = [t.name for t in layout.tensors] if payload == "update" else trainable
     parts = [(final[n].astype(np.float64) - initial[n]).ravel() for n in names]
     values = np.concatenate(parts)

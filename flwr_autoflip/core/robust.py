@@ -87,9 +87,7 @@ def trimmed_mean(values: NDArray[np.floating], trim: float) -> NDArray[np.float6
     return middle
 
 
-def far_outside(
-    norms: Sequence[float], others: Sequence[float] = ()
-) -> tuple[float, float]:
+def far_outside(norms: Sequence[float]) -> tuple[float, float]:
     """Say how far explorers can have moved.
 
     Norms are compared by their logarithms, with median and median absolute deviation,
@@ -100,8 +98,6 @@ def far_outside(
     ----------
     norms : sequence of float
         L2 norms of explorers' updates, positive.
-    others : sequence of float (default: ())
-        Of those who explored before.
 
     Returns
     -------
@@ -117,7 +113,7 @@ def far_outside(
     >>> round(median, 6), round(limit, 3)
     (2.0, 340.852)
     """
-    logs = np.log([*norms, *others])
+    logs = np.log(norms)
     if len(logs) < 3:
         return float("nan"), float("inf")
     median = float(np.median(logs))
