@@ -5,12 +5,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from flwr_autoflip.core.codec import expand, pack, pack_small, unpack_small
 from flwr_autoflip.core.guidance import deviation
 from flwr_autoflip.core.shrink import arrays_of, load_arrays_inplace
 from flwr_autoflip.core.skeleton import build_small
 from flwr_autoflip.core.threshold import Quantile
 from flwr_autoflip.core.trace import trace
+from flwr_autoflip.core.values import expand, pack, pack_small, unpack_small
 from flwr_autoflip.policies import AutoFlipPolicy
 
 LINES = (

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from . import wire
 from .core.aggregate import fill, settle
-from .core.codec import expand
 from .core.layout import Arrays
 from .core.plan import Plan
+from .core.values import expand
 from .exchange import Answer
 from .hosts import only_averages, update_inplace, weight_key
 

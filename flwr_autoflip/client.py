@@ -16,12 +16,13 @@ from torch import nn
 
 from . import wire
 from .core.budget import Budget, parse_budget
-from .core.codec import VERSION, pack_small
+from .core.codec import VERSION
 from .core.cost import count_parameters
 from .core.errors import AutoFlipError, WireError
 from .core.probe import append_probe, sum_gradients
 from .core.shrink import arrays_of, hold_mask, load_arrays_inplace
 from .core.skeleton import build_small
+from .core.values import pack_small
 from .private import check_release, make_report, privacy_of
 
 Metrics = Mapping[str, Any]

@@ -1,5 +1,6 @@
 """What plans' models cost, measured on the models themselves."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,8 @@ from .core.cost import Cost, count_training_memory, measure_cost
 from .core.errors import WireError
 from .core.plan import Plan
 from .core.shrink import shrink
+
+Measure = Callable[[nn.Module, Any], Any]
 
 
 @dataclass
@@ -27,22 +30,17 @@ class CostOf:
 
     model: nn.Module
     example_input: Any
-    _known: dict[bytes, Cost] = field(default_factory=dict)
-    _memory: dict[bytes, int] = field(default_factory=dict)
+    _known: dict[tuple[Measure, bytes], Any] = field(default_factory=dict)
 
     def dense(self) -> Cost:
         """Cost of the whole model."""
-        if b"" not in self._known:
-            self._known[b""] = measure_cost(self.model, self.example_input)
-        return self._known[b""]
+        cost: Cost = self._once(measure_cost, None)
+        return cost
 
     def plan(self, plan: Plan) -> Cost:
         """Cost of a plan's model."""
-        digest = _digest(plan)
-        if digest not in self._known:
-            small = shrink(self.model, plan.without_mask())
-            self._known[digest] = measure_cost(small, self.example_input)
-        return self._known[digest]
+        cost: Cost = self._once(measure_cost, plan)
+        return cost
 
     def share(self, plan: Plan, resource: Resource) -> float:
         """Give what a plan's model takes of a resource, as a share of the dense one's.
@@ -58,24 +56,22 @@ class CostOf:
             In (0, 1].
         """
         if resource == "memory":
-            return self._training_memory(plan) / self._dense_memory()
+            small, dense = (self._once(count_training_memory, p) for p in (plan, None))
+            return float(small / dense)
         small, dense = self.plan(plan), self.dense()
         if resource == "macs":
             return small.macs / dense.macs
         return small.parameters / dense.parameters
 
-    def _training_memory(self, plan: Plan) -> int:
-        digest = _digest(plan)
-        if digest not in self._memory:
-            small = shrink(self.model, plan.without_mask())
-            self._memory[digest] = count_training_memory(small, self.example_input)
-        return self._memory[digest]
-
-    def _dense_memory(self) -> int:
-        if b"" not in self._memory:
-            memory = count_training_memory(self.model, self.example_input)
-            self._memory[b""] = memory
-        return self._memory[b""]
+    def _once(self, measure: Measure, plan: Plan | None) -> Any:
+        """Measure a plan's model, or the dense one, if that was not done yet."""
+        key = measure, b"" if plan is None else _digest(plan)
+        if key not in self._known:
+            model = self.model
+            if plan is not None:
+                model = shrink(model, plan.without_mask())
+            self._known[key] = measure(model, self.example_input)
+        return self._known[key]
 
     def shape(self, plan: Plan) -> dict[str, Any]:
         """Describe a plan's model, and the dense one, for the ledger."""
@@ -101,4 +97,4 @@ class CostOf:
 
 
 def _digest(plan: Plan) -> bytes:
-    return plan_digest(encode_plan(plan.without_mask()))
+    return plan_digest(encode_plan(plan.without_mask()), plan.layout)

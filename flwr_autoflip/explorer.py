@@ -12,7 +12,6 @@ from flwr.serverapp.strategy import Strategy
 from . import wire
 from .budgets import Budgets
 from .core.aggregate import cast_to_layout
-from .core.codec import expand
 from .core.encoding import Encoding
 from .core.errors import AutoFlipError, WireError
 from .core.exploration import check_report, decode_report
@@ -20,6 +19,7 @@ from .core.layout import Arrays, Layout
 from .core.plan import dense_plan
 from .core.privacy import ReportPrivacy, parse_privacy
 from .core.robust import far_outside
+from .core.values import expand
 from .exchange import Answer, Exchange
 from .hosts import (
     find_attribute,

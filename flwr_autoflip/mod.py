@@ -43,10 +43,10 @@ from numpy.typing import NDArray
 
 from . import wire
 from .client import budget_of, budget_receipt, check_budget, receipt_of
-from .core.codec import expand, pack
 from .core.errors import WireError
 from .core.layout import Layout
 from .core.privacy import ReportPrivacy
+from .core.values import expand, pack
 from .private import check_release, make_report, privacy_of
 
 ClientAppCallable = Callable[[Message, Context], Message]

@@ -515,3 +515,16 @@ def flat_layout() -> Layout:
         ),
         (Group("conv", 0, 2), Group("fc1", 2, 3)),
     )
+
+
+def masked_plan() -> Plan:
+    """Neurons 0 and 2 of 4, without some single weights."""
+    first = np.ones((4, 3), np.bool_)
+    first[0, 1] = first[2, 0] = False
+    second = np.ones((2, 4), np.bool_)
+    second[0, 2] = second[1, 0] = False
+    return Plan(
+        mlp_layout(),
+        {"fc1": np.array([0, 2])},
+        {"fc1.weight": first, "fc2.weight": second},
+    )

@@ -181,7 +181,7 @@ def request_for(**changes: Any) -> tuple[list[np.ndarray], dict[str, Any]]:
         "autoflip-phase": "train",
         "autoflip-layout": layout.encoded,
         "autoflip-plan": encode_plan(plan),
-        "autoflip-plan-digest": plan_digest(encode_plan(plan)),
+        "autoflip-plan-digest": plan_digest(encode_plan(plan), plan.layout),
         "autoflip-dtype": "float32",
         "lr": 0.1,
     }

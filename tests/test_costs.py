@@ -45,7 +45,7 @@ def test_single_zeros_take_their_share() -> None:
 def test_a_plan_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     cost_of = CostOf(build("conv_flat"), batch("conv_flat", 1))
     cost_of.share(HALF, "macs")
-    monkeypatch.delattr(costs, "measure_cost")
+    monkeypatch.delattr(costs, "shrink")
 
     again = cost_of.share(Plan(LAYOUT, dict(KEEP)), "macs")
 

@@ -9,7 +9,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 from flwr_autoflip import __version__, wire
-from flwr_autoflip.core.codec import decode_plan, encode_plan, pack, plan_digest
+from flwr_autoflip.core.codec import decode_plan, encode_plan, plan_digest
 from flwr_autoflip.core.encoding import Encoding
 from flwr_autoflip.core.errors import WireError
 from flwr_autoflip.core.exploration import (
@@ -22,6 +22,7 @@ from flwr_autoflip.core.plan import Plan, dense_plan
 from flwr_autoflip.core.plan_change import encode_change
 from flwr_autoflip.core.shrink import arrays_of
 from flwr_autoflip.core.trace import trace
+from flwr_autoflip.core.values import pack
 from flwr_autoflip.wire.values import decode_trained
 
 LAYOUT = trace(TinyNet(), EXAMPLE)
@@ -51,13 +52,13 @@ def test_request_has_one_array_and_our_keys_beside_the_apps() -> None:
         "autoflip-version": 1,
         "autoflip-package": __version__,
         "autoflip-phase": "train",
-        "autoflip-plan-digest": plan_digest(encode_plan(PLAN)),
+        "autoflip-plan-digest": plan_digest(encode_plan(PLAN), LAYOUT),
         "autoflip-dtype": "float32",
         "autoflip-regrow": False,
         "autoflip-layout": LAYOUT.encoded,
         "autoflip-plan": encode_plan(PLAN),
     }
-    assert held == wire.Held(LAYOUT.digest, plan_digest(encode_plan(PLAN)))
+    assert held == wire.Held(LAYOUT.digest, plan_digest(encode_plan(PLAN), LAYOUT))
     assert plan_bytes == 16 + len(LAYOUT.encoded) + len(encode_plan(PLAN))
 
 
@@ -93,7 +94,7 @@ def test_asking_for_a_budget_needs_no_values() -> None:
     request = wire.read_request(nothing, dict(content["settings"]), RecordDict())
 
     assert request.orders.phase == "budget"
-    assert held == wire.Held(LAYOUT.digest, plan_digest(encode_plan(PLAN)))
+    assert held == wire.Held(LAYOUT.digest, plan_digest(encode_plan(PLAN), LAYOUT))
     config = dict(content["settings"]) | {"autoflip-phase": "evaluate"}
     with pytest.raises(WireError, match="the plan keeps"):
         wire.read_request(nothing, config, RecordDict())
@@ -132,7 +133,7 @@ def test_a_layout_travels_as_deflated_json() -> None:
 def test_literal_bytes_of_a_plan() -> None:
     # Version 1, layout digest, no element bitmaps. All 6 filters are kept, in 3 bits
     # 110, all 8 neurons, in 4 bits 1000; each is one choice of one. Padded with 0.
-    assert encode_plan(PLAN) == b"\x01" + LAYOUT.digest + b"\x00" + b"\xd0"
+    assert encode_plan(PLAN) == b"\x01\x00\xd0"
 
 
 def test_count_bytes_is_what_flower_serialises() -> None:
@@ -327,7 +328,7 @@ def test_a_change_travels_where_it_is_shorter() -> None:
     assert plan_bytes == 16 + len(config["autoflip-plan-change"])
     request = wire.read_request(pack(ARRAYS, after), config, state)
     assert encode_plan(request.orders.plan) == encode_plan(after)
-    assert held.plan == plan_digest(encode_plan(after))
+    assert held.plan == plan_digest(encode_plan(after), LAYOUT)
     # The same again: the node holds it now, though it came as a change.
     content, _, plan_bytes = wire.request_content(given, template(), held, "message")
     assert plan_bytes == 16
@@ -337,7 +338,7 @@ def test_a_change_travels_where_it_is_shorter() -> None:
 def test_a_change_of_a_plan_that_the_node_lost_is_refused() -> None:
     after = Plan(LAYOUT, PLAN.keep | {"fc1": np.arange(7)})
     given = orders(plan=after, values=pack(ARRAYS, after))
-    held = wire.Held(LAYOUT.digest, plan_digest(encode_plan(PLAN)))
+    held = wire.Held(LAYOUT.digest, plan_digest(encode_plan(PLAN), LAYOUT))
     content, _, _ = wire.request_content(given, template(), held, "message", PLAN)
 
     with pytest.raises(WireError, match="does not hold the plan"):

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from flwr_autoflip import AutoFlip, AutoFlipClient, client_app, wire
-from flwr_autoflip.core.codec import pack
+from flwr_autoflip.core.values import pack
 from flwr_autoflip.inprocess import InProcessGrid
 
 from ..simulation import flwr_run, superlink

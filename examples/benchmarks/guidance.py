@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from flwr_autoflip.core.codec import from_half, to_half
 from flwr_autoflip.core.guidance import Normalization, Report, deviation
+from flwr_autoflip.core.half import from_half, to_half
 from flwr_autoflip.core.layout import Layout
 from flwr_autoflip.core.trace import trace
 from flwr_autoflip.store import ReportStore

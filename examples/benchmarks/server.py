@@ -73,7 +73,7 @@ def autoflip_round(
     arrays = ArrayRecord(model.state_dict())
     weights = wire.from_arrayrecord(arrays)
     plan = strategy.policy(0, strategy.layout, weights, [])
-    digest = plan_digest(encode_plan(plan))
+    digest = plan_digest(encode_plan(plan), plan.layout)
     receipt = {wire.KEY_VERSION: VERSION, wire.KEY_DIGEST: digest}
     receipt |= {wire.KEY_PARAMETERS: plan.num_parameters}
     receipt |= {wire.KEY_EXAMPLES: 10, wire.KEY_SECONDS: 1.0}

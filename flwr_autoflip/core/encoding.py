@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .codec import VALUE_DTYPES, check_values
 from .compress import check_available, compress, decompress
 from .errors import AutoFlipError
 from .plan import Plan
@@ -16,6 +15,7 @@ from .quantize import (
     quantize_with_feedback,
     quantized_size,
 )
+from .values import VALUE_DTYPES, check_values
 
 DTYPES = (*VALUE_DTYPES, "int8")
 

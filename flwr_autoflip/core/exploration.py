@@ -9,13 +9,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .codec import from_half, pack, to_half, unpack_small
 from .errors import WireError
 from .guidance import Report, deviation, report_by_unit, split_by_group
+from .half import from_half, to_half
 from .layout import Arrays, Layout, TensorSpec
 from .plan import dense_plan
 from .privacy import ReportPrivacy, privatize
 from .statistics import parts
+from .values import pack, unpack_small
 
 Payload = Literal["update", "deviation", "units", "weights"]
 PAYLOADS: tuple[Payload, ...] = ("update", "deviation", "units", "weights")

@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from .codec import check_values
 from .errors import WireError
 from .guidance import Report
 from .plan import Plan
+from .values import check_values
 
 # --- Node ---
 

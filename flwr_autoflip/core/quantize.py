@@ -11,13 +11,12 @@ bytes                 meaning
 ====================  ===============================================================
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import WireError
 from .plan import Plan
+from .values import split_values
 
 LEVELS = 127
 
@@ -52,8 +51,8 @@ def quantize(values: NDArray[np.floating], plan: Plan) -> NDArray[np.uint8]:
     if not np.isfinite(values).all():
         raise WireError("values must be finite to be rounded; training diverged.")
     scales, buffers, weights = [], [], []
-    for part, trainable in _parts(values, plan):
-        if not trainable:
+    for spec, part in split_values(values, plan):
+        if not spec.trainable:
             buffers.append(part.astype("<f4"))
             continue
         largest = np.float32(max(part.max(initial=0), -part.min(initial=0)))
@@ -92,17 +91,17 @@ def dequantize(data: NDArray[np.uint8], plan: Plan) -> NDArray[np.float32]:
             f"{data.shape}."
         )
     values = np.empty(plan.num_values, np.float32)
-    parts = list(_parts(values, plan))
-    count = sum(trainable for _, trainable in parts)
+    parts = list(split_values(values, plan))
+    count = sum(spec.trainable for spec, _ in parts)
     scales = data[: 4 * count].view("<f4")
     if not np.isfinite(scales).all() or (scales < 0).any():
         raise WireError("values: a tensor's scale is negative, NaN or infinite.")
-    floats = 4 * sum(part.size for part, trainable in parts if not trainable)
+    floats = 4 * sum(part.size for spec, part in parts if not spec.trainable)
     buffers = data[4 * count : 4 * count + floats].view("<f4")
     weights = data[4 * count + floats :].view(np.int8)
     scale = iter(scales)
-    for part, trainable in parts:
-        if trainable:
+    for spec, part in parts:
+        if spec.trainable:
             with np.errstate(over="ignore"):  # a foreign scale may be anything
                 np.multiply(weights[: part.size], next(scale), out=part)
             weights = weights[part.size :]
@@ -143,12 +142,3 @@ def quantize_with_feedback(
     data = quantize(meant, plan)
     meant -= dequantize(data, plan)
     return data, meant
-
-
-def _parts(values: NDArray, plan: Plan) -> Iterator[tuple[NDArray, bool]]:  # type: ignore[type-arg]
-    """Cut values into tensors, as views; say whether each is trainable."""
-    start = 0
-    for spec in plan.layout.tensors:
-        end = start + plan.count(spec.name)
-        yield values[start:end], spec.trainable
-        start = end

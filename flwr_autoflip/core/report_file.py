@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .codec import half_scale
 from .errors import DamagedFileError
+from .half import half_scale
 from .statistics import ChunkedReport, Report, in_chunks, parts, size_of
 from .storage import write_whole
 

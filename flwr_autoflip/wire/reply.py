@@ -177,7 +177,9 @@ def read_reply(
             f"the reply carries no receipt of wire version {VERSION}; the node must "
             "use AutoFlipClient or autoflip_mod of the same flwr-autoflip."
         )
-    if receipt.get(KEY_DIGEST) != plan_digest(encode_plan(orders.plan)):
+    if receipt.get(KEY_DIGEST) != plan_digest(
+        encode_plan(orders.plan), orders.plan.layout
+    ):
         raise WireError("the reply belongs to another plan than the one that was sent.")
     if not is_number(num_examples) or not 0 < num_examples < np.inf:
         raise WireError(f"num-examples must be positive, got {num_examples!r}.")

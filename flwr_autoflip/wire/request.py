@@ -8,20 +8,14 @@ from typing import Any, cast, get_args
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
-from ..core.codec import (
-    VERSION,
-    decode_plan,
-    encode_plan,
-    pack,
-    plan_digest,
-    unpack_small,
-)
+from ..core.codec import VERSION, decode_plan, encode_plan, plan_digest
 from ..core.encoding import DTYPES, FLOAT32, Encoding
 from ..core.errors import WireError
 from ..core.exploration import PAYLOADS, Payload
 from ..core.layout import Arrays, Layout, layout_from_bytes
 from ..core.plan import Plan
 from ..core.plan_change import decode_change, encode_change
+from ..core.values import pack, unpack_small
 from ..core.version import __version__
 from .keys import (
     KEY_BUDGET,
@@ -153,7 +147,7 @@ def request_content(
         How many of the content's bytes describe structure, not values.
     """
     encoded = encode_plan(orders.plan)
-    digest = plan_digest(encoded)
+    digest = plan_digest(encoded, orders.plan.layout)
     config: dict[str, Any] = dict(next(iter(template.config_records.values()), {}))
     config |= {KEY_VERSION: VERSION, KEY_PACKAGE: __version__}
     config |= {KEY_PHASE: orders.phase, KEY_DIGEST: digest}
@@ -263,7 +257,9 @@ def read_request(
         held_plan = _read_plan(plan_bytes, layout_bytes)
         plan_bytes = encode_plan(decode_change(config[KEY_CHANGE], held_plan))
     digest = config.get(KEY_DIGEST)
-    if not layout_bytes or plan_digest(plan_bytes) != digest:
+    if not layout_bytes or digest != plan_digest(
+        plan_bytes, _read_layout(layout_bytes)
+    ):
         raise WireError(
             "this node does not hold the plan whose digest the server sent; it was "
             "probably restarted. The server sends the whole plan next time."

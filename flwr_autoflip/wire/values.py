@@ -11,7 +11,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, RecordDict
 from numpy.typing import NDArray
 
-from ..core.codec import pack_small, unpack_small
+from ..core.values import pack_small, unpack_small
 from .keys import RESIDUAL, VALUES
 from .request import Orders
 

@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flwr_autoflip.core.attention import HeadPrunedAttention
-from flwr_autoflip.core.codec import expand, pack
 from flwr_autoflip.core.cost import count_macs
 from flwr_autoflip.core.errors import AutoFlipWarning
 from flwr_autoflip.core.layout import Layout
 from flwr_autoflip.core.plan import Plan, dense_plan
 from flwr_autoflip.core.shrink import shrink
 from flwr_autoflip.core.trace import trace
+from flwr_autoflip.core.values import expand, pack
 
 SEEDS = st.integers(0, 2**32 - 1)
 Inputs = tuple[Tensor, ...]

@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import layout_of, random_plan
 
-from flwr_autoflip.core.codec import VALUE_DTYPES
 from flwr_autoflip.core.encoding import DTYPES, FLOAT32, Encoding
 from flwr_autoflip.core.errors import AutoFlipError, WireError
 from flwr_autoflip.core.plan import Plan
 from flwr_autoflip.core.quantize import dequantize, quantize, quantized_size
+from flwr_autoflip.core.values import VALUE_DTYPES
 
 ALL = [Encoding(dtype, packed) for dtype in DTYPES for packed in (False, True)]
 SEEDS = st.integers(0, 2**32 - 1)

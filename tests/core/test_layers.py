@@ -20,7 +20,6 @@ from torch.nn import functional as F
 
 from flwr_autoflip.core import layers as layer_rules
 from flwr_autoflip.core import shrink as shrinking
-from flwr_autoflip.core.codec import expand, pack
 from flwr_autoflip.core.cost import count_macs
 from flwr_autoflip.core.errors import AutoFlipWarning, UnsupportedLayerError
 from flwr_autoflip.core.layers import LayerCall, layer_rule
@@ -29,6 +28,7 @@ from flwr_autoflip.core.plan import Plan
 from flwr_autoflip.core.propagate import Flow
 from flwr_autoflip.core.shrink import register_resize, shrink
 from flwr_autoflip.core.trace import trace
+from flwr_autoflip.core.values import expand, pack
 
 TOKENS = torch.arange(20).reshape(4, 5) % 9
 SEEDS = st.integers(0, 2**32 - 1)

@@ -6,7 +6,6 @@ import torch
 from models import mlp_layout, random_arrays
 from torch import nn
 
-from flwr_autoflip.core.codec import pack
 from flwr_autoflip.core.errors import WireError
 from flwr_autoflip.core.plan import Plan
 from flwr_autoflip.core.probe import (
@@ -16,6 +15,7 @@ from flwr_autoflip.core.probe import (
     sum_gradients,
 )
 from flwr_autoflip.core.shrink import hold_mask, load_arrays_inplace, shrink
+from flwr_autoflip.core.values import pack
 
 LAYOUT = mlp_layout()
 MASK = np.array([[1, 0, 1], [1, 1, 1], [0, 1, 1], [1, 1, 1]], bool)

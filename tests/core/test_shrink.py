@@ -26,7 +26,6 @@ from models import (
 from torch import nn
 from torch.nn import functional as F
 
-from flwr_autoflip.core.codec import expand, pack
 from flwr_autoflip.core.cost import count_macs
 from flwr_autoflip.core.errors import AutoFlipError
 from flwr_autoflip.core.layout import Layout
@@ -40,6 +39,7 @@ from flwr_autoflip.core.shrink import (
     shrink,
 )
 from flwr_autoflip.core.trace import trace
+from flwr_autoflip.core.values import expand, pack
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 

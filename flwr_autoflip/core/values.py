@@ -1,0 +1,163 @@
+"""Arrays + plan <-> one flat array of values, in the layout's order of tensors."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import WireError
+from .layout import Arrays, TensorSpec
+from .plan import Plan
+
+VALUE_DTYPES = ("float32", "float16")
+
+
+def pack(arrays: Arrays, plan: Plan, dtype: str = "float32") -> NDArray[Any]:
+    """Flatten the kept part of dense arrays, in the layout's order.
+
+    Parameters
+    ----------
+    arrays : mapping of str to ndarray
+        Dense arrays.
+    plan : Plan
+    dtype : {"float32", "float16"} (default: "float32")
+
+    Returns
+    -------
+    ndarray
+        ``(plan.num_values,)`` of ``dtype``.
+    """
+    values = _empty_values(plan, dtype)
+    for spec, part in split_values(values, plan):
+        dense = np.asarray(arrays[spec.name])
+        if spec.name in plan.small_mask or dense.dtype != part.dtype:
+            _fill(part, plan.take(spec.name, dense), plan.small_mask.get(spec.name))
+        else:  # without a copy between
+            plan.take(spec.name, dense, part.reshape(plan.small_shape(spec.name)))
+    return values
+
+
+def pack_small(small: Arrays, plan: Plan, dtype: str = "float32") -> NDArray[Any]:
+    """Flatten the arrays of a small model; the twin of :func:`unpack_small`.
+
+    Values beyond float16's range are clipped to it: infinity would be refused.
+    """
+    values = _empty_values(plan, dtype)
+    for spec, part in split_values(values, plan):
+        _fill(part, np.asarray(small[spec.name]), plan.small_mask.get(spec.name))
+    return values
+
+
+def _empty_values(plan: Plan, dtype: str) -> NDArray[Any]:
+    if dtype not in VALUE_DTYPES:
+        raise WireError(f"value dtype must be one of {VALUE_DTYPES}, got {dtype!r}.")
+    return np.empty(plan.num_values, dtype)
+
+
+def split_values(
+    values: NDArray[Any], plan: Plan
+) -> Iterator[tuple[TensorSpec, NDArray[Any]]]:
+    """Cut ``(plan.num_values,)`` into the tensors' parts, as flat views, in order."""
+    start = 0
+    for spec in plan.layout.tensors:
+        end = start + plan.count(spec.name)
+        yield spec, values[start:end]
+        start = end
+
+
+def _fill(
+    part: NDArray[Any], small: NDArray[Any], mask: NDArray[np.bool_] | None
+) -> None:
+    flat = small.ravel() if mask is None else small[mask]
+    if part.dtype == np.float16:
+        limit = np.finfo(np.float16).max
+        flat = np.where(np.isfinite(flat), np.clip(flat, -limit, limit), flat)
+    part[:] = flat
+
+
+def unpack_small(values: NDArray[Any], plan: Plan) -> dict[str, NDArray[Any]]:
+    """Rebuild a small model's arrays; single weights that went are 0.
+
+    Parameters
+    ----------
+    values : ndarray
+        ``(plan.num_values,)`` floating point.
+    plan : Plan
+
+    Returns
+    -------
+    dict of str to ndarray
+        Small shapes, the layout's dtypes.
+
+    Raises
+    ------
+    WireError
+        On a wrong length, shape or dtype, or on values that are not finite.
+    """
+    check_values(values, plan)
+    small: dict[str, NDArray[Any]] = {}
+    for spec, values_of in split_values(values, plan):
+        part = _cast(values_of, spec.dtype)
+        mask = plan.small_mask.get(spec.name)
+        if mask is None:
+            small[spec.name] = part.reshape(plan.small_shape(spec.name))
+        else:
+            small[spec.name] = np.zeros(mask.shape, spec.dtype)
+            small[spec.name][mask] = part
+    return small
+
+
+def check_values(values: NDArray[Any], plan: Plan) -> None:
+    """Raise :class:`WireError` unless ``values`` can be the plan's values."""
+    if values.shape != (plan.num_values,):
+        raise WireError(
+            f"values: the plan keeps {plan.num_values} values, an array of shape "
+            f"{values.shape} came."
+        )
+    if values.dtype.name not in VALUE_DTYPES:
+        raise WireError(f"values: dtype {values.dtype} is not one of {VALUE_DTYPES}.")
+    # Extremes are finite only if all are, and take no memory.
+    if values.size and not np.isfinite([values.min(), values.max()]).all():
+        bad = int(np.count_nonzero(~np.isfinite(values)))
+        raise WireError(f"values: {bad} of {values.size} are NaN or infinite.")
+
+
+def _cast(values: NDArray[Any], dtype: str) -> NDArray[Any]:
+    target = np.dtype(dtype)
+    if target.kind in "iu":
+        values = np.rint(values.astype(np.float64))
+        low, high = float(np.iinfo(target).min), float(np.iinfo(target).max) + 1
+        if values.size and not (low <= values.min() and values.max() < high):
+            raise WireError(f"values: a buffer's value does not fit into {target}.")
+    return values.astype(target)
+
+
+def expand(base: Arrays, values: NDArray[Any], plan: Plan) -> dict[str, NDArray[Any]]:
+    """Put values back into full shape; everything else is ``base``, bit for bit.
+
+    The inverse of :func:`pack` on kept coordinates (DESIGN: shrink / expand).
+
+    Parameters
+    ----------
+    base : mapping of str to ndarray
+        Dense arrays; left untouched.
+    values : ndarray
+        ``(plan.num_values,)``.
+    plan : Plan
+
+    Returns
+    -------
+    dict of str to ndarray
+        New dense arrays in the base's dtypes.
+    """
+    small = unpack_small(values, plan)
+    full: dict[str, NDArray[Any]] = {}
+    for spec in plan.layout.tensors:
+        full[spec.name] = np.array(base[spec.name])
+        part = small[spec.name]
+        mask = plan.small_mask.get(spec.name)
+        if mask is not None:
+            part = np.where(mask, part, plan.take(spec.name, full[spec.name]))
+        plan.put(spec.name, full[spec.name], part)
+    return full
