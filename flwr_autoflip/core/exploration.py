@@ -112,7 +112,8 @@ def check_report(
     if not scale > 0:
         raise WireError(f"report: the scale must be above 0, got {scale!r}.")
     if payload != "update" and ends[0] < 0:
-        raise WireError(f"report: sizes must be at least 0, got {ends[0] / scale:.3g}.")
+        lowest = float(ends[0]) / scale
+        raise WireError(f"report: sizes must be at least 0, got {lowest:.3g}.")
     moved = from_half(np.array(ends), scale)
     if not np.isfinite(moved).all():
         raise WireError("report: values overflow at this scale.")
