@@ -177,7 +177,7 @@ def run(cell: Cell, rounds: int) -> Outcome:
     )
     outcome.top1 = list(top1.values())
     outcome.kept = np.flatnonzero(strategy.deployable_plan().alive).tolist()
-    statuses = [row["status"] for row in strategy.ledger.rows]
+    statuses = [row.get("status") for row in strategy.ledger.rows]
     outcome.refused = statuses.count("refused")
     return outcome
 
