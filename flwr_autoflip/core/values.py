@@ -88,7 +88,7 @@ def unpack_small(values: NDArray[Any], plan: Plan) -> dict[str, NDArray[Any]]:
     Returns
     -------
     dict of str to ndarray
-        Small shapes, the layout's dtypes.
+        Small shapes, the layout's dtypes; parts of ``values`` where that is possible.
 
     Raises
     ------
@@ -130,10 +130,15 @@ def _cast(values: NDArray[Any], dtype: str) -> NDArray[Any]:
         low, high = float(np.iinfo(target).min), float(np.iinfo(target).max) + 1
         if values.size and not (low <= values.min() and values.max() < high):
             raise WireError(f"values: a buffer's value does not fit into {target}.")
-    return values.astype(target)
+    return values.astype(target, copy=False)
 
 
-def expand(base: Arrays, values: NDArray[Any], plan: Plan) -> dict[str, NDArray[Any]]:
+def expand(
+    base: Arrays,
+    values: NDArray[Any],
+    plan: Plan,
+    out: dict[str, NDArray[Any]] | None = None,
+) -> dict[str, NDArray[Any]]:
     """Put values back into full shape; everything else is ``base``, bit for bit.
 
     The inverse of :func:`pack` on kept coordinates (DESIGN: shrink / expand).
@@ -145,16 +150,18 @@ def expand(base: Arrays, values: NDArray[Any], plan: Plan) -> dict[str, NDArray[
     values : ndarray
         ``(plan.num_values,)``.
     plan : Plan
+    out : dict of str to ndarray, optional
+        Dense arrays of the base's shapes and dtypes, to be filled.
 
     Returns
     -------
     dict of str to ndarray
-        New dense arrays in the base's dtypes.
+        ``out``, or new dense arrays in the base's dtypes.
     """
     small = unpack_small(values, plan)
-    full: dict[str, NDArray[Any]] = {}
+    full = {n: np.empty_like(a) for n, a in base.items()} if out is None else out
     for spec in plan.layout.tensors:
-        full[spec.name] = np.array(base[spec.name])
+        np.copyto(full[spec.name], base[spec.name])
         part = small[spec.name]
         mask = plan.small_mask.get(spec.name)
         if mask is not None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from flwr.app import (
-    Array,
     ArrayRecord,
     ConfigRecord,
     Message,
@@ -41,7 +40,7 @@ from .keys import (
     is_number,
     message_type,
 )
-from .records import single_array
+from .records import single_array, to_arrayrecord
 from .request import Orders
 from .values import decode_trained
 
@@ -64,7 +63,7 @@ def train_reply(
     arrays_key = next(iter(request.array_records), "arrays")
     return RecordDict(
         {
-            arrays_key: ArrayRecord({VALUES: Array(values)}),
+            arrays_key: to_arrayrecord({VALUES: values}),
             **_metrics_and_receipt({NUM_EXAMPLES: num_examples, **metrics}),
         }
     )
@@ -291,4 +290,4 @@ def kept_values(message: Message, reply: Reply, orders: Orders) -> ArrayRecord:
     """
     if orders.reply_encoding == FLOAT32 and not orders.probe:
         return next(iter(message.content.array_records.values()))
-    return ArrayRecord({VALUES: Array(reply.values.astype(np.float32))})
+    return to_arrayrecord({VALUES: reply.values.astype(np.float32, copy=False)})
