@@ -14,7 +14,7 @@ from .budgets import Budgets
 from .core.aggregate import cast_to_layout
 from .core.encoding import Encoding
 from .core.errors import AutoFlipError, WireError
-from .core.exploration import check_report, decode_report
+from .core.exploration import PRIVATE, check_report, decode_report
 from .core.layout import Arrays, Layout
 from .core.plan import dense_plan
 from .core.privacy import ReportPrivacy, parse_privacy
@@ -222,12 +222,16 @@ class Explorer:
         Raises
         ------
         WireError
-            If that cannot be read, or reports are combined at their own scale.
+            If that cannot be read, is not of this payload, or reports are combined at
+            their own scale.
         """
         try:
             privacy = parse_privacy(reply.receipt.get(wire.KEY_PRIVACY), whose="report")
         except AutoFlipError as error:
             raise WireError(str(error)) from error
+        payload = self.options["exploration_payload"]
+        if privacy is not None and payload not in PRIVATE:  # it may be in the model
+            raise WireError(f"report: {payload!r} cannot be noised as this one says.")
         if privacy is not None and self.options["client_scale"] == "raw":
             raise WireError(
                 "report: noised ones have no scale of their own; leave "

@@ -244,6 +244,22 @@ def test_what_a_node_says_is_not_taken_unread() -> None:
     assert "autoflip-privacy must be" in rows[0]["reason"]
 
 
+def test_saying_so_is_no_way_around_the_limit_of_a_warm_start() -> None:
+    def fault(node: int, reply: Any) -> Any:
+        if node == 101 and "autoflip-scale" in reply.content["autoflip"]:
+            reply.content["autoflip"]["autoflip-privacy"] = "epsilon:1"
+        return reply
+
+    strategy = start(
+        grid_of(client_app(Client), fault=fault),
+        exploration_payload="update",
+        warm_start=True,
+    )
+
+    rows = [row for row in strategy.ledger.rows if row["node"] == 101]
+    assert "'update' cannot be noised as this one says" in rows[0]["reason"]
+
+
 def test_a_node_config_that_cannot_be_read_is_one_line() -> None:
     with pytest.raises(AutoFlipError, match=r"node 100: autoflip-privacy must be"):
         start(grid_of(client_app(Client), "8"))
