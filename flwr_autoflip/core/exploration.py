@@ -109,14 +109,11 @@ def check_report(
     ends = values.min(initial=0), values.max(initial=0)
     if not isinstance(scale, float) or not np.isfinite(ends).all():
         raise WireError("report: the scale is missing, or values are NaN or infinite.")
-    if not scale > 0:
-        raise WireError(f"report: the scale must be above 0, got {scale!r}.")
-    if payload != "update" and ends[0] < 0:
-        lowest = float(ends[0]) / scale
-        raise WireError(f"report: sizes must be at least 0, got {lowest:.3g}.")
     moved = from_half(np.array(ends), scale)
     if not np.isfinite(moved).all():
         raise WireError("report: values overflow at this scale.")
+    if payload != "update" and moved[0] < 0:
+        raise WireError(f"report: sizes must be at least 0, got {moved[0]:.3g}.")
     with np.errstate(over="ignore"):
         squares = np.square(moved)
     if not np.isfinite(squares).all():
