@@ -131,7 +131,7 @@ class Planner:
     def guidance(self) -> Mapping[str, NDArray[Any]]:
         """Give units' guidance over all who explored so far; empty if nobody did."""
         reports = self.explored.everyone()
-        return self.policy.guidance(self.layout, reports) if reports else {}
+        return self.policy.unit_guidance(self.layout, reports) if reports else {}
 
     def deployable(self, weights: Arrays) -> Plan:
         """Give the plan for evaluation and deployment.
