@@ -13,7 +13,7 @@ from .guidance import Report, deviation, report_by_unit, split_by_group
 from .half import from_half, to_half
 from .layout import Arrays, Layout, TensorSpec
 from .plan import dense_plan
-from .values import pack, unpack_small
+from .values import cast_exactly, pack, unpack_small
 
 Payload = Literal["update", "deviation", "units", "weights"]
 PAYLOADS: tuple[Payload, ...] = ("update", "deviation", "units", "weights")
@@ -95,6 +95,19 @@ def check_report(
         squares = np.square(moved)
     if not np.isfinite(squares).all():
         raise WireError("report: deviations overflow at this scale.")
+    if payload == "update":
+        _check_ended(values, scale, layout, initial)
+
+
+def _check_ended(
+    values: NDArray[Any], scale: float, layout: Layout, initial: Arrays
+) -> None:
+    """Check that the explorer's model fits into dtypes smaller than a report's."""
+    ends = np.cumsum([t.size for t in layout.tensors])[:-1]
+    for spec, part in zip(layout.tensors, np.split(values, ends), strict=True):
+        if spec.dtype not in ("float32", "float64"):
+            ended = initial[spec.name].ravel() + from_half(part, scale)
+            cast_exactly(ended, spec.dtype)
 
 
 def decode_report(
@@ -129,7 +142,7 @@ def decode_report(
         moved = from_half(part, scale).reshape(spec.shape)
         if payload == "update":
             ended = initial[spec.name] + moved
-            final[spec.name] = ended.astype(spec.dtype, copy=False)
+            final[spec.name] = cast_exactly(ended, spec.dtype)
         if spec.trainable:
             report[spec.name] = np.square(moved, out=moved)
     return report, final or None

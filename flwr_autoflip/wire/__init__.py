@@ -56,7 +56,7 @@ from .request import (
     read_request,
     request_content,
 )
-from .values import encode_trained
+from .values import encode_trained, starting_values
 
 __all__ = [
     "KEY_BUDGET",
@@ -99,6 +99,7 @@ __all__ = [
     "request_content",
     "seal_report",
     "single_array",
+    "starting_values",
     "to_arrayrecord",
     "train_reply",
 ]
