@@ -254,14 +254,12 @@ def _metric_shape(reply: wire.Reply) -> frozenset[tuple[str, int]]:
 
 def log_round(ledger: Ledger, server_round: int, plan: Plan) -> None:
     """Log a round's line: what stayed and what has travelled so far."""
-    rows = [row for row in ledger.rows if row["phase"] != "server"]
-    moved = sum(row["bytes_down"] + row["bytes_up"] for row in rows)
     LOGGER.log(
         INFO,
         "\t└──> AutoFlip: round %s, %.0f %% of parameters, %.2f MB so far",
         server_round,
         100 * plan.num_parameters / plan.layout.num_parameters,
-        moved / 1e6,
+        ledger.moved / 1e6,
     )
 
 

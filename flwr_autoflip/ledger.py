@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from .core.cost import STEP_PER_FORWARD
 from .core.errors import DamagedFileError
+from .core.rows import Rows
 from .core.storage import write_whole
 
 Status = Literal["ok", "refused", "failed", "missing", "lost"]
@@ -90,7 +91,7 @@ class Mark:
 
 @dataclass
 class Ledger:
-    """Rows, kept in memory and appended to a file as they come.
+    """Rows, kept in memory (packed) and appended to a file as they come.
 
     Parameters
     ----------
@@ -102,7 +103,8 @@ class Ledger:
 
     path: Path | None = None
     fresh: bool = True
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: Rows = field(default_factory=Rows)
+    moved: int = 0  # bytes of all rows, both ways
     _size: int = 0
     _digest: Any = field(default_factory=blake2b)
     _opened: float = field(default_factory=time.monotonic)
@@ -128,6 +130,7 @@ class Ledger:
 
     def _append(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
+        self.moved += _bytes_of(row)
         if self.path is not None:
             line = _line(row)
             with self.path.open("ab") as file:
@@ -195,11 +198,15 @@ class Ledger:
         return self.path.read_bytes() if self.path is not None and found else b""
 
     def _become(self, content: bytes, rows: list[dict[str, Any]]) -> None:
-        self.rows[:] = rows
+        self.rows, self.moved = Rows(rows), sum(map(_bytes_of, rows))
         self._size, self._digest = len(content), blake2b(content)
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(self.path, content)
+
+
+def _bytes_of(row: Mapping[str, Any]) -> int:
+    return int(row.get("bytes_down", 0)) + int(row.get("bytes_up", 0))
 
 
 def _line(row: Mapping[str, Any]) -> bytes:
@@ -223,10 +230,21 @@ def _rows_of(content: bytes) -> list[dict[str, Any]]:
     rows = []
     for line in content.splitlines():
         try:
-            rows.append(json.loads(line))
-        except (json.JSONDecodeError, UnicodeDecodeError):
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        if not _is_row(row):
+            break
+        rows.append(row)
     return rows
+
+
+def _is_row(row: Any) -> bool:
+    """Tell a row from what a damaged file holds instead."""
+    if not isinstance(row, dict) or not {"round", "phase"} <= set(row):
+        return False
+    nodes_own = row["phase"] in ("budget", "explore", "train", "evaluate")
+    return not nodes_own or {"status", "reason", "node"} <= set(row)
 
 
 def total(

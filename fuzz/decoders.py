@@ -4,6 +4,7 @@ Every function takes bytes and gives whether they were accepted. A ``WireError``
 refusal; any other exception, an oracle's ``AssertionError`` included, is a finding.
 """
 
+import json
 import zlib
 from io import BytesIO
 
@@ -26,7 +27,7 @@ from flwr_autoflip.core.probe import append_probe, probe_size, split_probe
 from flwr_autoflip.core.values import expand, pack, unpack_small
 from flwr_autoflip.wire import single_array
 
-from .draw import Draw, change_array
+from .draw import Draw, change_array, change_json
 from .model import ARRAYS, DENSE, LAYOUT, MASKED, PLANS, SMALL
 
 LARGEST_MODEL = 2**33
@@ -34,8 +35,17 @@ ENCODINGS = tuple(Encoding(d, c) for d in DTYPES for c in (False, True))
 
 
 def fuzz_layout(data: bytes) -> bool:
-    """Read a layout: JSON that the harness deflates, or bytes as they are."""
-    packed = data[1:] if data[:1] == b"\xff" else zlib.compress(data[1:], 1)
+    """Read a layout: a changed one, JSON that the harness deflates, or any bytes."""
+    draw = Draw(data)
+    kind = draw.number()
+    packed = draw.rest()
+    if kind < 128:
+        draw.at, body = 1, json.loads(zlib.decompress(LAYOUT.encoded))
+        for _ in range(draw.number() % 4):
+            body = change_json(draw, body)
+        packed = zlib.compress(json.dumps(body).encode(), 1)
+    elif kind < 255:
+        packed = zlib.compress(packed, 1)
     try:
         layout = layout_from_bytes(packed)
     except WireError:
@@ -52,7 +62,7 @@ def fuzz_layout(data: bytes) -> bool:
 def seed_layout() -> list[bytes]:
     """Give a real layout's JSON, and its bytes."""
     text = zlib.decompress(LAYOUT.encoded)
-    return [b"\0" + text, b"\xff" + LAYOUT.encoded]
+    return [b"\0\0", b"\1\1\1\4\7", b"\x80" + text, b"\xff" + LAYOUT.encoded]
 
 
 def check_plan(plan: Plan) -> None:

@@ -149,6 +149,34 @@ def change_content(draw: Draw, content: RecordDict) -> RecordDict:
     return RecordDict(records)
 
 
+def change_json(draw: Draw, value: Any) -> Any:
+    """Change one place of a JSON value: drop, repeat, swap or replace what is there."""
+    inside = list(value) if isinstance(value, (list, dict)) else []
+    if not inside or draw.number() % 8 == 0:
+        return draw.pick((*ODD_JSON, value, [value], draw.number(4)))
+    value = dict(value) if isinstance(value, dict) else list(value)
+    place = draw.number() % len(inside)
+    key = inside[place] if isinstance(value, dict) else place
+    match draw.number() % 8:
+        case 0:
+            del value[key]
+        case 1 if isinstance(value, list):
+            value.insert(draw.number() % len(inside), value[key])
+        case 2 if isinstance(value, list):
+            other = draw.number() % len(inside)
+            value[key], value[other] = value[other], value[key]
+        case _:
+            value[key] = change_json(draw, value[key])
+    return value
+
+
+ODD_JSON: tuple[Any, ...] = (
+    *(None, True, 0, 1, -1, 2**22, 2**40, 2**64, 10**30, 0.5, 1e308, float("nan")),
+    *("", "float32", "O", "f4,f4", "\n", "\ud800", [], [[]], {}, [0, 1, 1]),
+    *([-1, 4194304, 1], ["same", 0], ["array", "9"], ["dict", 1], ["set", ["list"]]),
+)
+
+
 def _rebuild(kind: Any, values: dict[str, Any]) -> Any:
     """Make a record of what this kind may hold: Flower refuses the rest."""
     record = kind()

@@ -1,6 +1,8 @@
 """Targets that read files: the whole content, or an error that names the file."""
 
+import atexit
 import json
+import shutil
 import struct
 import tempfile
 from base64 import b64encode
@@ -22,10 +24,12 @@ from flwr_autoflip.files import load_pruned, save_pruned
 from flwr_autoflip.ledger import Ledger, Mark, NodeRow
 from flwr_autoflip.snapshot import KINDS
 
-from .draw import Draw, change_bytes
+from .draw import Draw, change_bytes, change_json
 from .model import ARRAYS, LAYOUT, MASKED, MODEL, Net
 
-HERE = Path(tempfile.mkdtemp(prefix="fuzz-"))
+_MEMORY = Path("/dev/shm")  # files are written to disk to stay, which takes long
+HERE = Path(tempfile.mkdtemp(prefix="fuzz-", dir=_MEMORY if _MEMORY.is_dir() else None))
+atexit.register(shutil.rmtree, HERE, ignore_errors=True)
 NODE = 7
 REPORT = {t.name: np.square(ARRAYS[t.name]) for t in LAYOUT.tensors if t.trainable}
 
@@ -59,6 +63,15 @@ def seed_report_file() -> list[bytes]:
     return [REPORT_BYTES]
 
 
+TREE = TreeWriter(KINDS).write(
+    {
+        "plain": [None, True, 1, -2.5, "x", b"abc", (1, 2), {3}],
+        "arrays": {"a": np.arange(3.0), "b": np.float32(2)},
+        "kinds": [ArrayRecord({}), np.random.default_rng(0)],
+    }
+)
+
+
 def fuzz_checkpoint(data: bytes) -> bool:
     """Load a checkpoint: any bytes, or a whole file around any tree."""
     folder = CheckpointFolder(HERE / "checkpoints", KINDS)
@@ -68,6 +81,11 @@ def fuzz_checkpoint(data: bytes) -> bool:
         path.write_bytes(data[1:])
     else:
         text = data[1:].decode("utf-8", "replace")
+        if data[:1] == b"\1":
+            draw, tree = Draw(data[1:]), TREE
+            for _ in range(1 + draw.number() % 3):
+                tree = change_json(draw, tree)
+            text = json.dumps(tree)
         arrays = {"0": np.arange(3.0), "1": np.float32(2), "2": np.zeros(0, np.uint8)}
         write_arrays(path, arrays, {"format": CHECKPOINT, "state": text})
     try:
@@ -79,15 +97,14 @@ def fuzz_checkpoint(data: bytes) -> bool:
 
 def seed_checkpoint() -> list[bytes]:
     """Give trees of every kind, and a real file."""
-    state = {
-        "plain": [None, True, 1, -2.5, "x", b"abc", (1, 2), {3}],
-        "arrays": {"a": np.arange(3.0), "b": np.float32(2)},
-        "kinds": [ArrayRecord({}), np.random.default_rng(0)],
-    }
-    tree = json.dumps(TreeWriter(KINDS).write(state)).encode()
     whole = HERE / "seed.safetensors"
     write_arrays(whole, {"0": np.arange(3.0)}, {"format": CHECKPOINT, "state": "1"})
-    return [b"\0" + tree, b"\0[]", b"\xff" + whole.read_bytes()]
+    return [
+        b"\0" + json.dumps(TREE).encode(),
+        b"\0[]",
+        b"\1\2\1\4\1\1",
+        b"\xff" + whole.read_bytes(),
+    ]
 
 
 def fuzz_safetensors(data: bytes) -> bool:

@@ -160,28 +160,15 @@ def fuzz_reply(data: bytes) -> bool:
     contents = [answer(request, orders, 0.01) for request in requests]
     for _ in range(draw.number() % 3):
         contents[1] = change_content(draw, contents[1])
-    replies = [
-        reply_from(node, content, request)
-        for node, content, request in zip(
-            (HONEST, CHANGED), contents, requests, strict=True
-        )
-    ]
-    spoofed = draw.number() % 8 == 1
-    if spoofed:
+    pairs = zip(contents, requests, strict=True)
+    replies = [Message(content, reply_to=request) for content, request in pairs]
+    if draw.number() % 8 == 1:
         replies[1].metadata.__dict__["_src_node_id"] = HONEST
     answers = exchange.replies(replies, lambda reply, orders: None)
     check_books(ledger, answers, exchange)
     if phase == "train" and answers:
         check_average(answers, orders)
     return len(answers) == 2
-
-
-def reply_from(node: int, content: RecordDict, request: Message) -> Message:
-    """Make a message that a node answers with."""
-    TaskIdentity.node_id = node
-    reply = Message(content, reply_to=request)
-    TaskIdentity.node_id = 1
-    return reply
 
 
 def check_books(

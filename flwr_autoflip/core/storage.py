@@ -14,8 +14,8 @@ from safetensors.numpy import save
 from .errors import DamagedFileError
 from .layout import Arrays
 
-UNREADABLE = (SafetensorError, OSError, ValueError, TypeError)
-"""What reading a damaged or foreign safetensors file raises; the last two come from
+UNREADABLE = (SafetensorError, OSError, ValueError, TypeError, AttributeError)
+"""What reading a damaged or foreign safetensors file raises; the last two come of
 dtypes that NumPy lacks."""
 
 
