@@ -21,6 +21,9 @@ from .core.errors import DamagedFileError
 from .core.rows import Rows
 from .core.storage import write_whole
 
+NODE_PHASES = ("budget", "explore", "train", "evaluate")
+"""Phases of rows that are a node's; others are the server's own."""
+
 Status = Literal["ok", "refused", "failed", "missing", "lost"]
 
 
@@ -190,7 +193,7 @@ class Ledger:
         """
         head = self.check(mark)
         after = _rows_of(self._content()[mark.size :])
-        lost = [_as_lost(row) for row in after if row["phase"] != "server"]
+        lost = [_as_lost(row) for row in after if row["phase"] in NODE_PHASES]
         self._become(head + b"".join(map(_line, lost)), _rows_of(head) + lost)
 
     def _content(self) -> bytes:
@@ -243,14 +246,14 @@ def _is_row(row: Any) -> bool:
     """Tell a row from what a damaged file holds instead."""
     if not isinstance(row, dict) or not {"round", "phase"} <= set(row):
         return False
-    nodes_own = row["phase"] in ("budget", "explore", "train", "evaluate")
-    return not nodes_own or {"status", "reason", "node"} <= set(row)
+    own = row["phase"] in NODE_PHASES
+    return not own or {"status", "reason", "node"} <= set(row)
 
 
 def total(
     rows: Iterable[Mapping[str, Any]],
     key: str,
-    phases: Iterable[str] = ("budget", "explore", "train", "evaluate"),
+    phases: Iterable[str] = NODE_PHASES,
     last_round: float = float("inf"),
 ) -> int:
     """Add up a column of node rows, exploration included.

@@ -131,7 +131,7 @@ def change_content(draw: Draw, content: RecordDict) -> RecordDict:
     records: dict[str, Any] = dict(content)
     key = draw.pick(list(records))
     record = records[key]
-    match draw.number() % 8:
+    match draw.number() % 16:
         case 0:
             del records[key]
         case 1:

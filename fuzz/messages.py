@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -124,9 +124,11 @@ def ask(exchange: Exchange, orders: wire.Orders) -> list[Message]:
 def answer(request: Message, orders: wire.Orders, step: float) -> RecordDict:
     """Answer as a node does that moved every value by ``step``."""
     content, state = request.content, RecordDict()
-    read = wire.read_request(
-        wire.single_array(content["arrays"]), dict(content["config"]), state
+    (arrays,), (config,) = (
+        content.array_records.values(),
+        content.config_records.values(),
     )
+    read = wire.read_request(wire.single_array(arrays), dict(config), state)
     if orders.phase == "budget":
         receipt = budget_receipt(read, None)
         return wire.train_reply(np.zeros(0, np.float32), 1, receipt, content)
@@ -139,7 +141,12 @@ def answer(request: Message, orders: wire.Orders, step: float) -> RecordDict:
     values = wire.encode_trained(read.orders, trained, state)
     if orders.probe:
         values = append_probe(values, {}, orders.reply_plan)
-    return wire.train_reply(values, 3, {"loss": 0.5, **receipt}, content)
+    metrics = {"loss": 0.5, **receipt}
+    if "fitins.config" not in content:
+        return wire.train_reply(values, 3, metrics, content)
+    reply = wire.numpy_train_reply(3, metrics)
+    reply["fitres.parameters"] = ArrayRecord({"0": Array(values)})
+    return reply
 
 
 def fuzz_reply(data: bytes) -> bool:
@@ -155,7 +162,9 @@ def fuzz_reply(data: bytes) -> bool:
     if phase == "budget":
         orders = wire.Orders(phase, plan, np.zeros(0, np.float32))
     ledger = Ledger()
-    exchange = Exchange(ledger, COST_OF, "message", wire.NUM_EXAMPLES)
+    numpy = phase == "train" and draw.number() % 4 == 1
+    api: wire.ClientApi = "numpy" if numpy else "message"
+    exchange = Exchange(ledger, COST_OF, api, wire.NUM_EXAMPLES)
     requests = ask(exchange, orders)
     contents = [answer(request, orders, 0.01) for request in requests]
     for _ in range(draw.number() % 3):
@@ -212,5 +221,8 @@ def seeds() -> Iterable[bytes]:
     """Give choices that lead to every phase, plan and encoding."""
     for phase in range(4):
         for encoding in range(6):
-            yield bytes([phase % 2, phase, encoding % 3, encoding, 0, 0, 1, 2, 3, 4])
-            yield bytes([phase, encoding % 3, encoding // 2, encoding, 0, 1, 2, 3])
+            yield bytes([phase % 2, phase, encoding % 3, encoding, 0, 0, 4, 4])
+            yield bytes([phase, encoding % 3, encoding // 2, encoding % 2])
+            yield bytes(
+                [phase, encoding % 3, encoding // 2, 0, 0, encoding, 2, 4, 3, 9]
+            )
