@@ -23,6 +23,7 @@ from flwr_autoflip.core.probe import append_probe
 from flwr_autoflip.core.values import pack
 from flwr_autoflip.costs import CostOf
 from flwr_autoflip.exchange import Answer, Exchange
+from flwr_autoflip.inprocess import over_the_wire
 from flwr_autoflip.ledger import Ledger, total
 
 from .decoders import ENCODINGS
@@ -169,6 +170,10 @@ def fuzz_reply(data: bytes) -> bool:
     contents = [answer(request, orders, 0.01) for request in requests]
     for _ in range(draw.number() % 3):
         contents[1] = change_content(draw, contents[1])
+    try:
+        contents[1] = over_the_wire(contents[1])
+    except (ValueError, TypeError):
+        return False  # Flower cannot carry it
     pairs = zip(contents, requests, strict=True)
     replies = [Message(content, reply_to=request) for content, request in pairs]
     if draw.number() % 8 == 1:
