@@ -93,8 +93,8 @@ def load_pruned(
             raise AutoFlipError(
                 f"{path}: expected format {FORMAT!r}, got {metadata.get('format')!r}."
             )
-        layout = layout_from_bytes(b64decode(metadata["layout"]))
-        plan = decode_plan(b64decode(metadata["plan"]), layout)
+        layout = layout_from_bytes(b64decode(metadata["layout"], validate=True))
+        plan = decode_plan(b64decode(metadata["plan"], validate=True), layout)
     except (*UNREADABLE, KeyError) as error:
         raise AutoFlipError(f"{path} is no whole pruned model: {error}") from error
     for spec in layout.tensors:

@@ -139,8 +139,16 @@ def spoil_receipt(key: str, value: Any) -> Callable[[Message], None]:
     return spoil
 
 
+def spoil_kind(reply: Message) -> None:
+    (key,) = reply.content.array_records
+    (array,) = reply.content[key].values()
+    foreign = Array(array.dtype, array.shape, "pickle", array.data)
+    reply.content[key] = ArrayRecord({"values": foreign})
+
+
 REFUSED: dict[str, tuple[Callable[[Message], None], str]] = {
     "an archive": (spoil_data, "cannot be read"),
+    "a pickle, it says": (spoil_kind, "its type is 'pickle'"),
     "values whose mean is infinite": (spoil_values(3.4e38), "beyond 2^60"),
     "a weight that all others vanish beside": (
         spoil_receipt("num-examples", 1e308),

@@ -23,7 +23,7 @@ def single_array(arrays: ArrayRecord) -> NDArray[Any]:
     """Give the one flat array of a record, without a copy; it cannot be written to.
 
     Nothing of its bytes is parsed: they have to be what ``np.save`` makes of a flat
-    array as long as they are. What the record says beside them is not asked; a
+    array as long as they are. The record's dtype and shape are not asked; a
     NumPyClient's says nothing.
 
     Raises
@@ -33,6 +33,8 @@ def single_array(arrays: ArrayRecord) -> NDArray[Any]:
     """
     check_single(len(arrays))
     array = next(iter(arrays.values()))
+    if array.stype != "numpy.ndarray":  # as Flower reads it; so will the strategy
+        raise WireError(f"the array cannot be read: its type is {array.stype[:40]!r}.")
     for dtype in map(np.dtype, _DTYPES):
         size = max(0, len(array.data) - _HEAD) // dtype.itemsize
         head = _npy_head(dtype, size)
