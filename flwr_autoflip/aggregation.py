@@ -1,14 +1,14 @@
 """A round's replies -> the next global model, through the inner strategy."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 import numpy as np
-from flwr.app import ArrayRecord, MetricRecord
+from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from . import wire
-from .core.aggregate import fill, settle
+from .core.aggregate import settle, stand_in
 from .core.layout import Arrays
 from .core.plan import Plan
 from .core.values import expand
@@ -21,7 +21,7 @@ Aggregated = tuple[ArrayRecord | None, MetricRecord | None]
 def aggregate(
     inner: Strategy,
     server_round: int,
-    answers: Sequence[Answer[None]],
+    answers: list[Answer[None]],
     weights: Arrays,
     *,
     zero: bool,
@@ -32,8 +32,9 @@ def aggregate(
     ----------
     inner : Strategy
     server_round : int
-    answers : sequence of Answer
-        At least one; their messages' contents are replaced.
+    answers : list of Answer
+        At least one. Emptied, and their messages' contents replaced: no reply is in
+        memory twice.
     weights : mapping of str to ndarray
         Dense global arrays that the round started from.
     zero : bool
@@ -51,51 +52,52 @@ def aggregate(
     node: a mean does not care what its numbers mean. All others get dense models.
     """
     plans = [answer.orders.reply_plan for answer in answers]
-    alike = all(plan is plans[0] for plan in plans)
-    if alike and only_averages(inner):
-        return _average(inner, server_round, answers, weights, zero)
-    if alike:  # one dense copy at a time, until it is serialised
-        for answer in answers:
-            _give_dense(inner, answer, expand(weights, answer.reply.values, plans[0]))
-    else:
-        models = [
-            expand(weights, answer.reply.values, plan)
-            for answer, plan in zip(answers, plans, strict=True)
-        ]
-        counts = [answer.reply.num_examples for answer in answers]
-        for answer, full in zip(answers, fill(models, plans, counts), strict=True):
-            _give_dense(inner, answer, full)
-    messages = [answer.message for answer in answers]
-    aggregated, metrics = inner.aggregate_train(server_round, messages)
-    if aggregated is not None:
-        mean = wire.from_arrayrecord(aggregated)
-        update_inplace(aggregated, settle(mean, weights, plans, zero=zero))
-    return aggregated, metrics
-
-
-def _give_dense(inner: Strategy, answer: Answer[None], full: Arrays) -> None:
-    record = wire.to_arrayrecord(full)
-    wire.inner_reply(answer.message, record, answer.reply, weight_key(inner))
-
-
-def _average(
-    inner: Strategy,
-    server_round: int,
-    answers: Sequence[Answer[None]],
-    weights: Arrays,
-    zero: bool,
-) -> Aggregated:
-    plan = answers[0].orders.reply_plan
-    for answer in answers:
-        record = wire.kept_values(answer.message, answer.reply, answer.orders)
-        wire.inner_reply(answer.message, record, answer.reply, weight_key(inner))
-    messages = [answer.message for answer in answers]
+    compact = only_averages(inner) and all(plan is plans[0] for plan in plans)
+    key = weight_key(inner)
+    messages = _compact(answers, key) if compact else _dense(answers, key, weights)
     aggregated, metrics = inner.aggregate_train(server_round, messages)
     if aggregated is None:
         return None, metrics
-    base = _without_parameters(weights, plan) if zero else weights
-    dense = expand(base, wire.single_array(aggregated), plan)
-    return wire.to_arrayrecord(dense), metrics
+    if compact:
+        base = _without_parameters(weights, plans[0]) if zero else weights
+        dense = expand(base, wire.single_array(aggregated), plans[0])
+        return wire.to_arrayrecord(dense), metrics
+    mean = wire.from_arrayrecord(aggregated)
+    update_inplace(aggregated, settle(mean, weights, plans, zero=zero))
+    return aggregated, metrics
+
+
+def _compact(answers: list[Answer[None]], key: str) -> list[Message]:
+    """Give messages of kept values, one flat array each."""
+    messages = []
+    for answer in _emptying(answers):
+        record = wire.kept_values(answer.message, answer.reply, answer.orders)
+        wire.inner_reply(answer.message, record, answer.reply, key)
+        messages.append(answer.message)
+    return messages
+
+
+def _dense(answers: list[Answer[None]], key: str, weights: Arrays) -> list[Message]:
+    """Give messages of dense models, with others' averages where nodes trained not."""
+    base = stand_in(
+        weights,
+        [answer.reply.values for answer in answers],
+        [answer.orders.reply_plan for answer in answers],
+        [answer.reply.num_examples for answer in answers],
+    )
+    messages, buffer = [], {name: np.empty_like(array) for name, array in base.items()}
+    for answer in _emptying(answers):
+        expand(base, answer.reply.values, answer.orders.reply_plan, buffer)
+        record = wire.to_arrayrecord(buffer)
+        wire.inner_reply(answer.message, record, answer.reply, key)
+        messages.append(answer.message)
+    return messages
+
+
+def _emptying(answers: list[Answer[None]]) -> Iterator[Answer[None]]:
+    answers.reverse()
+    while answers:
+        yield answers.pop()
 
 
 def _without_parameters(weights: Arrays, plan: Plan) -> dict[str, NDArray[np.generic]]:

@@ -38,7 +38,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from numpy.typing import NDArray
 
 from . import wire
@@ -177,14 +177,14 @@ def _compact_inplace(
         else:
             flat = pack(trained, orders.reply_plan, orders.encoding.float_dtype)
             values = wire.encode_trained(orders, flat, state)
-        reply.content[key] = ArrayRecord({name: Array(values)})
+        reply.content[key] = wire.to_arrayrecord({name: values})
     wire.add_receipt_inplace(reply.content, receipt)
 
 
 def _by_name(record: ArrayRecord, layout: Layout) -> dict[str, NDArray[Any]]:
     """Name an app's arrays; NumPyClient loses names, then order is the contract."""
     names = [t.name for t in layout.tensors]
-    arrays = {name: array.numpy() for name, array in record.items()}
+    arrays = wire.from_arrayrecord(record)
     if set(arrays) != set(names):
         arrays = dict(zip(names, arrays.values(), strict=False))
     shapes = [arrays[name].shape if name in arrays else None for name in names]

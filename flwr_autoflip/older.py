@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord
 from flwr.app import RecordDict as Records
 from flwr.common import (
     Code,
@@ -231,7 +231,7 @@ def _messages(
 
 def _parameters(record: ArrayRecord, *, floats: bool = False) -> Parameters:
     """List arrays in order; as floats, since the older FedAvg makes 0 of integers."""
-    arrays = [array.numpy() for array in record.values()]
+    arrays = list(wire.from_arrayrecord(record).values())
     if floats:
         arrays = [a.astype(np.float64) if a.dtype.kind in "iu" else a for a in arrays]
     return ndarrays_to_parameters(arrays)
@@ -244,8 +244,7 @@ def _named(parameters: Parameters, names: Sequence[str]) -> ArrayRecord:
             f"the strategy gives {len(arrays)} arrays, the model's state_dict has "
             f"{len(names)} tensors; they must be the same, in this order."
         )
-    named = zip(names, arrays, strict=True)
-    return ArrayRecord({name: Array(np.asarray(array)) for name, array in named})
+    return wire.to_arrayrecord(dict(zip(names, arrays, strict=True)))
 
 
 def _counted(message: Message) -> tuple[int, dict[str, Any]]:

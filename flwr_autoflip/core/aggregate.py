@@ -8,22 +8,26 @@ from numpy.typing import NDArray
 
 from .layout import Arrays, Layout
 from .plan import Plan
+from .values import unpack_small
 
 
-def fill(
-    models: Sequence[dict[str, NDArray[Any]]],
+def stand_in(
+    base: Arrays,
+    values: Sequence[NDArray[Any]],
     plans: Sequence[Plan],
     weights: Sequence[float],
-) -> Sequence[dict[str, NDArray[Any]]]:
-    """Put the others' average where a node did not train.
+) -> dict[str, NDArray[Any]]:
+    """Make what a node is taken to hold where it trained nothing: others' average.
 
-    A mean over all nodes by the same weights is then, at every coordinate, the mean
-    over those who trained it, whoever computes it.
+    With it as their base, :func:`.values.expand` makes dense models whose mean by the
+    same weights is, at every coordinate, the mean over those who trained it.
 
     Parameters
     ----------
-    models : sequence of dict of str to ndarray
-        One a node, dense arrays.
+    base : mapping of str to ndarray
+        Dense global arrays that the round started from.
+    values : sequence of ndarray
+        One a node, ``(plan.num_values,)`` of its plan.
     plans : sequence of Plan
         What each node trained.
     weights : sequence of float
@@ -31,34 +35,33 @@ def fill(
 
     Returns
     -------
-    sequence of dict of str to ndarray
-        Dense arrays in the models' dtypes, integers as float64 where they were filled;
-        unchanged where nobody trained. ``models`` itself if all plans are one object.
+    dict of str to ndarray
+        Dense; the base's values where nobody trained. In its dtypes, but integers
+        that some node lacks as float64: a mean of integers is none. ``base`` itself if
+        all plans are one object.
+
+    Notes
+    -----
+    Takes three dense arrays of the largest tensor in float64, whatever the nodes.
     """
     if all(plan is plans[0] for plan in plans):
-        return models
-    filled: list[dict[str, NDArray[Any]]] = [{} for _ in models]
+        return dict(base)
+    models = [unpack_small(v, plan) for v, plan in zip(values, plans, strict=True)]
+    made = {}
     for spec in plans[0].layout.tensors:
         name = spec.name
-        masks = {id(plan): plan.dense_mask(name) for plan in plans}
+        made[name] = base[name]
+        if all(plan.count(name) == spec.size for plan in plans):
+            continue
         total, sums = np.zeros(spec.shape), np.zeros(spec.shape)
         for model, plan, weight in zip(models, plans, weights, strict=True):
-            total += weight * masks[id(plan)]
-            sums += weight * np.where(masks[id(plan)], model[name], 0)
+            plan.add(name, total, weight * plan.small_mask.get(name, np.True_))
+            plan.add(name, sums, weight * model[name])  # 0 where a weight went
         trained = total > 0
-        mean = np.divide(sums, total, out=np.zeros(spec.shape), where=trained)
-        for full, model, plan in zip(filled, models, plans, strict=True):
-            lacks = trained & ~masks[id(plan)]
-            full[name] = _put(model[name], lacks, mean) if lacks.any() else model[name]
-    return filled
-
-
-def _put(
-    array: NDArray[Any], where: NDArray[np.bool_], mean: NDArray[np.float64]
-) -> NDArray[Any]:
-    """Replace some values; a mean of integers is none."""
-    real = array.dtype if array.dtype.kind == "f" else np.float64
-    return np.where(where, mean.astype(real), array)
+        np.divide(sums, total, out=sums, where=trained)
+        real = spec.dtype if np.dtype(spec.dtype).kind == "f" else np.float64
+        made[name] = np.where(trained, sums.astype(real), base[name])
+    return made
 
 
 def settle(

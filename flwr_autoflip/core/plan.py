@@ -110,6 +110,10 @@ class Plan:
         """Write the small tensor (or a scalar) into its place of ``dense``."""
         dense[self._selector(self.index[name], dense.shape)] = small
 
+    def add(self, name: str, dense: NDArray[Any], small: Any) -> None:
+        """Add the small tensor (or a scalar) to its place of ``dense``."""
+        dense[self._selector(self.index[name], dense.shape)] += small
+
     @staticmethod
     def _selector(
         axes: tuple[NDArray[np.int64] | None, ...], shape: tuple[int, ...]

@@ -128,7 +128,7 @@ def arrays_of(model: nn.Module) -> dict[str, NDArray[Any]]:
 
 def load_arrays_inplace(model: nn.Module, arrays: Arrays) -> None:
     """Copy NumPy arrays into a model of the same shapes."""
-    state = {name: torch.as_tensor(array) for name, array in arrays.items()}
+    state = {name: torch.tensor(array) for name, array in arrays.items()}
     model.load_state_dict(state, strict=True)
 
 

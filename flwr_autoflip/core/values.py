@@ -90,7 +90,7 @@ def unpack_small(values: NDArray[Any], plan: Plan) -> dict[str, NDArray[Any]]:
     Returns
     -------
     dict of str to ndarray
-        Small shapes, the layout's dtypes.
+        Small shapes, the layout's dtypes; parts of ``values`` where that is possible.
 
     Raises
     ------
@@ -147,10 +147,15 @@ def cast_exactly(values: NDArray[Any], dtype: str) -> NDArray[Any]:
         fits = max(values.max(initial=0), -values.min(initial=0)) <= largest
     if not fits:
         raise WireError(f"values: one does not fit into the model's {target}.")
-    return values.astype(target)
+    return values.astype(target, copy=False)
 
 
-def expand(base: Arrays, values: NDArray[Any], plan: Plan) -> dict[str, NDArray[Any]]:
+def expand(
+    base: Arrays,
+    values: NDArray[Any],
+    plan: Plan,
+    out: dict[str, NDArray[Any]] | None = None,
+) -> dict[str, NDArray[Any]]:
     """Put values back into full shape; everything else is ``base``, bit for bit.
 
     The inverse of :func:`pack` on kept coordinates (DESIGN: shrink / expand).
@@ -162,16 +167,18 @@ def expand(base: Arrays, values: NDArray[Any], plan: Plan) -> dict[str, NDArray[
     values : ndarray
         ``(plan.num_values,)``.
     plan : Plan
+    out : dict of str to ndarray, optional
+        Dense arrays of the base's shapes and dtypes, to be filled.
 
     Returns
     -------
     dict of str to ndarray
-        New dense arrays in the base's dtypes.
+        ``out``, or new dense arrays in the base's dtypes.
     """
     small = unpack_small(values, plan)
-    full: dict[str, NDArray[Any]] = {}
+    full = {n: np.empty_like(a) for n, a in base.items()} if out is None else out
     for spec in plan.layout.tensors:
-        full[spec.name] = np.array(base[spec.name])
+        np.copyto(full[spec.name], base[spec.name])
         part = small[spec.name]
         mask = plan.small_mask.get(spec.name)
         if mask is not None:

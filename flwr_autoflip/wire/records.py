@@ -2,14 +2,23 @@
 
 from io import BytesIO
 from itertools import count
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, RecordDict
+from numpy.lib.format import (
+    header_data_from_array_1_0,
+    read_array_header_1_0,
+    read_magic,
+    write_array_header_1_0,
+)
 from numpy.typing import NDArray
 
 from ..core.errors import WireError
 from ..core.layout import Arrays
+
+NUMPY = "numpy.ndarray"
+"""What Flower calls the bytes of ``numpy.save``."""
 
 ID = 64
 """Length of Flower's object ids."""
@@ -33,7 +42,7 @@ def single_array(arrays: ArrayRecord) -> NDArray[Any]:
     """
     check_single(len(arrays))
     array = next(iter(arrays.values()))
-    if array.stype != "numpy.ndarray":  # as Flower reads it; so will the strategy
+    if array.stype != NUMPY:  # as Flower reads it; so will the strategy
         raise WireError(f"the array cannot be read: its type is {array.stype[:40]!r}.")
     for dtype in map(np.dtype, _DTYPES):
         size = max(0, len(array.data) - _HEAD) // dtype.itemsize
@@ -53,7 +62,7 @@ def _npy_head(dtype: np.dtype[Any], size: int) -> bytes:
     """Give what ``np.save`` writes before the values of a flat array."""
     head = BytesIO()
     about = {"descr": dtype.str, "fortran_order": False, "shape": (size,)}
-    np.lib.format.write_array_header_1_0(head, about)
+    write_array_header_1_0(head, about)
     return head.getvalue()
 
 
@@ -66,14 +75,58 @@ def check_single(count: int) -> None:
         )
 
 
+def as_numpy(array: Array) -> NDArray[Any]:
+    """View Flower's array as NumPy's; its own ``numpy()`` copies.
+
+    For arrays of this process; what came over the wire is :func:`single_array`'s.
+
+    Parameters
+    ----------
+    array : Array
+
+    Returns
+    -------
+    ndarray
+        Read-only, on the array's own bytes.
+
+    Raises
+    ------
+    WireError
+        If the bytes are not those of one array of numbers, no more and no less.
+    """
+    file = BytesIO(array.data)
+    try:
+        if array.stype != NUMPY or read_magic(file) != (1, 0):
+            raise ValueError(f"it is {array.stype!r}, or of another version.")
+        shape, by_column, dtype = read_array_header_1_0(file)
+        if dtype.kind not in "biufc":
+            raise ValueError(f"dtype {dtype} is not one of numbers.")
+        order: Literal["C", "F"] = "F" if by_column else "C"
+        view = np.ndarray(shape, dtype, array.data, file.tell(), order=order)
+    except (TypeError, ValueError, EOFError, OverflowError) as error:
+        raise WireError(f"an array cannot be read: {error}") from error
+    if file.tell() + view.nbytes != len(array.data):
+        raise WireError("an array cannot be read: bytes follow it.")
+    return view
+
+
+def as_array(array: NDArray[Any]) -> Array:
+    """Put an array into Flower's, in one copy; ``Array(array)`` makes three."""
+    array = np.asarray(array, order="C")
+    head = BytesIO()
+    write_array_header_1_0(head, header_data_from_array_1_0(array))
+    data = b"".join((head.getvalue(), array.reshape(-1).view(np.uint8).data))
+    return Array(str(array.dtype), array.shape, NUMPY, data)
+
+
 def to_arrayrecord(arrays: Arrays) -> ArrayRecord:
     """Put named arrays into Flower's record."""
-    return ArrayRecord({name: Array(np.asarray(a)) for name, a in arrays.items()})
+    return ArrayRecord({name: as_array(array) for name, array in arrays.items()})
 
 
 def from_arrayrecord(record: ArrayRecord) -> dict[str, NDArray[Any]]:
-    """Take named arrays out of Flower's record."""
-    return {name: array.numpy() for name, array in record.items()}
+    """View the named arrays of Flower's record, read-only."""
+    return {name: as_numpy(array) for name, array in record.items()}
 
 
 def count_bytes(content: RecordDict) -> int:

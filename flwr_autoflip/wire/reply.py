@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from flwr.app import (
-    Array,
     ArrayRecord,
     ConfigRecord,
     Message,
@@ -41,7 +40,7 @@ from .keys import (
     is_number,
     message_type,
 )
-from .records import single_array
+from .records import single_array, to_arrayrecord
 from .request import Orders
 from .values import decode_trained
 
@@ -67,7 +66,7 @@ def train_reply(
     arrays_key = next(iter(request.array_records), "arrays")
     return RecordDict(
         {
-            arrays_key: ArrayRecord({VALUES: Array(values)}),
+            arrays_key: to_arrayrecord({VALUES: values}),
             **_metrics_and_receipt({NUM_EXAMPLES: num_examples, **metrics}),
         }
     )
@@ -276,6 +275,9 @@ def inner_reply(
     content = RecordDict({METRICS: metrics})
     if arrays is not None:
         content["arrays"] = arrays
+    old = message.content.array_records
+    for key in list(old):  # contents are cycles: the arrays' memory would wait for gc
+        del old[key]
     message.content = content
 
 
@@ -300,4 +302,4 @@ def kept_values(message: Message, reply: Reply, orders: Orders) -> ArrayRecord:
         (record,) = message.content.array_records.values()
         if not orders.probe:
             return ArrayRecord({VALUES: next(iter(record.values()))})
-    return ArrayRecord({VALUES: Array(reply.values.astype(np.float32))})
+    return to_arrayrecord({VALUES: reply.values.astype(np.float32, copy=False)})

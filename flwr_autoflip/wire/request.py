@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, cast, get_args
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
 from ..core.codec import VERSION, decode_plan, encode_plan, plan_digest
@@ -41,6 +41,7 @@ from .keys import (
     Phase,
     message_type,
 )
+from .records import to_arrayrecord
 
 # --- Server: out ---
 
@@ -176,7 +177,7 @@ def request_content(
         plan_bytes += len(data)
     # Named as the reply's array will be: Flower's clipping mods demand it.
     name = NUMPY_ARRAY if api == "numpy" else VALUES
-    arrays = ArrayRecord({name: Array(orders.encoded)})
+    arrays = to_arrayrecord({name: orders.encoded})
     keys = _request_keys(orders.phase, template, api)
     content = RecordDict({keys[0]: arrays, keys[1]: ConfigRecord(config)})
     return content, Held(layout.digest, digest), plan_bytes

@@ -8,11 +8,12 @@ way down. What rounding took from the change stays on the node for the next time
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.app import RecordDict
 from numpy.typing import NDArray
 
 from ..core.values import check_values, pack_small, unpack_small
 from .keys import RESIDUAL, VALUES
+from .records import as_numpy, to_arrayrecord
 from .request import Orders
 
 
@@ -55,14 +56,14 @@ def encode_trained(
     data, residual = encoding.encode_update(
         update, _residual(state, update.shape), orders.reply_plan
     )
-    state[RESIDUAL] = ArrayRecord({VALUES: Array(residual)})
+    state[RESIDUAL] = to_arrayrecord({VALUES: residual})
     return data
 
 
 def _residual(state: RecordDict, shape: tuple[int, ...]) -> NDArray[np.float32] | None:
     if RESIDUAL not in state.array_records:
         return None
-    residual = state.array_records[RESIDUAL][VALUES].numpy()
+    residual = as_numpy(state.array_records[RESIDUAL][VALUES])
     return residual if residual.shape == shape else None
 
 

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import ZOO, flat_layout, layout_of, mlp_layout, random_arrays, random_plan
 
-from flwr_autoflip.core.aggregate import cast_to_layout, fill, settle
+from flwr_autoflip.core.aggregate import cast_to_layout, settle, stand_in
 from flwr_autoflip.core.layout import Layout
 from flwr_autoflip.core.plan import Plan, dense_plan
+from flwr_autoflip.core.values import expand, pack
 
 
 def test_settle_by_hand() -> None:
@@ -88,19 +89,13 @@ def mean(models: Models, weights: list[float]) -> dict[str, np.ndarray]:
     }
 
 
-def trained_models(
-    base: dict[str, np.ndarray], plans: list[Plan]
-) -> tuple[Models, Models]:
-    """Draw what nodes trained, and put it into the base's full shape."""
-    small, full = [], []
-    for node, plan in enumerate(plans):
-        drawn = random_arrays(plan.layout, 100 + node)
-        small.append({name: plan.take(name, a) for name, a in drawn.items()})
-        dense = {name: array.copy() for name, array in base.items()}
-        for name, array in small[-1].items():
-            plan.put(name, dense[name], array)
-        full.append(dense)
-    return small, full
+def filled(
+    base: dict[str, np.ndarray], models: Models, plans: list[Plan], weights: list[float]
+) -> Models:
+    """Send models' kept values through the plans, and fill what others trained."""
+    values = [pack(model, plan) for model, plan in zip(models, plans, strict=True)]
+    stands = stand_in(base, values, plans, weights)
+    return [expand(stands, v, plan) for v, plan in zip(values, plans, strict=True)]
 
 
 def heterofl(
@@ -126,38 +121,39 @@ def heterofl(
     return combined
 
 
-def test_fill_by_hand() -> None:
+def test_stand_in_by_hand() -> None:
     layout = mlp_layout()
     keeps, weights = ([0, 1, 3], [1, 3], [3]), [1.0, 2.0, 1.0]
     plans = [Plan(layout, {"fc1": np.array(keep)}) for keep in keeps]
     base = {t.name: np.full(t.shape, 5, np.float32) for t in layout.tensors}
-    models = []
-    for value, plan in zip((1, 4, 7), plans, strict=True):
-        model = {name: array.copy() for name, array in base.items()}
-        for name in model:
-            plan.put(name, model[name], value)
-        models.append(model)
+    models = [
+        {t.name: np.full(t.shape, value, np.float32) for t in layout.tensors}
+        for value in (1, 4, 7)
+    ]
 
-    filled = fill(models, plans, weights)
+    full = filled(base, models, plans, weights)
 
     # Neuron 1: (1 * 1 + 2 * 4) / 3 = 3 for the node that has none; 2 stays as it was.
-    np.testing.assert_array_equal(filled[0]["fc1.bias"], [1, 1, 5, 1])
-    np.testing.assert_array_equal(filled[1]["fc1.bias"], [1, 4, 5, 4])
-    np.testing.assert_array_equal(filled[2]["fc1.bias"], [1, 3, 5, 7])
-    average = mean(list(filled), weights)
+    np.testing.assert_array_equal(full[0]["fc1.bias"], [1, 1, 5, 1])
+    np.testing.assert_array_equal(full[1]["fc1.bias"], [1, 4, 5, 4])
+    np.testing.assert_array_equal(full[2]["fc1.bias"], [1, 3, 5, 7])
+    average = mean(full, weights)
     # Neuron 3, which all have: (1 + 8 + 7) / 4.
     np.testing.assert_array_equal(average["fc1.bias"], [1, 3, 5, 4])
     np.testing.assert_array_equal(average["fc2.weight"], [[1, 3, 5, 4]] * 2)
     np.testing.assert_array_equal(average["fc2.bias"], [4, 4])
-    assert filled[1]["fc1.bias"].dtype == np.float32
-    np.testing.assert_array_equal(models[1]["fc1.bias"], [5, 4, 5, 4])  # untouched
+    assert full[1]["fc1.bias"].dtype == np.float32
+    np.testing.assert_array_equal(base["fc1.bias"], [5, 5, 5, 5])  # untouched
 
 
-def test_equal_plans_cost_nothing() -> None:
+def test_with_equal_plans_the_base_stands_in() -> None:
     plan = dense_plan(mlp_layout())
-    models = [random_arrays(plan.layout, seed) for seed in range(3)]
+    models = [random_arrays(plan.layout, seed) for seed in range(4)]
+    values = [pack(model, plan) for model in models[1:]]
 
-    assert fill(models, [plan] * 3, [1, 2, 3]) is models
+    stands = stand_in(models[0], values, [plan] * 3, [1, 2, 3])
+
+    assert all(stands[name] is array for name, array in models[0].items())
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -168,9 +164,13 @@ def test_any_weighted_mean_is_then_heterofls_average(name: str, seed: int) -> No
     plans = [random_plan(layout, seed + node) for node in range(4)]
     weights = [10.0, 1.0, 25.0, 4.0]
     base = random_arrays(layout)
-    small, full = trained_models(base, plans)
+    models = [random_arrays(layout, 100 + node) for node in range(4)]
+    small = [
+        {name: plan.take(name, array) for name, array in model.items()}
+        for model, plan in zip(models, plans, strict=True)
+    ]
 
-    average = mean(list(fill(full, plans, weights)), weights)
+    average = mean(filled(base, models, plans, weights), weights)
 
     expected = heterofl(base, small, plans, weights)
     for spec in layout.tensors:
@@ -181,17 +181,13 @@ def test_any_weighted_mean_is_then_heterofls_average(name: str, seed: int) -> No
 
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
-def test_fill_against_a_loop_over_coordinates(seed: int) -> None:
+def test_stand_in_against_a_loop_over_coordinates(seed: int) -> None:
     layout = flat_layout()
     plans = [random_plan(layout, seed + node, masked=True) for node in range(3)]
     weights, base = [3.0, 1.0, 2.0], random_arrays(layout)
     models = [random_arrays(layout, node) for node in range(3)]
-    for model, plan in zip(models, plans, strict=True):
-        for spec in layout.tensors:
-            gone = ~plan.dense_mask(spec.name)
-            model[spec.name] = np.where(gone, base[spec.name], model[spec.name])
 
-    filled = fill(models, plans, weights)
+    full = filled(base, models, plans, weights)
 
     for spec in layout.tensors:
         masks = [plan.dense_mask(spec.name) for plan in plans]
@@ -199,9 +195,11 @@ def test_fill_against_a_loop_over_coordinates(seed: int) -> None:
             who = [node for node in range(3) if masks[node][place]]
             total = sum(weights[node] * models[node][spec.name][place] for node in who)
             for node in range(3):
-                value = filled[node][spec.name][place]
-                if node in who or not who:
+                value = full[node][spec.name][place]
+                if node in who:
                     assert value == models[node][spec.name][place]
+                elif not who:
+                    assert value == base[spec.name][place]
                 else:
                     share = total / sum(weights[n] for n in who)
                     np.testing.assert_allclose(value, share, rtol=1e-6)
@@ -225,9 +223,9 @@ def test_integers_are_not_rounded_before_the_average() -> None:
     for model, value in zip(models, (1, 2, 9), strict=True):
         model[counter.name] = np.full(5, value)
 
-    filled = fill(models, plans, [1, 1, 1])
+    full = filled(random_arrays(owned), models, plans, [1, 1, 1])
 
-    np.testing.assert_array_equal(filled[2][counter.name], [9, 1.5, 1.5, 1.5, 1.5])
+    np.testing.assert_array_equal(full[2][counter.name], [9, 1.5, 1.5, 1.5, 1.5])
 
 
 def test_cast_by_hand() -> None:

@@ -70,7 +70,7 @@ def test_flwr_run_end_to_end(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_thirds_of_nodes_train_what_they_carry(tmp_path: Path) -> None:
-    from examples.benchmarks.budgets import run_quickstart
+    from examples.benchmarks.quickstart_runs import run_quickstart
 
     changes = {"policy": "dense", "budgets": "thirds", "num-server-rounds": 2}
 

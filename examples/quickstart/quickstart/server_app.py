@@ -32,6 +32,7 @@ def main(grid: Grid, context: Context) -> None:
         preset=str(run["preset"]),
         policy=str(run["policy"]),
         budgets=run["budgets"] != "none",
+        value_dtype=str(run["value-dtype"]),
         ledger_dir=str(run["ledger-dir"]) or None,
         checkpoint_dir=str(run["checkpoint-dir"]) or None,
         **options,
