@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from federation import EXAMPLE, Client, TinyNet, initial, plain_app
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
-from flwr.serverapp.strategy import FedAdam, FedAvg, Strategy
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, Krum, Strategy
 from grid import LocalGrid
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -195,6 +195,30 @@ def test_an_arrays_name_is_nobodys_business(inner: type[FedAvg]) -> None:
 
     for name, array in expected.items():
         np.testing.assert_array_equal(found[name], array)
+
+
+def one_liar(node: int, reply: Message) -> Message:
+    """One client that sends the largest values, with the largest weight."""
+    if node == BAD:
+        spoil_values(2.0**60)(reply)
+        spoil_receipt("num-examples", 2**53)(reply)
+    return reply
+
+
+def test_the_average_believes_a_client() -> None:
+    found = run(build(), one_liar)
+
+    assert np.abs(found["fc2.weight"]).max() > 2.0**59
+
+
+@pytest.mark.parametrize("robust", [FedMedian, Krum])
+def test_a_robust_strategy_does_not(robust: type[FedAvg]) -> None:
+    extra = {"num_malicious_nodes": 1} if robust is Krum else {}
+    inner = robust(fraction_evaluate=0.0, **extra)
+
+    found = run(build(inner), one_liar)
+
+    assert all(np.abs(array).max() < 100 for array in found.values())
 
 
 def test_eight_bits_that_overflow_on_the_server_are_refused() -> None:

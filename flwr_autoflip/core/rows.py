@@ -13,8 +13,8 @@ BLOCK = 1000
 class Rows(Sequence[Row]):
     """A list of rows that only grows; all but the last ones are deflated JSON.
 
-    A row of the ledger takes about 25 bytes instead of 1.4 kB. Reading in order
-    inflates each block once.
+    A row of the ledger takes about 40 bytes instead of 620. Reading in order inflates
+    each block once.
 
     Parameters
     ----------
