@@ -26,7 +26,10 @@ from .core.tree import Kind, TreeReader, TreeWriter
 
 T = TypeVar("T")
 FORMAT = "flwr-autoflip checkpoint 1"
-_UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
+_UNREADABLE = (
+    *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError),
+    RecursionError,
+)
 KEPT = 2
 """Whole checkpoints that stay."""
 

@@ -2,6 +2,7 @@
 
 import atexit
 import json
+import os
 import shutil
 import struct
 import tempfile
@@ -29,7 +30,15 @@ from .model import ARRAYS, LAYOUT, MASKED, MODEL, Net
 
 _MEMORY = Path("/dev/shm")  # files are written to disk to stay, which takes long
 HERE = Path(tempfile.mkdtemp(prefix="fuzz-", dir=_MEMORY if _MEMORY.is_dir() else None))
-atexit.register(shutil.rmtree, HERE, ignore_errors=True)
+_OWNER = os.getpid()  # its children, one a target, leave the folder alone
+
+
+@atexit.register
+def _clean_up() -> None:
+    if os.getpid() == _OWNER:
+        shutil.rmtree(HERE, ignore_errors=True)
+
+
 NODE = 7
 REPORT = {t.name: np.square(ARRAYS[t.name]) for t in LAYOUT.tensors if t.trainable}
 

@@ -48,6 +48,8 @@ def test_a_length_beyond_the_file_takes_no_memory(tmp_path: Path) -> None:
         open_report(path, b"digest", 7, 0)
 
 
+PCG = ["dict", ["state", 10**60], ["inc", 1]]
+HALF = [["has_uint32", 10**30], ["uinteger", 0]]
 TREES: list[Any] = [
     ["same", 5],
     ["array", "no such"],
@@ -58,6 +60,7 @@ TREES: list[Any] = [
     ["generator", ["dict", ["bit_generator", "test"]]],
     ["generator", ["dict", ["bit_generator", "seed"]]],
     ["random", 1],
+    ["generator", ["dict", ["bit_generator", "PCG64"], ["state", PCG], *HALF]],
     {"a": 1},
     [],
 ]
