@@ -25,7 +25,7 @@ REPORT = {"w": np.float32([0, 1, 4]), "b": np.float32([9])}
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [(b'"scale": 4096.0', b'"scale": 2048.0'), (b'["w", [3]]', b'["v", [3]]')],
+    [(b'"scale": 4096.0', b'"scale": 2048.0'), (b'["w", [3]', b'["v", [3]')],
 )
 def test_a_guidance_file_whose_head_was_changed(
     tmp_path: Path, old: bytes, new: bytes
@@ -42,7 +42,7 @@ def test_a_guidance_file_whose_head_was_changed(
 
 def test_a_length_beyond_the_file_takes_no_memory(tmp_path: Path) -> None:
     path = tmp_path / "x"
-    path.write_bytes(b"AFLIPGUI" + struct.pack("<II", 1, 2**32 - 8) + b"{}")
+    path.write_bytes(b"AFLIPGUI" + struct.pack("<II", 2, 2**32 - 8) + b"{}")
 
     with pytest.raises(DamagedFileError, match=r"cut short|version"):
         open_report(path, b"digest", 7, 0)
