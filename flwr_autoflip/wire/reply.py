@@ -275,9 +275,6 @@ def inner_reply(
     content = RecordDict({METRICS: metrics})
     if arrays is not None:
         content["arrays"] = arrays
-    old = message.content.array_records
-    for key in list(old):  # contents are cycles: the arrays' memory would wait for gc
-        del old[key]
     message.content = content
 
 
