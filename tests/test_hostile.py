@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from flwr_autoflip import AutoFlip, autoflip_mod, client_app, wire
 from flwr_autoflip.core.errors import WireError
 from flwr_autoflip.exchange import LONGEST_REASON
-from flwr_autoflip.ledger import total
+from flwr_autoflip.ledger import node_rows, total
 from fuzz.draw import Draw, change_content
 
 NODES, BAD = 4, 100
@@ -175,10 +175,10 @@ def test_a_hostile_reply_is_refused_and_changes_nothing(kind: str) -> None:
 
     for name, array in expected.items():
         np.testing.assert_array_equal(found[name], array)
-    rows = [row for row in strategy.ledger.rows if row["node"] <= BAD + 1]
+    rows = [row for row in node_rows(strategy.ledger.rows) if row["node"] <= BAD + 1]
     assert [row["status"] for row in rows] == ["refused"] * 2
     assert all(reason in row["reason"] for row in rows)
-    assert np.isfinite(total(strategy.ledger.rows, "macs"))
+    assert np.isfinite(total(node_rows(strategy.ledger.rows), "macs"))
 
 
 @pytest.mark.parametrize("inner", [FedAvg, FedAdam])
@@ -235,7 +235,7 @@ def test_eight_bits_that_overflow_on_the_server_are_refused() -> None:
     found = run(strategy, fault)
 
     assert all(np.isfinite(array).all() for array in found.values())
-    row = next(row for row in strategy.ledger.rows if row["node"] == BAD)
+    row = next(row for row in node_rows(strategy.ledger.rows) if row["node"] == BAD)
     assert row["status"] == "refused"
 
 
@@ -262,7 +262,7 @@ def test_nobody_answers_for_another_node() -> None:
     expected = run(build())
     for name, array in expected.items():
         np.testing.assert_array_equal(result.arrays[name].numpy(), array)
-    assert [row["status"] for row in strategy.ledger.rows] == ["ok"] * NODES
+    assert [row["status"] for row in node_rows(strategy.ledger.rows)] == ["ok"] * NODES
     assert len(open_requests) == NODES
 
 
@@ -277,7 +277,7 @@ def test_a_reason_is_a_short_line() -> None:
     grid = LocalGrid(client_app(Loud), NODES)
     strategy.start(grid, initial(), num_rounds=1)
 
-    row = next(row for row in strategy.ledger.rows if row["node"] == BAD)
+    row = next(row for row in node_rows(strategy.ledger.rows) if row["node"] == BAD)
     assert row["status"] == "failed"
     assert row["reason"].startswith("RuntimeError: ?[31mno no")
     assert len(row["reason"]) == LONGEST_REASON
@@ -298,7 +298,7 @@ def test_any_change_of_a_reply_is_harmless(data: bytes) -> None:
     strategy = build(rescale=False)
     found = run(strategy, fault)
 
-    rows = list(strategy.ledger.rows)
+    rows = node_rows(strategy.ledger.rows)
     (row,) = [row for row in rows if row["node"] == BAD]
     assert [r["status"] for r in rows if r["node"] != BAD].count("ok") >= NODES - 1
     assert all(np.isfinite(array).all() for array in found.values())
@@ -376,7 +376,7 @@ def test_another_models_plan_leaves_no_trace() -> None:
     grid = LocalGrid(client_app(Client), 1)
     strategy.start(grid, ArrayRecord(Other().state_dict()), num_rounds=1)
 
-    assert [row["status"] for row in strategy.ledger.rows] == ["failed"]
+    assert [row["status"] for row in node_rows(strategy.ledger.rows)] == ["failed"]
     assert held(grid.contexts[100]) == {}
 
 
@@ -413,7 +413,7 @@ def test_a_clock_that_jumps_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> 
 
     for name, array in expected.items():
         np.testing.assert_array_equal(found[name], array)
-    assert all(0 <= row["seconds"] < 60 for row in strategy.ledger.rows)
+    assert all(0 <= row["seconds"] < 60 for row in node_rows(strategy.ledger.rows))
 
 
 # --- No code, no paths ---

@@ -239,7 +239,7 @@ def run(nodes: int, rounds: int) -> dict[str, Any]:
     grid.compare(pack(final, strategy.deployable_plan()))
     statuses, seconds = Counter(), []
     for row in strategy.ledger.rows:
-        seconds.append(row["seconds"])
+        seconds.append(row.get("seconds", 0.0))
         if row["phase"] == "train":
             statuses[row["status"]] += 1
     return {

@@ -32,6 +32,7 @@ from torch import nn
 from flwr_autoflip import AutoFlip, wire
 from flwr_autoflip.core.codec import VERSION, encode_plan, plan_digest
 from flwr_autoflip.inprocess import InProcessGrid
+from flwr_autoflip.ledger import node_rows
 
 from ..paper.models import FemnistCNN, ResNet50
 
@@ -114,7 +115,8 @@ def autoflip_round(
         start = time.process_time()
         strategy.aggregate_train(1, answers)
         spent += time.process_time() - start
-        statuses = [row["status"] for row in strategy.ledger.rows[-len(answers) :]]
+        rows = node_rows(strategy.ledger.rows)[-len(answers) :]
+        statuses = [row["status"] for row in rows]
         assert statuses == ["ok"] * len(answers), statuses
         return spent
 
