@@ -19,11 +19,11 @@ from .core.budget import Budget, parse_budget
 from .core.codec import VERSION
 from .core.cost import count_parameters
 from .core.errors import AutoFlipError, WireError
-from .core.exploration import encode_report
 from .core.probe import append_probe, sum_gradients
 from .core.shrink import arrays_of, hold_mask, load_arrays_inplace
 from .core.skeleton import build_small
 from .core.values import pack_small
+from .private import check_release, make_report, privacy_of
 
 Metrics = Mapping[str, Any]
 
@@ -45,11 +45,15 @@ class AutoFlipClient(NumPyClient):
         What this node can carry, such as ``"macs:0.25"``; left out, what
         ``autoflip-budget`` in its ``--node-config`` says. See
         :func:`flwr_autoflip.core.budget.parse_budget`.
+    privacy : str, optional
+        Noise on what this node reports when it explores, such as
+        ``"epsilon:8,delta:1e-5"``; left out, what ``autoflip-privacy`` in its
+        ``--node-config`` says. See :mod:`flwr_autoflip.core.privacy`.
 
     Raises
     ------
     AutoFlipError
-        If the budget cannot be read.
+        If budget or privacy cannot be read.
 
     Examples
     --------
@@ -68,10 +72,12 @@ class AutoFlipClient(NumPyClient):
         model_fn: Callable[[], nn.Module],
         context: Context,
         budget: str | None = None,
+        privacy: str | None = None,
     ) -> None:
         self.model_fn = model_fn
         self.context = context
         self.budget = budget_of(context, budget)
+        self.privacy = privacy_of(context, privacy)
 
     def train(self, model: nn.Module, config: dict[str, Any]) -> tuple[int, Metrics]:
         """Train the model in place.
@@ -130,9 +136,10 @@ class AutoFlipClient(NumPyClient):
         trained = arrays_of(model)
         receipt = _receipt(request, model, spent)
         if orders.phase == "explore":
-            layout = orders.plan.layout
-            values, scale = encode_report(received, trained, layout, orders.payload)
-            receipt |= wire.seal_report(values, scale)
+            values, sealed = make_report(
+                request, received, trained, self.privacy, self.context.state
+            )
+            receipt |= sealed
         else:
             dtype = orders.encoding.float_dtype
             flat = pack_small(trained, orders.reply_plan, dtype)
@@ -158,6 +165,7 @@ class AutoFlipClient(NumPyClient):
         wire.check_single(len(parameters))
         request = wire.read_request(parameters[0], config, self.context.state)
         check_budget(request, self.budget)
+        check_release(request, self.privacy, self.context.state)
         return request
 
     def _small_model(

@@ -1,7 +1,7 @@
 """One phase with its nodes: who is sent what, which replies count, what it cost."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from logging import INFO, WARNING, getLogger
 from typing import Any, Generic, TypeVar
@@ -131,6 +131,7 @@ class Exchange:
         self,
         replies: Iterable[Message],
         read: Callable[[wire.Reply, wire.Orders], T],
+        compare: Callable[[list[T]], Mapping[int, str]] = lambda made: {},
     ) -> list[Answer[T]]:
         """Keep the replies that pass every check; count, log and book the rest.
 
@@ -141,6 +142,9 @@ class Exchange:
         read : callable
             Makes of a checked reply, and what its node was asked, what the phase
             needs; may raise ``WireError``.
+        compare : callable (default: refuses none)
+            Given what was made of all replies that pass, says which are refused beside
+            the others: place to reason.
 
         Returns
         -------
@@ -174,7 +178,11 @@ class Exchange:
         self.sent = []
         # Sums of floats depend on their order: let it not depend on who was faster.
         valid.sort(key=lambda pair: place[pair[0].message.metadata.message_id])
-        return self._alike(valid)
+        refused = compare([answer.made for _, answer in valid])
+        for index, reason in refused.items():
+            sent, answer = valid[index]
+            self._lost(sent, "refused", reason, answer.message)
+        return self._alike([v for i, v in enumerate(valid) if i not in refused])
 
     def _alike(self, valid: list[tuple[Sent, Answer[T]]]) -> list[Answer[T]]:
         """Drop replies whose metrics differ from the others': averaging would raise."""

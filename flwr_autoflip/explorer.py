@@ -1,6 +1,7 @@
 """Exploration: the rounds in which nodes report how far their weights move."""
 
 import random
+from collections import Counter
 from dataclasses import dataclass
 from logging import INFO, getLogger
 
@@ -12,10 +13,12 @@ from . import wire
 from .budgets import Budgets
 from .core.aggregate import cast_to_layout
 from .core.encoding import Encoding
-from .core.errors import AutoFlipError
-from .core.exploration import check_report, decode_report
+from .core.errors import AutoFlipError, WireError
+from .core.exploration import PRIVATE, check_report, decode_report
 from .core.layout import Arrays, Layout
 from .core.plan import dense_plan
+from .core.privacy import ReportPrivacy, parse_privacy
+from .core.robust import far_outside
 from .core.values import expand
 from .exchange import Answer, Exchange
 from .hosts import (
@@ -195,12 +198,17 @@ class Explorer:
         messages = self.exchange.requests(server_round, work)
         answers = grid.send_and_receive(messages, timeout=self.exchange.timeout)
 
-        def check(reply: wire.Reply, orders: wire.Orders) -> None:
+        def check(reply: wire.Reply, orders: wire.Orders) -> float:
             scale = reply.receipt.get(wire.KEY_SCALE)
-            check_report(reply.values, scale, self.layout, payload, weights)
+            norm = check_report(reply.values, scale, self.layout, payload, weights)
+            return float("nan") if self._noise_of(reply) else norm
 
-        valid = self.exchange.replies(answers, check)
+        valid = self.exchange.replies(answers, check, self._far_outside)
         del answers
+        noises = Counter(self._noise_of(answer.reply) for answer in valid)
+        for noise in filter(None, noises):
+            text = "\t> %s of %s reports were noised by their nodes, who say: %s"
+            LOGGER.log(INFO, text, noises[noise], len(valid), noise)
         explorers = []
         while valid:  # one node's arrays at a time, whatever their number
             answer = valid.pop(0)
@@ -208,7 +216,43 @@ class Explorer:
                 explorers.append(answer.message)
         return explorers
 
-    def _keep(self, answer: Answer[None], weights: Arrays, warm: bool) -> bool:
+    def _noise_of(self, reply: wire.Reply) -> ReportPrivacy | None:
+        """Read how private a node says its report is; there is no way to check it.
+
+        Raises
+        ------
+        WireError
+            If that cannot be read, is not of this payload, or reports are combined at
+            their own scale.
+        """
+        try:
+            privacy = parse_privacy(reply.receipt.get(wire.KEY_PRIVACY), whose="report")
+        except AutoFlipError as error:
+            raise WireError(str(error)) from error
+        payload = self.options["exploration_payload"]
+        if privacy is not None and payload not in PRIVATE:  # it may be in the model
+            raise WireError(f"report: {payload!r} cannot be noised as this one says.")
+        if privacy is not None and self.options["client_scale"] == "raw":
+            raise WireError(
+                "report: noised ones have no scale of their own; leave "
+                "client_scale='raw' out."
+            )
+        return privacy
+
+    def _far_outside(self, norms: list[float]) -> dict[int, str]:
+        """Say whose report is far outside the others' scale: place to reason."""
+        if self.options["client_scale"] == "raw":
+            return {}
+        known = [norm for norm in norms if norm == norm]  # noised ones have no scale
+        median, limit = far_outside([*known, *self.reports.norms()])
+        return {
+            i: f"report: it moved by {norm:.3g}, explorers' median is {median:.3g}; up "
+            f"to {limit:.3g} is taken here. client_scale='raw' takes any."
+            for i, norm in enumerate(norms)
+            if norm > limit
+        }
+
+    def _keep(self, answer: Answer[float], weights: Arrays, warm: bool) -> bool:
         """Keep a report; with ``warm`` leave the explorer's model in its message."""
         reply, payload = answer.reply, self.options["exploration_payload"]
         scale = reply.receipt.get(wire.KEY_SCALE)

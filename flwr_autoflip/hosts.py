@@ -45,16 +45,29 @@ def find_attribute(strategy: Strategy, name: str, default: Any) -> Any:
     return default
 
 
-def refuse_privacy(strategy: Strategy) -> None:
-    """Raise ``AutoFlipError`` if Flower's differential privacy is among the wrappers.
+def check_inner(strategy: Strategy, budgets: bool) -> None:
+    """Raise ``AutoFlipError`` if a strategy cannot work inside AutoFlip.
 
-    With budgets a node's reply is completed by the others' average.
+    With budgets a node's reply is completed by the others' average, which Flower's
+    differential privacy, if it is among the wrappers, does not bound.
     """
-    if any(isinstance(layer, _PRIVATE) for layer in _layers(strategy)):
+    if find_attribute(strategy, "fraction_train", 1.0) == 0:
+        raise AutoFlipError("fraction_train is 0: no node would ever train.")
+    if budgets and any(isinstance(layer, _PRIVATE) for layer in _layers(strategy)):
         raise AutoFlipError(
             "budgets=True puts others' average where a node did not train, so that "
             "clipping a reply no longer bounds what one node contributes: leave "
             "budgets or differential privacy out."
+        )
+
+
+def check_started(started: bool) -> None:
+    """Raise ``AutoFlipError`` if another strategy runs the rounds of ours."""
+    if not started:
+        raise AutoFlipError(
+            "AutoFlip explores before round 1 and so has to be the outermost strategy: "
+            "AutoFlip(DifferentialPrivacy...(FedAvg())), not the other way round; and "
+            "start it with its own start()."
         )
 
 

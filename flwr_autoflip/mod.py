@@ -3,7 +3,7 @@
 The app's own code keeps seeing dense arrays, masked; compact values travel. It saves
 bandwidth, not compute: for that the app has to build the small model, as
 :class:`flwr_autoflip.AutoFlipClient` does. Its ledger rows count dense MACs, and a node
-with a budget is refused.
+with a budget is refused. Noise on reports, ``autoflip-privacy``, works as there.
 
 Other mods. The first of ``mods=[...]`` is the outermost: it sees what travels; a mod
 behind ours sees what the app sees.
@@ -44,9 +44,10 @@ from numpy.typing import NDArray
 from . import wire
 from .client import budget_of, budget_receipt, check_budget, receipt_of
 from .core.errors import WireError
-from .core.exploration import encode_report
 from .core.layout import Layout
+from .core.privacy import ReportPrivacy
 from .core.values import expand, pack
+from .private import check_release, make_report, privacy_of
 
 ClientAppCallable = Callable[[Message, Context], Message]
 
@@ -98,6 +99,8 @@ def autoflip_mod(
         )
         return Message(content, reply_to=message)
     check_budget(request, None)
+    privacy = privacy_of(context)
+    check_release(request, privacy, context.state)
     if request.orders.probe:
         raise WireError(
             "the server asks for gradients, which a mod cannot see; use AutoFlipClient."
@@ -118,14 +121,14 @@ def autoflip_mod(
     if not reply.has_error():
         seconds = time.perf_counter() - start
         name = wire.NUMPY_ARRAY if numpy else wire.VALUES
-        _compact_inplace(reply, request, dense, seconds, name, context.state)
+        _compact_inplace(reply, request, dense, seconds, name, privacy, context.state)
     return reply
 
 
 @contextmanager
 def _plan_hidden(context: Context) -> Iterator[None]:
     """Keep our part of a node's state from an app that reads or replaces it all."""
-    ours = (wire.STATE, wire.RESIDUAL)
+    ours = (wire.STATE, wire.RESIDUAL, wire.RELEASED)
     held = {key: context.state.pop(key) for key in ours if key in context.state}
     try:
         yield
@@ -159,6 +162,7 @@ def _compact_inplace(
     dense: dict[str, NDArray[Any]],
     seconds: float,
     name: str,
+    privacy: ReportPrivacy | None,
     state: RecordDict,
 ) -> None:
     orders, layout = request.orders, request.orders.plan.layout
@@ -170,8 +174,8 @@ def _compact_inplace(
         key, record = records[0]
         trained = _by_name(record, layout)
         if orders.phase == "explore":
-            values, scale = encode_report(dense, trained, layout, orders.payload)
-            receipt |= wire.seal_report(values, scale)
+            values, sealed = make_report(request, dense, trained, privacy, state)
+            receipt |= sealed
         else:
             flat = pack(trained, orders.reply_plan, orders.encoding.float_dtype)
             values = wire.encode_trained(orders, flat, state)

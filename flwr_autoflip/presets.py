@@ -6,7 +6,8 @@ from typing import Any, Literal, TypedDict, cast, get_args
 
 from .core.errors import AutoFlipError
 from .core.exploration import PAYLOADS, WITH_MODEL, Payload
-from .core.guidance import Normalization
+from .core.guidance import ClientScale, Normalization
+from .core.robust import parse_combination
 from .core.threshold import (
     Auto,
     Compression,
@@ -39,6 +40,12 @@ class Options(TypedDict, total=False):
         (parameters), ``"macs:0.25"``, ``"quantile:0.3"``, or units a group.
     normalization : {"layer", "client"}
         Eq. 10: the authors' code, or the paper.
+    client_scale : {"tensor", "raw"}
+        Bring each explorer's deviations to the same mean in every tensor before they
+        are combined, and refuse reports far outside the others' scale; or take them as
+        they come, so that one explorer may decide alone.
+    combination : str
+        ``"mean"``, ``"trimmed-mean:0.2"`` or ``"median"`` over explorers.
     units : {"score", "all", "none"}
         A unit goes by its score, or when all its weights are marked, or never.
     single_weights : float, str or Threshold, optional
@@ -70,6 +77,8 @@ class Options(TypedDict, total=False):
 
     threshold: ThresholdLike | UnitCounts
     normalization: Normalization
+    client_scale: ClientScale
+    combination: str
     units: Units
     single_weights: ThresholdLike | None
     guidance_from: Literal["explorers", "participants"]
@@ -88,6 +97,8 @@ class Options(TypedDict, total=False):
 _DEFAULT = Options(
     threshold="auto",
     normalization="layer",
+    client_scale="tensor",
+    combination="mean",
     units="score",
     single_weights=None,
     guidance_from="explorers",
@@ -110,6 +121,8 @@ PRESETS: Mapping[str, Options] = {
     "paper": Options(
         threshold=0.3,
         normalization="client",
+        client_scale="raw",
+        combination="mean",
         units="all",
         single_weights=None,
         guidance_from="participants",
@@ -129,6 +142,8 @@ PRESETS: Mapping[str, Options] = {
     "authors-code": Options(
         threshold="global-quantile:0.3",
         normalization="layer",
+        client_scale="raw",
+        combination="mean",
         units="none",
         single_weights=None,
         guidance_from="explorers",
@@ -174,6 +189,8 @@ def resolve_options(preset: str, changes: Options) -> Options:
     options: Options = {**PRESETS[preset], **changes}
     _check_choice(options, "untrained", ("keep", "zero"))
     _check_choice(options, "exploration_payload", PAYLOADS)
+    _check_choice(options, "client_scale", ("tensor", "raw"))
+    parse_combination(options["combination"])
     fraction, epochs = options["exploration_fraction"], options["exploration_epochs"]
     if fraction != "round" and not (_is_real(fraction) and 0 < fraction <= 1):
         raise AutoFlipError(
@@ -297,6 +314,8 @@ def _autoflip(threshold: Threshold | UnitCounts, options: Options) -> AutoFlipPo
         options["guidance_from"],
         options["keep_output"],
         options["round_to"],
+        options["client_scale"],
+        parse_combination(options["combination"]),
     )
 
 

@@ -8,9 +8,8 @@ from logging import getLogger
 from pathlib import Path
 
 from .core.errors import DamagedFileError
-from .core.guidance import Normalization
 from .core.report_file import StoredReport, open_report, write_report
-from .core.statistics import Report, RunningStatistics, SummedReports
+from .core.statistics import Report, Running, RunningStatistics, SummedReports
 
 LOGGER = getLogger("flwr")
 
@@ -32,9 +31,9 @@ class ReportStore(Mapping[int, Report]):
     folder : Path, optional
         Made when first written to. Left out, a temporary one that goes with the store
         and its reports.
-    running : {"layer", "client"}, optional
-        Keep statistics for this normalization as reports come, so that a plan of all
-        explorers reads no file; left out, it takes one pass over the files.
+    running : Running, optional
+        Keep such statistics as reports come, so that a plan of all explorers reads no
+        file; left out, it takes one pass over the files.
 
     Attributes
     ----------
@@ -46,7 +45,7 @@ class ReportStore(Mapping[int, Report]):
         self,
         layout: bytes,
         folder: Path | None = None,
-        running: Normalization | None = None,
+        running: Running | None = None,
     ) -> None:
         self.layout, self.folder, self.running = layout, folder, running
         self._files: dict[int, StoredReport] = {}
@@ -83,12 +82,12 @@ class ReportStore(Mapping[int, Report]):
         if known:
             self._statistics = None  # with the old one in it
         elif self.running and (self._statistics or len(self._files) == 1):
-            self._statistics = self._statistics or self._new_statistics()
+            self._statistics = self._statistics or self._new_statistics(self.running)
             self._statistics.add(stored)
         return True
 
-    def _new_statistics(self) -> RunningStatistics:
-        return RunningStatistics(extremes=self.running == "client")
+    def _new_statistics(self, kept: Running) -> RunningStatistics:
+        return RunningStatistics(kept.extremes, kept.scaled)
 
     def everyone(self) -> Sequence[Report]:
         """Give all explorers' reports; with statistics where those are kept."""
@@ -96,7 +95,7 @@ class ReportStore(Mapping[int, Report]):
             return self.of(self._files)
         if self._statistics is None:  # after a restart
             reports = self.of(self._files)
-            self._statistics = self._new_statistics()
+            self._statistics = self._new_statistics(self.running)
             for report in reports:
                 self._statistics.add(report)
         return SummedReports(list(self._files.values()), self._statistics)
@@ -105,6 +104,10 @@ class ReportStore(Mapping[int, Report]):
         """Give these nodes' reports, without those whose file is not whole."""
         wanted = [node for node in nodes if node in self._files]
         return [self._files[node] for node in wanted if self._is_whole(node)]
+
+    def norms(self) -> list[float]:
+        """Give L2 norms of the updates that explorers reported."""
+        return [stored.norm() for stored in self._files.values()]
 
     def release(self) -> None:
         """Let statistics go: no more plans of all explorers are to be expected."""

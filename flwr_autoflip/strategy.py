@@ -17,7 +17,6 @@ from .aggregation import aggregate
 from .budgets import Budgets
 from .checkpoint import CheckpointFolder
 from .core.encoding import Encoding
-from .core.errors import AutoFlipError
 from .core.guidance import Report
 from .core.layout import Layout, check_arrays
 from .core.plan import Plan, dense_plan
@@ -27,7 +26,7 @@ from .core.trace import trace
 from .costs import CostOf
 from .exchange import Exchange, log_plan, log_round
 from .explorer import Explorer
-from .hosts import find_attribute, refuse_privacy, update_inplace, weight_key
+from .hosts import check_inner, check_started, update_inplace, weight_key
 from .keeper import Keeper
 from .ledger import Ledger
 from .planner import Planner
@@ -87,7 +86,8 @@ class AutoFlip(Strategy):
     Notes
     -----
     With Flower's central DP inside, ``AutoFlip(DP...(FedAvg()))``, what is aggregated
-    is clipped and noised; the guidance is not.
+    is clipped and noised. Guidance is noised by nodes that want that; see
+    :mod:`flwr_autoflip.core.privacy`.
     """
 
     def __init__(
@@ -111,10 +111,7 @@ class AutoFlip(Strategy):
         self.policy = resolve_policy(policy, self.options)
         self.encoding = Encoding(value_dtype, compress)
         check_choice("client_api", client_api, ("message", "numpy"))
-        if find_attribute(strategy, "fraction_train", 1.0) == 0:
-            raise AutoFlipError("fraction_train is 0: no node would ever train.")
-        if self.options["budgets"]:
-            refuse_privacy(strategy)
+        check_inner(strategy, self.options["budgets"])
         self.layout: Layout = trace(model, example_input, tuple(exclude))
         folder = checkpoint_dir if ledger_dir is None else ledger_dir
         path = None if folder is None else Path(folder) / "ledger.jsonl"
@@ -285,6 +282,7 @@ class AutoFlip(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Sample as the inner strategy does; ship each node its plan's values."""
+        check_started(bool(self._weights))
         if self.policy.renewed != "never":
             self._renew_plan(server_round, arrays)
         templates = list(

@@ -33,6 +33,7 @@ def test_paper_is_algorithm_1_and_table_2() -> None:
         units="all",
         guidance_from="participants",
         keep_output=False,
+        client_scale="raw",
     )
     assert options["exploration_epochs"] == 150
     assert options["exploration_fraction"] == 1.0
@@ -46,7 +47,7 @@ def test_authors_code_masks_a_global_quantile_and_lets_zeros_regrow() -> None:
     options = resolve_options("authors-code", {})
 
     assert resolve_policy("autoflip", options) == AutoFlipPolicy(
-        Quantile(0.3, "global"), units="none", keep_output=False
+        Quantile(0.3, "global"), units="none", keep_output=False, client_scale="raw"
     )
     assert options["regrow"]
     assert options["warm_start"]

@@ -24,12 +24,21 @@ from torch import nn
 from flwr_autoflip import AutoFlip, client_app
 from flwr_autoflip.core import report_file, storage
 from flwr_autoflip.core.exploration import decode_report, encode_report
-from flwr_autoflip.core.guidance import Normalization, Report, normalize
-from flwr_autoflip.core.statistics import SummedReports
+from flwr_autoflip.core.guidance import (
+    ClientScale,
+    Normalization,
+    Report,
+    normalize,
+)
+from flwr_autoflip.core.statistics import Running, SummedReports
 from flwr_autoflip.store import ReportStore
 
 LAYOUT = mlp_layout()
 NORMALIZATIONS: list[Normalization] = ["client", "layer"]
+RUNNING: dict[str, Running] = {
+    "client": Running(extremes=True, scaled=False),
+    "layer": Running(extremes=False, scaled=False),
+}
 
 
 def reports_of(number: int, layout: Any = LAYOUT, seed: int = 0) -> list[Report]:
@@ -46,7 +55,7 @@ def reports_of(number: int, layout: Any = LAYOUT, seed: int = 0) -> list[Report]
 def filled(
     reports: Sequence[Report],
     folder: Path | None = None,
-    running: Normalization | None = None,
+    running: Running | None = None,
 ) -> ReportStore:
     """Put reports of nodes 100, 101, ... on disk."""
     store = ReportStore(LAYOUT.digest, folder, running)
@@ -128,25 +137,27 @@ def test_a_store_without_folder_leaves_nothing_behind() -> None:
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("scale", ["raw", "tensor"])
 @pytest.mark.parametrize("chunk", [3, 1 << 18])
 def test_running_statistics_one_pass_and_memory_agree_to_the_bit(
-    normalization: Normalization, chunk: int
+    normalization: Normalization, scale: ClientScale, chunk: int
 ) -> None:
     reports = reports_of(5)
+    kept = Running(extremes=normalization == "client", scaled=scale == "tensor")
     with patch("flwr_autoflip.core.statistics.CHUNK", chunk):
-        running = filled(reports, running=normalization).everyone()
+        running = filled(reports, running=kept).everyone()
         passed = filled(reports).everyone()
-        expected = normalize(reports, normalization)
+        expected = normalize(reports, normalization, scale)
 
         assert isinstance(running, SummedReports)
         assert not isinstance(passed, SummedReports)
-        assert_same(normalize(running, normalization), expected)
-        assert_same(normalize(passed, normalization), expected)
+        assert_same(normalize(running, normalization, scale), expected)
+        assert_same(normalize(passed, normalization, scale), expected)
     assert any(values.any() for values in expected.values())
 
 
 def test_a_plan_of_all_reads_no_file() -> None:
-    store = filled(reports_of(3), running="client")
+    store = filled(reports_of(3), running=RUNNING["client"])
     with patch.object(report_file.StoredReport, "read", side_effect=AssertionError):
         for normalization in NORMALIZATIONS:
             normalize(store.everyone(), normalization)
@@ -154,16 +165,51 @@ def test_a_plan_of_all_reads_no_file() -> None:
 
 def test_extremes_that_were_not_kept_are_read() -> None:
     reports = reports_of(3)
-    store = filled(reports, running="layer")
+    store = filled(reports, running=RUNNING["layer"])
 
     guidance = normalize(store.everyone(), "client")
 
     assert_same(guidance, normalize(reports, "client"))
 
 
+def test_sums_of_another_scale_are_not_taken() -> None:
+    reports = reports_of(3)
+    store = filled(reports, running=RUNNING["layer"])
+
+    guidance = normalize(store.everyone(), "layer", "tensor")
+
+    assert_same(guidance, normalize(reports, "layer", "tensor"))
+    assert (guidance["fc1.weight"] != normalize(reports, "layer")["fc1.weight"]).any()
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("trim", [0.2, 0.5])
+def test_trimmed_means_read_single_reports(
+    normalization: Normalization, trim: float
+) -> None:
+    reports = reports_of(5)
+    kept = Running(extremes=True, scaled=True)
+    store = filled(reports, running=kept)
+    expected = normalize(reports, normalization, "tensor", trim)
+
+    assert_same(normalize(store.everyone(), normalization, "tensor", trim), expected)
+    with patch("flwr_autoflip.core.statistics.STACK", 5 * 4):  # four at once
+        found = normalize(store.everyone(), normalization, "tensor", trim)
+    assert_same(found, expected)
+
+
+def test_norms_and_means_lie_in_the_files_heads(tmp_path: Path) -> None:
+    report = {"fc1.weight": np.float32([9, 16, 0, 0]), "fc1.bias": np.float32([0])}
+    store = filled([report], tmp_path)
+
+    with patch.object(report_file.StoredReport, "read", side_effect=AssertionError):
+        assert store.norms() == [5.0]
+        assert [store[100].mean(n) for n in report] == [6.25, 0.0]  # type: ignore[attr-defined]
+
+
 def test_a_policy_of_ones_own_sees_single_reports() -> None:
     reports = reports_of(3)
-    seen = filled(reports, running="layer").everyone()
+    seen = filled(reports, running=RUNNING["layer"]).everyone()
 
     assert len(seen) == 3
     for one, other in zip(seen, reports, strict=True):
@@ -173,7 +219,7 @@ def test_a_policy_of_ones_own_sees_single_reports() -> None:
 
 def test_a_node_that_explores_again_counts_once() -> None:
     reports = reports_of(3)
-    store = filled(reports[:2], running="layer")
+    store = filled(reports[:2], running=RUNNING["layer"])
 
     store.add(100, reports[2])
 
@@ -183,7 +229,7 @@ def test_a_node_that_explores_again_counts_once() -> None:
 
 def test_statistics_that_were_released_are_not_kept_again() -> None:
     reports = reports_of(2)
-    store = filled(reports, running="layer")
+    store = filled(reports, running=RUNNING["layer"])
 
     store.release()
 
@@ -192,7 +238,10 @@ def test_statistics_that_were_released_are_not_kept_again() -> None:
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
-def test_memory_does_not_grow_with_reports(normalization: Normalization) -> None:
+@pytest.mark.parametrize("trim", [0.0, 0.2])
+def test_memory_does_not_grow_with_reports(
+    normalization: Normalization, trim: float
+) -> None:
     size = 400_000
     rng = np.random.default_rng(0)
 
@@ -202,8 +251,11 @@ def test_memory_does_not_grow_with_reports(normalization: Normalization) -> None
             store.add(node, {"w": rng.random(size, np.float32)})
         tracemalloc.start()
         try:
-            with patch("flwr_autoflip.core.statistics.CHUNK", 1 << 14):
-                normalize(store.everyone(), normalization)
+            with (
+                patch("flwr_autoflip.core.statistics.CHUNK", 1 << 14),
+                patch("flwr_autoflip.core.statistics.STACK", 1 << 15),
+            ):
+                normalize(store.everyone(), normalization, "tensor", trim)
             return tracemalloc.get_traced_memory()[1] / (4 * size)
         finally:
             tracemalloc.stop()
@@ -296,7 +348,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     reports = reports_of(3)
-    store = filled(reports[:1], tmp_path, "layer")
+    store = filled(reports[:1], tmp_path, RUNNING["layer"])
 
     with patch.object(storage.os, "fsync", full):
         assert not store.add(101, reports[1])

@@ -19,6 +19,7 @@ import numpy as np
 from flwr_autoflip.core.guidance import Normalization, Report
 from flwr_autoflip.core.layout import Layout
 from flwr_autoflip.core.plan import Plan
+from flwr_autoflip.core.statistics import Running
 from flwr_autoflip.core.threshold import Quantile
 from flwr_autoflip.policies import AutoFlipPolicy
 from flwr_autoflip.store import ReportStore
@@ -56,7 +57,7 @@ def resident() -> float:
 
 def fill_and_plan(nodes: int, layout: Layout, normalization: Normalization) -> Row:
     """Store nodes' reports and plan from all of them."""
-    store = ReportStore(layout.digest, running=normalization)
+    store = ReportStore(layout.digest, running=Running(normalization == "client", True))
     rng = np.random.default_rng(0)
     report, before = draw(layout, rng), resident()
     start = time.perf_counter()

@@ -251,7 +251,8 @@ def run_server(grid: Grid, setting: Setting, folder: Path) -> None:
     )
     watched: dict[str, Any] = {"variances": strategy.strategy.variances}
     if reports := list(strategy.reports.values()):
-        guidance = normalize(reports, strategy.options["normalization"])
+        options = strategy.options
+        guidance = normalize(reports, options["normalization"], options["client_scale"])
         watched["guidance"] = guidance_histogram(guidance)
     (folder / "watched.json").write_text(json.dumps(watched))
 

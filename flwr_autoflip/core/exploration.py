@@ -3,6 +3,7 @@
 Or its plain weights, in 32: what a mod that clips or noises weights needs to see.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +14,8 @@ from .guidance import Report, deviation, report_by_unit, split_by_group
 from .half import from_half, to_half
 from .layout import Arrays, Layout, TensorSpec
 from .plan import dense_plan
+from .privacy import ReportPrivacy, privatize
+from .statistics import parts
 from .values import pack, unpack_small
 
 Payload = Literal["update", "deviation", "units", "weights"]
@@ -20,9 +23,16 @@ PAYLOADS: tuple[Payload, ...] = ("update", "deviation", "units", "weights")
 WITH_MODEL: tuple[Payload, ...] = ("update", "weights")
 """Payloads that tell the explorer's model, so that a warm start is possible."""
 
+PRIVATE: tuple[Payload, ...] = ("units", "deviation")
+"""Payloads that a node can noise: sizes alone."""
+
 
 def encode_report(
-    initial: Arrays, final: Arrays, layout: Layout, payload: Payload
+    initial: Arrays,
+    final: Arrays,
+    layout: Layout,
+    payload: Payload,
+    privacy: ReportPrivacy | None = None,
 ) -> tuple[NDArray[Any], float]:
     """Turn exploring into what an explorer sends, and its scale.
 
@@ -35,6 +45,8 @@ def encode_report(
         Dense arrays before and after.
     layout : Layout
     payload : {"update", "deviation", "units", "weights"}
+    privacy : ReportPrivacy, optional
+        Bound and noise what is sent; with ``"units"`` and ``"deviation"``.
 
     Returns
     -------
@@ -47,10 +59,13 @@ def encode_report(
     if payload == "weights":
         return pack(final, dense_plan(layout)), 1.0
     trainable = [t.name for t in layout.tensors if t.trainable]
-    if payload == "units":
-        moved = {name: deviation(initial[name], final[name]) for name in trainable}
-        sums = report_by_unit(layout, moved)
-        return to_half(np.sqrt(np.concatenate([sums[g.name] for g in layout.groups])))
+    if payload == "units" or privacy is not None:
+        report: Report = {n: deviation(initial[n], final[n]) for n in trainable}
+        if payload == "units":
+            report = report_by_unit(layout, report)
+        if privacy is not None:
+            report = privatize(report, privacy)
+        return to_half(np.sqrt(np.concatenate([v.ravel() for v in report.values()])))
     names = [t.name for t in layout.tensors] if payload == "update" else trainable
     parts = [(final[n].astype(np.float64) - initial[n]).ravel() for n in names]
     values = np.concatenate(parts)
@@ -59,7 +74,7 @@ def encode_report(
 
 def check_report(
     values: NDArray[Any], scale: Any, layout: Layout, payload: Payload, initial: Arrays
-) -> None:
+) -> float:
     """Check what an explorer sent, without making its deviations.
 
     Parameters
@@ -72,14 +87,20 @@ def check_report(
     initial : mapping of str to ndarray
         Dense arrays that exploring started from.
 
+    Returns
+    -------
+    float
+        L2 norm of what moved: trainable tensors only.
+
     Raises
     ------
     WireError
-        On a wrong length or dtype, or values that are not finite.
+        On a wrong length or dtype, values that are not finite, sizes below 0, and
+        reports that say nothing, since nothing moved or everything moved alike.
     """
     if payload == "weights":
-        _compare(initial, unpack_small(values, dense_plan(layout)), layout)
-        return
+        report, _ = _compare(initial, unpack_small(values, dense_plan(layout)), layout)
+        return _check_moved([np.sqrt(moved) for moved in report.values()])
     specs = _sent(layout, payload)
     expected = layout.num_units if payload == "units" else sum(t.size for t in specs)
     if values.shape != (expected,) or values.dtype != np.float16:
@@ -91,10 +112,30 @@ def check_report(
     moved = from_half(np.array(ends), scale)
     if not np.isfinite(moved).all():
         raise WireError("report: values overflow at this scale.")
+    if payload != "update" and moved[0] < 0:
+        raise WireError(f"report: sizes must be at least 0, got {moved[0]:.3g}.")
     with np.errstate(over="ignore"):
         squares = np.square(moved)
     if not np.isfinite(squares).all():
         raise WireError("report: deviations overflow at this scale.")
+    if payload != "update":
+        return _check_moved([values]) / scale
+    pairs = zip(specs, np.split(values, _ends(specs)), strict=True)
+    return _check_moved([part for spec, part in pairs if spec.trainable]) / scale
+
+
+def _check_moved(tensors: Sequence[NDArray[Any]]) -> float:
+    """Check that values differ in size; give their norm."""
+    low, high, total = np.inf, 0.0, 0.0
+    flat = (values.reshape(-1) for values in tensors)
+    for sizes in (np.abs(v[part]) for v in flat for part in parts(v.size)):
+        low, high = min(low, sizes.min()), max(high, sizes.max())
+        total += float(np.square(sizes, dtype=np.float64).sum())
+    if high == 0:
+        raise WireError("report: nothing moved; does train() train?")
+    if low == high and sum(values.size for values in tensors) > 1:
+        raise WireError("report: everything moved alike, which says nothing.")
+    return float(np.sqrt(total))
 
 
 def decode_report(
@@ -123,9 +164,8 @@ def decode_report(
     if payload == "units":
         return split_by_group(layout, np.square(from_half(values, scale))), None
     specs = _sent(layout, payload)
-    ends = np.cumsum([t.size for t in specs])[:-1]
     report, final = {}, {}
-    for spec, part in zip(specs, np.split(values, ends), strict=True):
+    for spec, part in zip(specs, np.split(values, _ends(specs)), strict=True):
         moved = from_half(part, scale).reshape(spec.shape)
         if payload == "update":
             ended = initial[spec.name] + moved
@@ -137,6 +177,11 @@ def decode_report(
 
 def _sent(layout: Layout, payload: Payload) -> list[TensorSpec]:
     return [t for t in layout.tensors if payload == "update" or t.trainable]
+
+
+def _ends(specs: Sequence[TensorSpec]) -> NDArray[np.int64]:
+    """Where tensors of a flat array end, but for the last."""
+    return np.cumsum([t.size for t in specs])[:-1]
 
 
 def _compare(

@@ -16,6 +16,7 @@ from .statistics import Report as Report
 from .statistics import Spread, parts, size_of, statistics_of
 
 Normalization = Literal["client", "layer"]
+ClientScale = Literal["tensor", "raw"]
 
 
 def deviation(initial: NDArray[Any], final: NDArray[Any]) -> NDArray[np.float32]:
@@ -41,20 +42,28 @@ def deviation(initial: NDArray[Any], final: NDArray[Any]) -> NDArray[np.float32]
 
 
 def normalize(
-    reports: Sequence[Report], normalization: Normalization = "layer"
+    reports: Sequence[Report],
+    normalization: Normalization = "layer",
+    client_scale: ClientScale = "raw",
+    trim: float = 0.0,
 ) -> dict[str, NDArray[np.float32]]:
     """Combine explorers' deviations into guidance in [0, 1] (Eq. 10).
 
     Parameters
     ----------
     reports : sequence of Report
-        At least one explorer's deviations, all with the same names and shapes. Only
-        their sums and extremes count, a chunk at a time: K reports on disk need no
-        more memory than one.
+        At least one explorer's deviations, all with the same names and shapes. They
+        are read a chunk at a time: K reports on disk need no more memory than one.
     normalization : {"client", "layer"} (default: "layer")
         ``"client"`` is the paper's: min-max of every coordinate over the explorers,
         then the mean. ``"layer"`` is the authors' code: the mean over explorers, then
         min-max over each tensor. 0/0 is 0 in both.
+    client_scale : {"raw", "tensor"} (default: "raw")
+        ``"tensor"`` brings every explorer's deviations to mean 1 in each tensor first,
+        so that none decides by its scale.
+    trim : float (default: 0)
+        Instead of the mean, one without this share of the lowest and of the highest
+        values at every coordinate; see :func:`.robust.trimmed_mean`.
 
     Returns
     -------
@@ -85,7 +94,8 @@ def normalize(
         raise AutoFlipError(
             f"normalization must be 'client' or 'layer', got {normalization!r}."
         )
-    known = statistics_of(reports, extremes=normalization == "client")
+    extremes, scaled = normalization == "client", client_scale == "tensor"
+    known = statistics_of(reports, extremes, scaled, trim)
     guidance = {}
     for name, shape in known.shapes.items():
         if normalization == "layer":

@@ -4,10 +4,10 @@
 bytes                   meaning
 ======================  =============================================================
 8                       ``AFLIPGUI``
-4                       version, 1; little endian, as all numbers
+4                       version, 2; little endian, as all numbers
 4                       length of the next, a multiple of 8
-varies                  JSON: layout's digest, node, dtype, scale, tensors' names and
-                        shapes, CRC-32 of the values; then spaces
+varies                  JSON: layout's digest, node, dtype, scale, tensors' names,
+                        shapes and mean deviations, CRC-32 of the values; then spaces
 2 a coordinate          ``sqrt(deviation) * scale`` as float16, tensor after tensor
 ======================  =============================================================
 
@@ -31,7 +31,7 @@ from .statistics import ChunkedReport, Report, in_chunks, parts, size_of
 from .storage import write_whole
 
 MAGIC = b"AFLIPGUI"
-VERSION = 1
+VERSION = 2
 _START = struct.Struct("<8sII")
 _DTYPE = np.dtype("<f2")
 
@@ -57,7 +57,8 @@ class StoredReport(ChunkedReport):
         self.path, self.head = path, head
         about = json.loads(head[_START.size :])
         self.checksum = int(about["checksum"])
-        self.shapes = {name: tuple(shape) for name, shape in about["tensors"]}
+        self.shapes = {name: tuple(shape) for name, shape, _ in about["tensors"]}
+        self._means = {name: float(mean) for name, _, mean in about["tensors"]}
         self._factor = 1.0 / float(about["scale"])
         self._first, self.size = {}, 0
         for name, shape in self.shapes.items():
@@ -71,6 +72,10 @@ class StoredReport(ChunkedReport):
         # PyTorch widens halves several times as fast as NumPy.
         wide: NDArray[np.float32] = half.float().mul_(self._factor).square_().numpy()
         return wide
+
+    def mean(self, name: str) -> float:
+        """Give the mean of a tensor's coordinates, as it was when they came."""
+        return self._means[name]
 
     def _map(self, start: int, stop: int) -> NDArray[np.float16]:
         """Map coordinates for a moment; what is written to them stays in memory.
@@ -149,19 +154,20 @@ def write_report(path: Path, report: Report, layout: bytes, node: int) -> Stored
     chunked = in_chunks(report)
     scale = half_scale(max(_largest_root(chunked, name) for name in chunked))
     values = np.empty(sum(map(size_of, chunked.shapes.values())), _DTYPE)
-    first = 0
+    first, tensors = 0, []
     for name, shape in chunked.shapes.items():
         for part in parts(size_of(shape)):
             root = np.sqrt(chunked.read(name, part), dtype=np.float32)
             here = slice(first + part.start, first + part.stop)
             values[here] = root * np.float32(scale)
         first += size_of(shape)
+        tensors.append((name, list(shape), chunked.mean(name)))
     about = {
         "layout": layout.hex(),
         "node": node,
         "dtype": "float16",
         "scale": scale,
-        "tensors": [[name, list(shape)] for name, shape in chunked.shapes.items()],
+        "tensors": tensors,
         "checksum": zlib.crc32(values.data),
     }
     text = json.dumps(about).encode()
@@ -197,7 +203,9 @@ def open_report(path: Path, layout: bytes, node: int, checksum: int) -> StoredRe
             start = file.read(_START.size)
             magic, version, length = _START.unpack(start)
             if (magic, version) != (MAGIC, VERSION):
-                raise DamagedFileError(f"{path} is no guidance file of version 1.")
+                raise DamagedFileError(
+                    f"{path} is no guidance file of version {VERSION}."
+                )
             head = start + file.read(length)
         report = StoredReport(path, head)
         about = json.loads(head[_START.size :])

@@ -1,4 +1,8 @@
-"""What Eq. 10 needs of many reports: sums and extremes, a chunk at a time."""
+"""What Eq. 10 needs of many reports: sums and extremes, a chunk at a time.
+
+With ``scaled`` every report counts alike in every tensor: its deviations are divided by
+their mean, so that no explorer decides by its scale.
+"""
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,6 +12,8 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from .robust import trimmed_mean
+
 Report = Mapping[str, NDArray[np.floating]]
 """Deviations of one explorer by tensor (or group) name, float32, not negative.
 
@@ -16,6 +22,9 @@ Where a policy probes, also squared gradients of a round, float64.
 
 CHUNK = 1 << 18
 """Coordinates that are worked on at once: 1 MB of float32."""
+
+STACK = 32 * CHUNK
+"""Coordinates of all reports together that are sorted at once: 32 MB of float32."""
 
 
 class ChunkedReport(Mapping[str, NDArray[np.floating]]):
@@ -32,6 +41,17 @@ class ChunkedReport(Mapping[str, NDArray[np.floating]]):
     @abstractmethod
     def read(self, name: str, part: slice) -> NDArray[np.floating]:
         """Read coordinates ``part.start`` to ``part.stop`` of a flat tensor."""
+
+    def mean(self, name: str) -> float:
+        """Give the mean of a tensor's coordinates; 0 if it has none."""
+        size = size_of(self.shapes[name])
+        total = sum(add_up(self.read(name, part)) for part in parts(size))
+        return total / size if size else 0.0
+
+    def norm(self) -> float:
+        """Give the L2 norm of the update whose squares these deviations are."""
+        sums = (self.mean(n) * size_of(shape) for n, shape in self.shapes.items())
+        return float(np.sqrt(sum(sums)))
 
     def __getitem__(self, name: str) -> NDArray[np.floating]:
         shape = self.shapes[name]
@@ -70,6 +90,24 @@ def parts(size: int, length: int | None = None) -> Iterator[slice]:
         yield slice(start, min(start + length, size))
 
 
+def add_up(values: NDArray[Any]) -> float:
+    """Add values up in float64."""
+    return float(values.sum(dtype=np.float64))
+
+
+def _scale_of(report: ChunkedReport, name: str, scaled: bool) -> np.float32:
+    """Give what a tensor's deviations are multiplied by: to mean 1, or 1."""
+    mean = report.mean(name) if scaled else 0.0
+    return np.float32(min(1 / mean, 1e30) if mean > 0 else 1)
+
+
+def _read(
+    report: ChunkedReport, name: str, part: slice, scale: np.float32
+) -> NDArray[np.floating]:
+    values = report.read(name, part)
+    return values if scale == 1 else values * scale
+
+
 class Spread(NamedTuple):
     """Sum (float64), lowest and highest of a chunk's coordinates over reports."""
 
@@ -86,10 +124,17 @@ class Statistics:
     ----------
     reports : sequence of Report
         At least one, all with the same names and shapes.
+    scaled : bool (default: False)
+        Bring every report's tensors to mean 1 first.
+    trim : float (default: 0)
+        Sums are those of :func:`.robust.trimmed_mean`, times the number of reports.
     """
 
-    def __init__(self, reports: Sequence[Report]) -> None:
+    def __init__(
+        self, reports: Sequence[Report], scaled: bool = False, trim: float = 0.0
+    ) -> None:
         self.reports = [in_chunks(report) for report in reports]
+        self.scaled, self.trim = scaled, trim
 
     @property
     def count(self) -> int:
@@ -103,24 +148,54 @@ class Statistics:
 
     def totals(self, name: str) -> Iterator[tuple[slice, NDArray[np.float64]]]:
         """Give sums of a tensor's coordinates, chunk by chunk; not to be changed."""
-        for part in parts(size_of(self.shapes[name])):
+        for part, values in self._chunks(name):
+            if self.trim:
+                yield part, trimmed_mean(np.stack([*values]), self.trim) * self.count
+                continue
             total = np.zeros(part.stop - part.start)
-            for report in self.reports:
-                total += report.read(name, part)
+            for one in values:
+                total += one
             yield part, total
 
     def spreads(self, name: str) -> Iterator[Spread]:
         """Give sum, lowest and highest of a tensor's coordinates, chunk by chunk."""
-        for part in parts(size_of(self.shapes[name])):
-            first, *others = self.reports
-            low = np.array(first.read(name, part))
+        for part, values in self._chunks(name):
+            if self.trim:
+                stack = np.stack([*values])
+                total = trimmed_mean(stack, self.trim) * self.count
+                yield Spread(part, total, stack.min(axis=0), stack.max(axis=0))
+                continue
+            low = np.array(next(values))
             high, total = low.copy(), low.astype(np.float64)
-            for report in others:
-                values = report.read(name, part)
-                total += values
-                np.minimum(low, values, out=low)
-                np.maximum(high, values, out=high)
+            for one in values:
+                total += one
+                np.minimum(low, one, out=low)
+                np.maximum(high, one, out=high)
             yield Spread(part, total, low, high)
+
+    def _chunks(
+        self, name: str
+    ) -> Iterator[tuple[slice, Iterator[NDArray[np.floating]]]]:
+        """Give every chunk with its values in all reports, one after the other."""
+        scales = [_scale_of(report, name, self.scaled) for report in self.reports]
+        length = max(1, min(CHUNK, STACK // self.count)) if self.trim else CHUNK
+        for part in parts(size_of(self.shapes[name]), length):
+            pairs = zip(self.reports, scales, strict=True)
+            yield part, (_read(report, name, part, scale) for report, scale in pairs)
+
+
+@dataclass(frozen=True)
+class Running:
+    """What is kept of all reports as they come: sums, of which kind.
+
+    Parameters
+    ----------
+    extremes, scaled : bool
+        As in :class:`RunningStatistics`.
+    """
+
+    extremes: bool
+    scaled: bool
 
 
 @dataclass
@@ -133,9 +208,12 @@ class RunningStatistics:
     ----------
     extremes : bool
         Keep lowest and highest, too: 16 bytes a coordinate instead of 8.
+    scaled : bool (default: False)
+        Bring every report's tensors to mean 1 first.
     """
 
     extremes: bool
+    scaled: bool = False
     count: int = 0
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     _totals: dict[str, NDArray[np.float64]] = field(default_factory=dict)
@@ -150,8 +228,9 @@ class RunningStatistics:
             self._begin()
         self.count += 1
         for name, total in self._totals.items():
+            scale = _scale_of(chunked, name, self.scaled)
             for part in parts(total.size):
-                values = chunked.read(name, part)
+                values = _read(chunked, name, part, scale)
                 total[part] += values
                 if self.extremes:
                     low, high = self._lows[name][part], self._highs[name][part]
@@ -205,7 +284,10 @@ class SummedReports(Sequence[Report]):
 
 
 def statistics_of(
-    reports: Sequence[Report], extremes: bool
+    reports: Sequence[Report],
+    extremes: bool,
+    scaled: bool = False,
+    trim: float = 0.0,
 ) -> Statistics | RunningStatistics:
     """Give statistics of reports: those that are known, or of a pass over them.
 
@@ -214,9 +296,12 @@ def statistics_of(
     reports : sequence of Report
     extremes : bool
         Whether lowest and highest are wanted.
+    scaled : bool (default: False)
+    trim : float (default: 0)
+        As in :class:`Statistics`.
     """
-    if isinstance(reports, SummedReports):
+    if isinstance(reports, SummedReports) and not trim:
         known = reports.statistics
-        if known.extremes or not extremes:
+        if known.scaled == scaled and (known.extremes or not extremes):
             return known
-    return Statistics(reports)
+    return Statistics(reports, scaled, trim)

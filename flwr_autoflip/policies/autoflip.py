@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..core.errors import AutoFlipError, AutoFlipWarning
 from ..core.guidance import (
+    ClientScale,
     Normalization,
     Report,
     normalize,
@@ -19,6 +20,7 @@ from ..core.guidance import (
 )
 from ..core.layout import Arrays, Layout, TensorSpec
 from ..core.plan import Mask, Plan, warn_if_nothing_pruned
+from ..core.statistics import Running
 from ..core.threshold import (
     Absolute,
     Threshold,
@@ -52,6 +54,12 @@ class AutoFlipPolicy(Policy):
         Leave the output layer's weights alone. The paper does not.
     round_to : int (default: 1)
         With ``units="score"``: keep a multiple of this many units a group.
+    client_scale : {"tensor", "raw"} (default: "tensor")
+        Bring each explorer's deviations to the same mean in every tensor, so that none
+        decides by its scale; or take them as they come, as paper and authors' code do.
+    trim : float (default: 0)
+        Share of explorers left out at either end of every coordinate; 0.5 takes the
+        median. See :func:`flwr_autoflip.core.robust.trimmed_mean`.
     """
 
     threshold: Threshold
@@ -61,6 +69,8 @@ class AutoFlipPolicy(Policy):
     guidance_from: Literal["explorers", "participants"] = "explorers"
     keep_output: bool = True
     round_to: int = 1
+    client_scale: ClientScale = "tensor"
+    trim: float = 0.0
 
     def __post_init__(self) -> None:
         if self.units not in ("score", "all", "none"):
@@ -77,6 +87,10 @@ class AutoFlipPolicy(Policy):
                 "normalization must be 'client' or 'layer', got "
                 f"{self.normalization!r}."
             )
+        if self.client_scale not in ("tensor", "raw"):
+            raise AutoFlipError(
+                f"client_scale must be 'tensor' or 'raw', got {self.client_scale!r}."
+            )
         if self.single_weights is not None and self.units != "score":
             raise AutoFlipError(
                 f"units={self.units!r} already prunes single weights by threshold; "
@@ -91,9 +105,15 @@ class AutoFlipPolicy(Policy):
         return self.guidance_from == "participants"
 
     @property
-    def running(self) -> Normalization | None:
+    def running(self) -> Running | None:
         """What the server keeps of all reports as they come, if all decide."""
-        return None if self.per_round else self.normalization
+        if self.per_round or self.trim:
+            return None
+        return Running(self.normalization == "client", self.client_scale == "tensor")
+
+    def guidance(self, reports: Sequence[Report]) -> dict[str, NDArray[np.float32]]:
+        """Combine explorers' reports (Eq. 10)."""
+        return normalize(reports, self.normalization, self.client_scale, self.trim)
 
     def __call__(
         self,
@@ -105,7 +125,7 @@ class AutoFlipPolicy(Policy):
     ) -> Plan:
         """Make the plan of a set of explorers; see :class:`.base.Policy`."""
         self.check_explorers(len(reports))
-        guidance = normalize(reports, self.normalization)
+        guidance = self.guidance(reports)
         plan = (
             self._plan_by_score(layout, guidance)
             if self.units == "score"
@@ -122,7 +142,7 @@ class AutoFlipPolicy(Policy):
         reports: Sequence[Report],
     ) -> dict[str, NDArray[np.float64]]:
         """Score units by mean guidance; see :class:`.base.Policy`."""
-        return unit_scores(layout, normalize(reports, self.normalization))
+        return unit_scores(layout, self.guidance(reports))
 
     def check_explorers(self, count: int) -> None:
         """Check the number of explorers before any of them is asked.

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import AutoFlipError
-from ..core.guidance import Normalization, Report, unit_scores
+from ..core.guidance import Report, unit_scores
 from ..core.layout import Arrays, Layout, TensorSpec
 from ..core.plan import Plan, dense_plan, keep_from_bool
+from ..core.statistics import Running
 from ..core.threshold import (
     Compression,
     Cost,
@@ -64,9 +65,9 @@ class Policy(ABC):
         weights, what was probed in the round before, and the plan that held; the last
         one is evaluated and deployed. ``"weights"``: likewise, but what is evaluated
         has a plan of its own weights.
-    running : {"layer", "client"} or None
-        The normalization whose sums and extremes the server keeps as reports come;
-        None where a plan looks at single reports, which are read from disk then.
+    running : Running or None
+        The sums and extremes that the server keeps as reports come; None where a plan
+        looks at single reports, which are read from disk then.
     restarts : bool
         With ``renewed``: weights are thrown away when the plan changes, and start from
         the initial ones.
@@ -82,7 +83,7 @@ class Policy(ABC):
         return False
 
     @property
-    def running(self) -> Normalization | None:
+    def running(self) -> Running | None:
         """What the server keeps of all reports as they come."""
         return None
 

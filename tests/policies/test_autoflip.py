@@ -111,7 +111,7 @@ def test_best_unit_stays_when_none_reaches_the_threshold() -> None:
 
 
 def test_unit_scores_by_client_normalization() -> None:
-    policy = AutoFlipPolicy(Absolute(0.42), normalization="client")
+    policy = AutoFlipPolicy(Absolute(0.42), normalization="client", client_scale="raw")
 
     plan = plan_of(policy, *client_reports())
 
@@ -135,7 +135,9 @@ def test_unit_goes_only_when_all_its_own_parameters_are_marked() -> None:
 
 
 def test_paper_rule_by_hand() -> None:
-    policy = AutoFlipPolicy(Absolute(0.45), normalization="client", units="all")
+    policy = AutoFlipPolicy(
+        Absolute(0.45), normalization="client", units="all", client_scale="raw"
+    )
 
     plan = plan_of(policy, *client_reports())
 
@@ -148,7 +150,9 @@ def test_paper_rule_by_hand() -> None:
 
 
 def test_best_unit_stays_when_all_are_marked() -> None:
-    policy = AutoFlipPolicy(Absolute(0.9), normalization="client", units="all")
+    policy = AutoFlipPolicy(
+        Absolute(0.9), normalization="client", units="all", client_scale="raw"
+    )
 
     plan = plan_of(policy, *client_reports())
 
@@ -414,6 +418,7 @@ def test_nothing_pruned_warns(units: Any) -> None:
     ("options", "message"),
     [
         ({"units": "both"}, "units must be .* got 'both'"),
+        ({"client_scale": "layer"}, "client_scale must be .* got 'layer'"),
         ({"normalization": "tensor"}, "normalization must be .* got 'tensor'"),
         ({"guidance_from": "all"}, "guidance_from must be .* got 'all'"),
         ({"units": "all", "single_weights": Absolute(0.5)}, "leave single_weights out"),
