@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from logging import INFO, WARNING, getLogger
+from logging import WARNING, getLogger
 from typing import Any, Generic, TypeVar
 
 from flwr.app import Message
@@ -244,31 +244,4 @@ def _metric_shape(reply: wire.Reply) -> frozenset[tuple[str, int]]:
     return frozenset(
         (name, len(value) if isinstance(value, list) else 0)
         for name, value in reply.metrics.items()
-    )
-
-
-def log_round(ledger: Ledger, server_round: int, plan: Plan) -> None:
-    """Log a round's line: what stayed and what has travelled so far."""
-    rows = [row for row in ledger.rows if row["phase"] != "server"]
-    moved = sum(row["bytes_down"] + row["bytes_up"] for row in rows)
-    LOGGER.log(
-        INFO,
-        "\t└──> AutoFlip: round %s, %.0f %% of parameters, %.2f MB so far",
-        server_round,
-        100 * plan.num_parameters / plan.layout.num_parameters,
-        moved / 1e6,
-    )
-
-
-def log_plan(cost_of: CostOf, plan: Plan) -> None:
-    """Log a plan's line: what stays of the dense model."""
-    small, dense = cost_of.plan(plan), cost_of.dense()
-    LOGGER.log(
-        INFO,
-        "\t└──> plan: %d of %d units, %d of %d parameters, %.1f %% of MACs",
-        int(plan.alive.sum()),
-        plan.layout.num_units,
-        plan.num_parameters,
-        plan.layout.num_parameters,
-        100 * small.macs / dense.macs,
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import nn
@@ -63,6 +64,49 @@ def _kept(arrays: Arrays, plan: Plan, name: str) -> Any:
     return (small if mask is None else small[mask]).copy()
 
 
+def read_pruned(path: str | Path) -> tuple[Plan, dict[str, NDArray[Any]]]:
+    """Read what :func:`save_pruned` wrote, without a model.
+
+    Parameters
+    ----------
+    path : path
+
+    Returns
+    -------
+    plan : Plan
+        With the dense model's layout.
+    arrays : dict of str to ndarray
+        The small model's; single weights that went are 0.
+
+    Raises
+    ------
+    AutoFlipError
+        If the file is damaged or of another kind.
+    """
+    try:
+        with safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if metadata.get("format") != FORMAT:
+            raise AutoFlipError(
+                f"{path}: expected format {FORMAT!r}, got {metadata.get('format')!r}; "
+                "only files of save_pruned can be read."
+            )
+        layout = layout_from_bytes(b64decode(metadata["layout"]))
+        plan = decode_plan(b64decode(metadata["plan"]), layout)
+    except (SafetensorError, WireError, KeyError, OSError) as error:
+        raise AutoFlipError(f"{path} is no whole pruned model: {error}") from error
+    for spec in layout.tensors:
+        stored, mask = arrays.get(spec.name), plan.small_mask.get(spec.name)
+        shape = plan.small_shape(spec.name) if mask is None else (int(mask.sum()),)
+        if stored is None or stored.shape != shape or stored.dtype.name != spec.dtype:
+            raise AutoFlipError(f"{path}: tensor {spec.name!r} is missing or odd.")
+        if mask is not None:
+            arrays[spec.name] = np.zeros(mask.shape, stored.dtype)
+            arrays[spec.name][mask] = stored
+    return plan, arrays
+
+
 def load_pruned(
     path: str | Path, model_fn: Callable[[], nn.Module]
 ) -> tuple[nn.Module, Plan]:
@@ -85,28 +129,9 @@ def load_pruned(
     AutoFlipError
         If the file is damaged, of another kind, or of another model.
     """
-    try:
-        with safe_open(path, "numpy") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if metadata.get("format") != FORMAT:
-            raise AutoFlipError(
-                f"{path}: expected format {FORMAT!r}, got {metadata.get('format')!r}."
-            )
-        layout = layout_from_bytes(b64decode(metadata["layout"]))
-        plan = decode_plan(b64decode(metadata["plan"]), layout)
-    except (SafetensorError, WireError, KeyError, OSError) as error:
-        raise AutoFlipError(f"{path} is no whole pruned model: {error}") from error
-    for spec in layout.tensors:
-        stored, mask = arrays.get(spec.name), plan.small_mask.get(spec.name)
-        shape = plan.small_shape(spec.name) if mask is None else (int(mask.sum()),)
-        if stored is None or stored.shape != shape or stored.dtype.name != spec.dtype:
-            raise AutoFlipError(f"{path}: tensor {spec.name!r} is missing or odd.")
-        if mask is not None:
-            arrays[spec.name] = np.zeros(mask.shape, stored.dtype)
-            arrays[spec.name][mask] = stored
+    plan, arrays = read_pruned(path)
     model = build_small(model_fn, plan)
-    load_arrays_inplace(model, {t.name: arrays[t.name] for t in layout.tensors})
+    load_arrays_inplace(model, {t.name: arrays[t.name] for t in plan.layout.tensors})
     return model.eval(), plan
 
 
@@ -130,7 +155,9 @@ def export_onnx(path: str | Path, small: nn.Module, example_input: Any) -> None:
 
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
     small = small.eval()
-    torch.onnx.export(small, inputs, str(path), dynamo=True, verbose=False)
+    torch.onnx.export(
+        small, inputs, str(path), dynamo=True, verbose=False, external_data=False
+    )
     providers = ["CPUExecutionProvider"]
     session = onnxruntime.InferenceSession(str(path), providers=providers)
     feeds = {

@@ -4,7 +4,8 @@ One row a node and phase, in the order they end, with ``phase`` "budget" (a node
 what it can carry), "explore", "train" or "evaluate"; exploring is round 0 (or the round
 in which a late node explores). Rows of phase "server" hold what the server's own
 evaluation says. Totals are sums of rows, so exploration is in each of them by
-construction.
+construction. Rows of phase "plan" say what stays from a round on, and what the dense
+model weighs as a message.
 """
 
 import json
@@ -14,12 +15,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from .core.cost import STEP_PER_FORWARD
 from .core.errors import DamagedFileError
 from .core.storage import write_whole
+from .core.work import count_work
 
+NODE_PHASES = ("budget", "explore", "train", "evaluate")
+"""Phases of rows that are a node's; others are the server's own."""
+
+Row = TypeVar("Row", bound=Mapping[str, Any])
 Status = Literal["ok", "refused", "failed", "missing", "lost"]
 
 
@@ -69,8 +74,7 @@ class NodeRow:
     @property
     def macs(self) -> int:
         """MACs the node spent: training steps at three forward passes each."""
-        steps = STEP_PER_FORWARD * self.examples + self.eval_examples
-        return self.macs_per_example * steps
+        return count_work(self.macs_per_example, self.examples, self.eval_examples)
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,10 @@ class Ledger:
         row |= {"metrics": dict(metrics), "plan": dict(plan)}
         self._append(row | {"seconds": time.monotonic() - self._opened})
 
+    def add_plan(self, server_round: int, plan: Mapping[str, Any]) -> None:
+        """Append what stays from a round on; see :mod:`flwr_autoflip.live`."""
+        self._append({"round": server_round, "phase": "plan", **plan})
+
     def _append(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
         if self.path is not None:
@@ -174,7 +182,8 @@ class Ledger:
     def resume(self, mark: Mark) -> None:
         """Go on from a mark; what nodes did after it stays, as ``"lost"``.
 
-        Those costs were real. Evaluations after the mark are cut off: they come again.
+        Those costs were real. Plans and evaluations after the mark are cut off:
+        they come again.
 
         Parameters
         ----------
@@ -187,7 +196,7 @@ class Ledger:
         """
         head = self.check(mark)
         after = _rows_of(self._content()[mark.size :])
-        lost = [_as_lost(row) for row in after if row["phase"] != "server"]
+        lost = [_as_lost(row) for row in node_rows(after)]
         self._become(head + b"".join(map(_line, lost)), _rows_of(head) + lost)
 
     def _content(self) -> bytes:
@@ -229,10 +238,46 @@ def _rows_of(content: bytes) -> list[dict[str, Any]]:
     return rows
 
 
+def node_rows(rows: Iterable[Row]) -> list[Row]:
+    """Give the rows that are a node's, without those of the server itself."""
+    return [row for row in rows if row["phase"] in NODE_PHASES]
+
+
+def dense_bytes(row: Mapping[str, Any], dense: Mapping[str, int]) -> int:
+    """Give what the inner strategy alone would have moved for a node row's messages.
+
+    The dense model down, and up again where a reply came; exploring and asking for
+    budgets would not have been, so they count nothing.
+
+    Parameters
+    ----------
+    row : mapping
+        A node's.
+    dense : mapping of str to int
+        A plan row's ``"dense_message"``: bytes of a request (``"down"``), of a trained
+        model (``"up"``) and of metrics alone (``"metrics"``).
+
+    Returns
+    -------
+    int
+        Bytes.
+
+    Examples
+    --------
+    >>> row = {"phase": "train", "bytes_up": 7}
+    >>> dense_bytes(row, {"down": 100, "up": 110, "metrics": 10})
+    210
+    """
+    if row["phase"] not in ("train", "evaluate"):
+        return 0
+    reply = dense["up" if row["phase"] == "train" else "metrics"]
+    return dense["down"] + (reply if row["bytes_up"] else 0)
+
+
 def total(
     rows: Iterable[Mapping[str, Any]],
     key: str,
-    phases: Iterable[str] = ("budget", "explore", "train", "evaluate"),
+    phases: Iterable[str] = NODE_PHASES,
     last_round: float = float("inf"),
 ) -> int:
     """Add up a column of node rows, exploration included.

@@ -128,6 +128,11 @@ class Planner:
         reports = self.explored.everyone()
         return self.policy.rank_units(self._server_round, self.layout, weights, reports)
 
+    def guidance(self) -> Mapping[str, NDArray[Any]]:
+        """Give units' guidance over all who explored so far; empty if nobody did."""
+        reports = self.explored.everyone()
+        return self.policy.unit_guidance(self.layout, reports) if reports else {}
+
     def deployable(self, weights: Arrays) -> Plan:
         """Give the plan for evaluation and deployment.
 

@@ -24,11 +24,12 @@ from .core.rescale import rescale_fan_in
 from .core.shrink import load_arrays_inplace, shrink
 from .core.trace import trace
 from .costs import CostOf
-from .exchange import Exchange, log_plan, log_round
+from .exchange import Exchange
 from .explorer import Explorer
 from .hosts import check_inner, check_started, update_inplace, weight_key
 from .keeper import Keeper
 from .ledger import Ledger
+from .live import Live
 from .planner import Planner
 from .policies import Policy
 from .presets import Options, check_choice, resolve_options, resolve_policy
@@ -117,6 +118,7 @@ class AutoFlip(Strategy):
         path = None if folder is None else Path(folder) / "ledger.jsonl"
         self.ledger = Ledger(path, fresh=checkpoint_dir is None)
         self._cost_of = CostOf(model, example_input)
+        self._live = Live(self.ledger, self._cost_of)
         self._exchange = Exchange(
             self.ledger, self._cost_of, client_api, weight_key(strategy)
         )
@@ -184,7 +186,7 @@ class AutoFlip(Strategy):
         arrays = wire.from_arrayrecord(initial_arrays)
         check_arrays(self.layout, arrays, whose="initial arrays")
         given["initial_arrays"] = wire.to_arrayrecord(arrays)  # the caller's stays
-        self._exchange.timeout = given["timeout"]
+        self._exchange.timeout, num_rounds = given["timeout"], given["num_rounds"]
         if given["evaluate_fn"] is not None:
             given["evaluate_fn"] = self._evaluate_both(given["evaluate_fn"])
         del given["self"]
@@ -194,6 +196,7 @@ class AutoFlip(Strategy):
             self._explore_and_plan(given)
         record = given["initial_arrays"]
         self._weights = wire.from_arrayrecord(record)
+        self._live.begin(num_rounds, waits=given["evaluate_fn"] is not None)
         result = super().start(**given) if run is None else run.start(**given)
         if not len(result.arrays):
             result.arrays = record
@@ -213,11 +216,10 @@ class AutoFlip(Strategy):
             self._planner.initial = arrays
         plan = self._planner.start(arrays)
         if self.options["rescale"] and self.policy.renewed == "never":
-            scaled = rescale_fan_in(arrays, plan)
-            update_inplace(record, scaled)
+            update_inplace(record, rescale_fan_in(arrays, plan))
+        self._live.plan_made(0, plan, self._planner.guidance, log=True)
         if not self.options["budgets"]:
             self._explorer.reports.release()
-        log_plan(self._cost_of, plan)
 
     @property
     def reports(self) -> Mapping[int, Report]:
@@ -272,6 +274,7 @@ class AutoFlip(Strategy):
             metrics = dict(small or {})
             metrics |= {f"dense-{key}": value for key, value in (dense or {}).items()}
             self.ledger.add_server(server_round, metrics, self._cost_of.shape(plan))
+            self._live.end_round(server_round, self._round_plan, metrics)
             return MetricRecord(metrics) if metrics else None
 
         return evaluate
@@ -310,11 +313,10 @@ class AutoFlip(Strategy):
         plan = self._planner.renew(server_round, wire.from_arrayrecord(arrays))
         if plan is None or not self.policy.restarts:
             return
-        rescale = self.options["rescale"]
-        initial = self._planner.initial
+        initial, rescale = self._planner.initial, self.options["rescale"]
         fresh = rescale_fan_in(initial, plan) if rescale else dict(initial)
         update_inplace(arrays, fresh)
-        log_plan(self._cost_of, plan)
+        self._live.plan_made(server_round, plan, self._planner.guidance, log=True)
 
     def _plan_round(
         self,
@@ -332,7 +334,9 @@ class AutoFlip(Strategy):
             if late := self._budgets.able(server_round, grid, late):
                 self._explorer.visit(server_round, grid, late, arrays)
         nodes = [template.metadata.dst_node_id for template in templates]
-        return self._planner.of_round(server_round, self._weights, nodes)
+        plan = self._planner.of_round(server_round, self._weights, nodes)
+        self._live.plan_made(server_round, plan, self._planner.guidance)
+        return plan
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -353,7 +357,6 @@ class AutoFlip(Strategy):
         )
         if aggregated is not None:
             self._weights = wire.from_arrayrecord(aggregated)
-        log_round(self.ledger, server_round, self._round_plan)
         return aggregated, metrics
 
     def configure_evaluate(
@@ -375,13 +378,15 @@ class AutoFlip(Strategy):
     ) -> MetricRecord | None:
         """Let the inner strategy average the valid replies' metrics."""
         answers = self._exchange.replies(replies, lambda reply, orders: None)
-        if not answers:
-            return None
         for answer in answers:
             key = weight_key(self.strategy)
             wire.inner_reply(answer.message, None, answer.reply, key)
         accepted = [answer.message for answer in answers]
-        return self.strategy.aggregate_evaluate(server_round, accepted)
+        metrics = None
+        if accepted:
+            metrics = self.strategy.aggregate_evaluate(server_round, accepted)
+        self._live.nodes_done(server_round, self._round_plan, metrics)
+        return metrics
 
     def summary(self) -> None:
         """Log the settings, then the inner strategy's."""

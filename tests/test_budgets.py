@@ -27,6 +27,7 @@ from flwr_autoflip import (
 )
 from flwr_autoflip.core.plan import Plan
 from flwr_autoflip.core.shrink import arrays_of, shrink
+from flwr_autoflip.ledger import node_rows
 from flwr_autoflip.policies import PruneFl
 
 NODES = 6
@@ -358,7 +359,7 @@ def test_a_bad_budget_fails_that_node_only(bad: Any) -> None:
 
     run(strategy, {100: bad}, rounds=2)
 
-    mine = [row for row in strategy.ledger.rows if row["node"] == 100]
+    mine = [row for row in node_rows(strategy.ledger.rows) if row["node"] == 100]
     assert [(row["phase"], row["status"]) for row in mine] == [
         ("budget", "failed"),
         ("budget", "failed"),  # asked again
@@ -379,7 +380,7 @@ def test_a_receipt_that_is_no_budget_is_refused() -> None:
 
     run(strategy, {}, fault=lie)
 
-    (row,) = [row for row in strategy.ledger.rows if row["node"] == 100]
+    (row,) = [row for row in node_rows(strategy.ledger.rows) if row["node"] == 100]
     assert (row["phase"], row["status"]) == ("budget", "refused")
 
 
@@ -392,7 +393,9 @@ def test_a_budget_below_the_smallest_model_takes_no_part(
         run(strategy, {100: "macs:0.001"})
 
     assert "nodes with budget 'macs:0.001' take no part: the fewest" in caplog.text
-    assert [r["phase"] for r in strategy.ledger.rows if r["node"] == 100] == ["budget"]
+    assert [
+        r["phase"] for r in node_rows(strategy.ledger.rows) if r["node"] == 100
+    ] == ["budget"]
     assert len(rows_of(strategy, "train")) == NODES - 1
 
 
@@ -430,7 +433,7 @@ def test_a_node_whose_budget_changed_is_asked_again() -> None:
     grid.fault = restart
     strategy.start(grid, initial(), num_rounds=3)
 
-    rows = [row for row in strategy.ledger.rows if row["node"] == 100]
+    rows = [row for row in node_rows(strategy.ledger.rows) if row["node"] == 100]
     assert [(row["phase"], row["status"]) for row in rows] == [
         ("budget", "ok"),
         ("train", "ok"),

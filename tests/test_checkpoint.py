@@ -31,7 +31,7 @@ from torch import nn
 
 from flwr_autoflip import AutoFlip, AutoFlipError, AutoFlipWarning, client_app
 from flwr_autoflip.core.threshold import Compression
-from flwr_autoflip.ledger import Ledger, read_ledger
+from flwr_autoflip.ledger import NODE_PHASES, Ledger, node_rows, read_ledger
 from flwr_autoflip.policies import PruneFl
 
 NODES = 5
@@ -206,11 +206,11 @@ def assert_same_ledger(
     assert len(expected) == len(rows)
     for want, row in zip(expected, rows, strict=True):
         for one in (want, row):
-            assert set(STRUCTURE) <= set(one) or one["phase"] == "server"
+            assert set(STRUCTURE) <= set(one) or one["phase"] not in NODE_PHASES
         assert {k: v for k, v in want.items() if k not in STRUCTURE} == {
             k: v for k, v in row.items() if k not in STRUCTURE
         }
-        if want["phase"] != "server":
+        if want["phase"] in NODE_PHASES:
             more = row["plan_bytes"] - want["plan_bytes"]
             assert more >= 0
             assert (row["bytes_down"] > want["bytes_down"]) == (more > 0)
@@ -219,7 +219,7 @@ def assert_same_ledger(
 def paid(rows: list[dict[str, Any]]) -> Counter[tuple[Any, ...]]:
     """What nodes did, whatever became of it."""
     keys = ("round", "phase", "node", "bytes_down", "bytes_up", "macs", "seconds")
-    nodes = [row for row in rows if row["phase"] != "server"]
+    nodes = node_rows(rows)
     return Counter(tuple(row[key] for key in keys) for row in nodes)
 
 

@@ -13,6 +13,7 @@ from flwr.serverapp.strategy import FedAvg
 from grid import LocalGrid
 
 from flwr_autoflip import AutoFlip, client_app
+from flwr_autoflip.ledger import node_rows
 
 NODES = 4
 
@@ -85,7 +86,7 @@ def build(**options: Any) -> AutoFlip:
 def by_round(strategy: AutoFlip, phase: str = "train") -> dict[int, dict[int, str]]:
     """Statuses by round and node."""
     found: dict[int, dict[int, str]] = {}
-    for row in strategy.ledger.rows:
+    for row in node_rows(strategy.ledger.rows):
         if row["phase"] == phase:
             found.setdefault(row["round"], {})[row["node"]] = row["status"]
     return found
@@ -113,7 +114,7 @@ def test_a_node_killed_in_mid_round(caplog: pytest.LogCaptureFixture) -> None:
     # Sampled in round 3 while it still counted as connected; then it is gone.
     assert statuses[3][101] == "failed"
     assert set(statuses[4]) == {100, 102, 103}
-    row = next(r for r in strategy.ledger.rows if r["status"] == "failed")
+    row = next(r for r in node_rows(strategy.ledger.rows) if r["status"] == "failed")
     assert row["reason"] == "Node unavailable"
     assert row["bytes_down"] > 0 == row["bytes_up"]
     assert "failed reply of node 101: Node unavailable" in caplog.text
@@ -130,7 +131,7 @@ def test_a_node_that_joins_late(guidance_from: Any) -> None:
     statuses, explored = by_round(strategy), by_round(strategy, "explore")
     assert set(statuses[1]) == {100, 101, 102}
     assert statuses[2][103] == statuses[3][103] == "ok"
-    late = [r for r in strategy.ledger.rows if r["node"] == 103]
+    late = [r for r in node_rows(strategy.ledger.rows) if r["node"] == 103]
     assert late[0]["plan_bytes"] > 200  # model's layout and the whole plan
     assert late[-1]["plan_bytes"] == 16 or guidance_from == "participants"
     if guidance_from == "explorers":  # one plan for the run needs no more reports
@@ -157,7 +158,7 @@ def test_a_node_that_restarts_under_a_new_id() -> None:
     for server_round in (3, 4):
         assert statuses[server_round] == dict.fromkeys((900, 101, 102, 103), "ok")
     assert by_round(strategy, "explore")[3] == {900: "ok"}
-    seen = {row["node"] for row in strategy.ledger.rows}
+    seen = {row["node"] for row in node_rows(strategy.ledger.rows)}
     assert seen == {100, 900, 101, 102, 103}
 
 
@@ -240,7 +241,9 @@ def test_a_round_with_no_replies(caplog: pytest.LogCaptureFixture) -> None:
         np.testing.assert_array_equal(sent[3][name], array)
     assert any((sent[1][name] != array).any() for name, array in sent[2].items())
     # Nobody is known to hold the plan any more: all of them are sent it again.
-    plans = [r["plan_bytes"] for r in strategy.ledger.rows if r["round"] == 3]
+    plans = [
+        r["plan_bytes"] for r in node_rows(strategy.ledger.rows) if r["round"] == 3
+    ]
     assert min(plans) > 200
 
 

@@ -31,6 +31,7 @@ from grid import LocalGrid
 from flwr_autoflip import AutoFlip, AutoFlipError, autoflip_mod, client_app
 from flwr_autoflip.core.shrink import arrays_of
 from flwr_autoflip.inprocess import over_the_wire
+from flwr_autoflip.ledger import node_rows
 from flwr_autoflip.policies import PruneFl
 
 APPS = {"message": plain_app, "numpy": numpy_app}
@@ -49,7 +50,7 @@ def test_an_unchanged_app_takes_part(api: str) -> None:
         LocalGrid(APPS[api]([autoflip_mod]), 3), initial(), num_rounds=2
     )
 
-    rows = [r for r in strategy.ledger.rows if r["phase"] != "server"]
+    rows = node_rows(strategy.ledger.rows)
     assert {r["status"] for r in rows} == {"ok"}
     train = [r for r in rows if r["phase"] == "train"]
     plan = strategy.deployable_plan()
@@ -129,8 +130,12 @@ def test_an_apps_own_names_metrics_and_array_order() -> None:
 
     result = strategy.start(LocalGrid(app, 3), initial(), num_rounds=1)
 
-    assert {row["status"] for row in strategy.ledger.rows} == {"ok"}
-    assert sorted(row["examples"] for row in strategy.ledger.rows[-3:]) == [10, 11, 12]
+    assert {row["status"] for row in node_rows(strategy.ledger.rows)} == {"ok"}
+    assert sorted(row["examples"] for row in node_rows(strategy.ledger.rows)[-3:]) == [
+        10,
+        11,
+        12,
+    ]
     metrics = result.train_metrics_clientapp[1]
     assert metrics["steps"] == 2
     np.testing.assert_allclose(metrics["loss"], [0.5, (11 + 2 * 12) / 33])
@@ -156,9 +161,9 @@ def test_an_app_that_keeps_or_replaces_its_state() -> None:
 
     result = strategy.start(LocalGrid(app, 3), initial(), num_rounds=3)
 
-    assert {row["status"] for row in strategy.ledger.rows} == {"ok"}
+    assert {row["status"] for row in node_rows(strategy.ledger.rows)} == {"ok"}
     assert result.train_metrics_clientapp[3]["rounds"] == 4  # and one exploring
-    last = [row for row in strategy.ledger.rows if row["round"] == 3]
+    last = [row for row in node_rows(strategy.ledger.rows) if row["round"] == 3]
     assert {row["plan_bytes"] for row in last} == {16}  # nobody lost the plan
 
 
@@ -168,7 +173,7 @@ def test_an_app_that_raises_keeps_the_plan() -> None:
 
     strategy.start(LocalGrid(app, 2), initial(), num_rounds=2)
 
-    rows = strategy.ledger.rows
+    rows = node_rows(strategy.ledger.rows)
     assert sorted(row["status"] for row in rows) == ["failed", "ok", "ok", "ok"]
     assert "no disk" in next(row["reason"] for row in rows if row["reason"])
 
@@ -243,7 +248,7 @@ def test_an_apps_error_of_many_lines_is_one_line_in_the_ledger() -> None:
 
     strategy.start(LocalGrid(app, 3), initial(), num_rounds=1)
 
-    reasons = {r["node"]: r["reason"] for r in strategy.ledger.rows}
+    reasons = {r["node"]: r["reason"] for r in node_rows(strategy.ledger.rows)}
     expected = "RuntimeError: Error(s) in loading state_dict: size mismatch"
     assert reasons == {100: "", 101: expected, 102: ""}
 
@@ -280,8 +285,8 @@ def test_arrays_that_are_not_the_model_are_refused(kind: str) -> None:
         LocalGrid(plain_app([autoflip_mod, cut]), 2), initial(), num_rounds=1
     )
 
-    assert {row["status"] for row in strategy.ledger.rows} == {"failed"}
+    assert {row["status"] for row in node_rows(strategy.ledger.rows)} == {"failed"}
     wanted = (
         "one ArrayRecord, got 2" if kind == "two" else "return the whole state_dict"
     )
-    assert wanted in strategy.ledger.rows[0]["reason"]
+    assert wanted in node_rows(strategy.ledger.rows)[0]["reason"]

@@ -25,6 +25,7 @@ from flwr.serverapp.strategy import (
 from grid import LocalGrid
 
 from flwr_autoflip import AutoFlip, AutoFlipError, autoflip_mod, client_app
+from flwr_autoflip.ledger import node_rows
 
 NODES, NORM = 3, 0.05
 Rows = list[dict[str, Any]]
@@ -120,8 +121,11 @@ def test_what_the_server_receives_is_clipped(
     strategy = run(APPS[kind_of_app](mods), wrap(kind, watched), **options)
     run(APPS[kind_of_app](own), free, **options)
 
-    assert {row["status"] for row in strategy.ledger.rows} == {"ok"}
-    assert {row["phase"] for row in strategy.ledger.rows} == {"explore", "train"}
+    assert {row["status"] for row in node_rows(strategy.ledger.rows)} == {"ok"}
+    assert {row["phase"] for row in node_rows(strategy.ledger.rows)} == {
+        "explore",
+        "train",
+    }
     # Adaptive: all are clipped, so the bound grows; it is not above e^(2 * .1) of NORM.
     bound = NORM * (np.exp(0.2) if kind == "adaptive" else 1) * 1.001
     norms, unclipped = watched.norms(), free.norms()
@@ -211,7 +215,7 @@ def test_without_exploring_either_order_trains() -> None:
         )
         strategy.start(LocalGrid(plain_app(mods), NODES), initial(), num_rounds=1)
 
-        assert {row["status"] for row in strategy.ledger.rows} == {"ok"}
+        assert {row["status"] for row in node_rows(strategy.ledger.rows)} == {"ok"}
         assert max(watched.norms()[1]) <= NORM * 1.001
 
 
@@ -230,8 +234,10 @@ def test_mods_of_training_alone_leave_evaluation_in_peace() -> None:
 
     strategy = run(app, dp, rounds=1)
 
-    assert {row["status"] for row in strategy.ledger.rows} == {"ok"}
-    assert [row["phase"] for row in strategy.ledger.rows].count("evaluate") == NODES
+    assert {row["status"] for row in node_rows(strategy.ledger.rows)} == {"ok"}
+    assert [row["phase"] for row in node_rows(strategy.ledger.rows)].count(
+        "evaluate"
+    ) == NODES
 
 
 # --- Sizes ---
@@ -253,7 +259,7 @@ def test_sizes_are_those_of_their_place(
     with caplog.at_level(logging.INFO, "flwr"):
         strategy = run(plain_app(mods), FedAvg(fraction_evaluate=0.0), rounds=1)
 
-    assert {row["status"] for row in strategy.ledger.rows} == {"ok"}
+    assert {row["status"] for row in node_rows(strategy.ledger.rows)} == {"ok"}
     sizes = [
         int(record.args[0])  # type: ignore[index, arg-type]
         for record in caplog.records
@@ -281,7 +287,7 @@ def test_a_mods_own_error_passes() -> None:
 
     strategy.start(LocalGrid(app, NODES), initial(), num_rounds=1)
 
-    rows: Rows = strategy.ledger.rows
+    rows: Rows = node_rows(strategy.ledger.rows)
     assert {row["status"] for row in rows} == {"failed"}
     assert "requires the key 'clipping_norm'" in rows[0]["reason"]
 

@@ -16,7 +16,7 @@ from grid import LocalGrid
 
 from flwr_autoflip import AutoFlip, AutoFlipError, autoflip_mod, autoflip_server
 from flwr_autoflip.core.shrink import arrays_of
-from flwr_autoflip.ledger import read_ledger
+from flwr_autoflip.ledger import node_rows, read_ledger
 from flwr_autoflip.older import Older
 
 NODES = 4
@@ -42,7 +42,7 @@ def test_the_older_fedavg_trains_what_the_newer_one_does() -> None:
 
     for name, array in newer.items():
         np.testing.assert_allclose(older[name], array, rtol=1e-5, atol=1e-7)
-    rows, others = strategy.ledger.rows, other.ledger.rows
+    rows, others = node_rows(strategy.ledger.rows), node_rows(other.ledger.rows)
     assert len(rows) == len(others) == NODES * 7  # exploring, 3 times both phases
     assert {row["status"] for row in rows} == {"ok"}
     for key in ("bytes_up", "macs", "parameters"):

@@ -34,6 +34,7 @@ from flwr_autoflip.core.half import to_half
 from flwr_autoflip.core.privacy import ReportPrivacy
 from flwr_autoflip.core.shrink import arrays_of
 from flwr_autoflip.inprocess import InProcessGrid
+from flwr_autoflip.ledger import node_rows
 
 NODES, STD = 3, 0.3
 BY_UNIT: dict[str, Any] = {"exploration_payload": "units", "warm_start": False}
@@ -149,7 +150,7 @@ def test_the_server_says_what_nodes_say(caplog: pytest.LogCaptureFixture) -> Non
     assert (
         "3 of 3 reports were noised by their nodes, who say: epsilon:8.0" in caplog.text
     )
-    assert {row["status"] for row in strategy.ledger.rows} == {"ok"}
+    assert {row["status"] for row in node_rows(strategy.ledger.rows)} == {"ok"}
     assert strategy.deployable_plan().num_parameters < strategy.layout.num_parameters
 
 
@@ -239,7 +240,7 @@ def test_what_a_node_says_is_not_taken_unread() -> None:
 
     strategy = start(grid_of(client_app(Private), fault=fault))
 
-    rows = [row for row in strategy.ledger.rows if row["node"] == 101]
+    rows = [row for row in node_rows(strategy.ledger.rows) if row["node"] == 101]
     assert rows[0]["status"] == "refused"
     assert "autoflip-privacy must be" in rows[0]["reason"]
 
@@ -256,7 +257,7 @@ def test_saying_so_is_no_way_around_the_limit_of_a_warm_start() -> None:
         warm_start=True,
     )
 
-    rows = [row for row in strategy.ledger.rows if row["node"] == 101]
+    rows = [row for row in node_rows(strategy.ledger.rows) if row["node"] == 101]
     assert "'update' cannot be noised as this one says" in rows[0]["reason"]
 
 

@@ -31,6 +31,7 @@ from flwr_autoflip.core.guidance import (
     normalize,
 )
 from flwr_autoflip.core.statistics import Running, SummedReports
+from flwr_autoflip.ledger import node_rows
 from flwr_autoflip.store import ReportStore
 
 LAYOUT = mlp_layout()
@@ -396,7 +397,7 @@ def build(**options: Any) -> AutoFlip:
 def statuses(strategy: AutoFlip, phase: str, server_round: int) -> dict[int, str]:
     return {
         row["node"]: row["status"]
-        for row in strategy.ledger.rows
+        for row in node_rows(strategy.ledger.rows)
         if (row["phase"], row["round"]) == (phase, server_round)
     }
 

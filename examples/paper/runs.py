@@ -14,7 +14,7 @@ import numpy as np
 
 from flwr_autoflip import AutoFlipError
 from flwr_autoflip.inprocess import InProcessGrid
-from flwr_autoflip.ledger import read_ledger
+from flwr_autoflip.ledger import node_rows, read_ledger
 from flwr_autoflip.report import curve
 
 from .federation import Setting, make_client_app, run_server
@@ -183,7 +183,7 @@ def summarise(folder: Path, setting: Setting) -> dict[str, Any]:
     rows = read_ledger(folder / LEDGER)
     line = curve(rows)
     server = [row for row in rows if row["phase"] == "server"]
-    nodes = [row for row in rows if row["phase"] != "server"]
+    nodes = node_rows(rows)
     if len(server) != setting.rounds + 1:
         raise RunError(
             f"{folder} has {len(server) - 1} of {setting.rounds} rounds; see {LOG}."

@@ -34,6 +34,8 @@ from flwr_autoflip.core.shrink import shrink
 from flwr_autoflip.core.trace import trace
 from flwr_autoflip.ledger import read_ledger, total
 from flwr_autoflip.report import Curve, curve, draw_curves
+from flwr_autoflip.report.page import render_page
+from flwr_autoflip.report.runs import Run
 
 from ..simulation import flwr_run, superlink
 
@@ -292,8 +294,15 @@ def write(summary: dict[str, Any], runs: Runs, out: Path, console: Console) -> N
     }
     target = statistics.mean(summary["target_top1"])
     draw_curves(curves, out / "report.png", target=target)
+    pages = [
+        Run(f"{LABELS[method]}, seed {seed}", rows)
+        for method, seeds in runs.items()
+        for seed, (rows, _) in enumerate(seeds)
+    ]
+    (out / "report.html").write_text(render_page(pages), "utf-8")
     show(summary, console)
-    console.print(f"Written: {out}/summary.json, table.md, report.png and the ledgers.")
+    names = "report.html, report.png, summary.json, table.md"
+    console.print(f"Written: {out}/ with {names} and the ledgers.")
 
 
 HEADER = (

@@ -2,7 +2,7 @@
 
 MACs are counted on the model that is really built, by torch's ``FlopCounterMode`` on
 the ``meta`` device (no memory, no arithmetic); FLOPs = 2 MACs, as in Eq. 12 of
-arXiv:2405.10271v4. A training step is taken as three forward passes.
+arXiv:2405.10271v4. What a training step costs is :mod:`.work`'s.
 """
 
 import copy
@@ -13,9 +13,6 @@ import torch
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.flop_counter import FlopCounterMode
-
-STEP_PER_FORWARD = 3
-"""MACs of a training step over those of its forward pass: one forward, two backward."""
 
 MEMORY_BATCH = 32
 """Examples of the batch for which training memory is counted."""

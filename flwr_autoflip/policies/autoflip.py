@@ -134,6 +134,12 @@ class AutoFlipPolicy(Policy):
         warn_if_nothing_pruned(plan, "raise the threshold, or choose threshold='auto'.")
         return plan
 
+    def unit_guidance(
+        self, layout: Layout, reports: Sequence[Report]
+    ) -> dict[str, NDArray[np.float64]]:
+        """Give the mean guidance of each unit's own parameters."""
+        return unit_scores(layout, self.guidance(reports))
+
     def rank_units(
         self,
         server_round: int,
@@ -142,7 +148,7 @@ class AutoFlipPolicy(Policy):
         reports: Sequence[Report],
     ) -> dict[str, NDArray[np.float64]]:
         """Score units by mean guidance; see :class:`.base.Policy`."""
-        return unit_scores(layout, self.guidance(reports))
+        return self.unit_guidance(layout, reports)
 
     def check_explorers(self, count: int) -> None:
         """Check the number of explorers before any of them is asked.

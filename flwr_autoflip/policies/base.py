@@ -96,6 +96,24 @@ class Policy(ABC):
         """Tell whether nodes also send gradients in this round, for the next plan."""
         return False
 
+    def unit_guidance(
+        self, layout: Layout, reports: Sequence[Report]
+    ) -> Mapping[str, NDArray[Any]]:
+        """Score units by guidance, for a look at a run; empty without guidance.
+
+        Parameters
+        ----------
+        layout : Layout
+        reports : sequence of Report
+            Deviations of all explorers.
+
+        Returns
+        -------
+        mapping of str to ndarray
+            Group name to ``(group.size,)`` in [0, 1].
+        """
+        return {}
+
     def rank_units(
         self,
         server_round: int,

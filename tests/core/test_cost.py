@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from flwr_autoflip.core.cost import (
     MEMORY_BATCH,
-    STEP_PER_FORWARD,
     count_macs,
     count_macs_thop,
     count_parameters,
@@ -139,8 +138,3 @@ def test_half_of_the_units_train_in_less_memory(name: str) -> None:
     memory = [count_training_memory(m, batch(name, 1)) for m in (small, build(name))]
 
     assert 0 < memory[0] < memory[1]
-
-
-def test_a_training_step_is_three_forward_passes() -> None:
-    # One forward and two backward products of the same size, Eq. 12's usual reading.
-    assert STEP_PER_FORWARD == 3

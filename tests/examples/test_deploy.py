@@ -37,7 +37,7 @@ from examples.processes import (
 )
 from examples.quickstart import compare as quickstart
 from flwr_autoflip.inprocess import InProcessGrid
-from flwr_autoflip.ledger import read_ledger
+from flwr_autoflip.ledger import node_rows, read_ledger
 
 pytest.importorskip("mlxtend")
 
@@ -274,7 +274,7 @@ def compared(deployed: Deployment) -> Compared:
 def test_the_quickstart_runs_on_supernodes(compared: Compared) -> None:
     assert list(compared.ledgers) == ["fedavg", "autoflip"]
     for rows in compared.ledgers.values():
-        nodes = [row for row in rows if row["phase"] != "server"]
+        nodes = node_rows(rows)
         assert {row["status"] for row in nodes} == {"ok"}
         assert len([row for row in nodes if row["phase"] == "train"]) == 4
         assert len(round_seconds(rows)) == 2
@@ -292,7 +292,7 @@ def test_the_quickstart_runs_on_supernodes(compared: Compared) -> None:
 @pytest.mark.slow
 def test_the_ledger_agrees_with_the_superlinks_counters(compared: Compared) -> None:
     for row in compared.network:
-        nodes = [r for r in compared.ledgers[row["method"]] if r["phase"] != "server"]
+        nodes = node_rows(compared.ledgers[row["method"]])
         for way in ("down", "up"):
             ours, theirs = row["ledger"][way], row["superlink"][way]
             assert theirs > 1_000_000

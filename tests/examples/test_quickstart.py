@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from flwr_autoflip.files import read_pruned
+from flwr_autoflip.ledger import node_rows
+
 pytest.importorskip("mlxtend")
 pytest.importorskip("ray")
 
@@ -58,7 +61,7 @@ def test_flwr_run_end_to_end(tmp_path: Path) -> None:
 
     assert set(summary["methods"]) == set(module.METHODS)
     for rows, _ in [*runs["fedavg"], *runs["autoflip"], *runs["random"]]:
-        nodes = [row for row in rows if row["phase"] != "server"]
+        nodes = node_rows(rows)
         assert {row["status"] for row in nodes} == {"ok"}
         assert {row["phase"] for row in nodes} >= {"train", "evaluate"}
     autoflip, random = summary["methods"]["autoflip"], summary["methods"]["random"]
@@ -66,6 +69,12 @@ def test_flwr_run_end_to_end(tmp_path: Path) -> None:
     assert autoflip["exploration_macs"][0] > random["exploration_macs"][0] == 0
     assert json.loads(json.dumps(summary)) == summary
     assert module.markdown(summary).count("\n") == 2 + len(module.METHODS)
+    module.write(summary, runs, tmp_path, console)
+    page = (tmp_path / "report.html").read_text()
+    assert all(f"{label}, seed 0" in page for label in module.LABELS.values())
+    plan, _ = read_pruned(tmp_path / "autoflip-seed0" / "model.safetensors")
+    units = module.deployable(runs["autoflip"][0][0])["units"]
+    assert {name: len(kept) for name, kept in plan.keep.items()} == units
 
 
 @pytest.mark.slow

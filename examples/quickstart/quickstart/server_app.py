@@ -1,13 +1,14 @@
 """The server: any Flower strategy, wrapped in AutoFlip."""
 
 import random
+from pathlib import Path
 
 import torch
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
-from flwr_autoflip import AutoFlip
+from flwr_autoflip import AutoFlip, save_pruned
 from quickstart.task import Net, load_test, test
 
 app = ServerApp()
@@ -44,9 +45,16 @@ def main(grid: Grid, context: Context) -> None:
         loss, top1 = test(model, data)
         return MetricRecord({"loss": loss, "top1": top1})
 
-    strategy.start(
+    result = strategy.start(
         grid=grid,
         initial_arrays=ArrayRecord(model.state_dict()),
         num_rounds=int(run["num-server-rounds"]),
         evaluate_fn=evaluate,
     )
+    if run["ledger-dir"]:  # for `flwr-autoflip inspect`
+        path = Path(str(run["ledger-dir"])) / "model.safetensors"
+        save_pruned(
+            path,
+            strategy.deployable_model(result.arrays),
+            strategy.deployable_plan(result.arrays),
+        )

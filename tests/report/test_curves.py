@@ -1,14 +1,14 @@
-"""Curves by hand, and a picture that is there."""
-
-from pathlib import Path
+"""Curves by hand."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ledgers import make_ledger
 
-from flwr_autoflip.ledger import Ledger, NodeRow
-from flwr_autoflip.report import curve, draw_curves
+from flwr_autoflip.core.errors import AutoFlipError
+from flwr_autoflip.ledger import Ledger, NodeRow, total
+from flwr_autoflip.report import curve
 
 
 def rows_of(top1: list[float]) -> Ledger:
@@ -59,10 +59,28 @@ def test_what_was_not_evaluated_is_not_a_number() -> None:
     assert np.isnan(curve(ledger.rows).dense_top1).all()
 
 
-def test_a_picture_is_drawn(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    runs = [curve(rows_of(list(np.linspace(0, s, 9))).rows) for s in (0.8, 0.9)]
+def test_a_metric_nobody_gave_is_an_error() -> None:
+    with pytest.raises(AutoFlipError, match="no metric 'acc'; they have: dense-top1, "):
+        curve(rows_of([0.5]).rows, "acc")
+    with pytest.raises(AutoFlipError, match="give start"):
+        curve([{"phase": "train", "round": 1}], "acc")
 
-    draw_curves({"a": runs, "b": runs[:1]}, tmp_path / "x" / "report.png", target=0.5)
 
-    assert (tmp_path / "x" / "report.png").read_bytes().startswith(b"\x89PNG")
+def test_costs_of_rows_in_any_order_are_those_of_the_plain_sum() -> None:
+    """A node that explores late is booked in the round in which it does."""
+    ledger = make_ledger(None, 7, 3, faults=True)
+    rows = ledger.rows[::-1]
+    rows.sort(key=lambda row: row["phase"] != "server")  # the server's come first
+    rows.append({**ledger.rows[0], "round": 4})
+
+    one = curve(rows)
+
+    servers = [row["round"] for row in rows if row["phase"] == "server"]
+    assert servers == [7, 6, 5, 4, 3, 2, 1, 0]
+    for place, number in enumerate(servers):
+        down, up, macs = (
+            total(rows, key, last_round=number)
+            for key in ("bytes_down", "bytes_up", "macs")
+        )
+        assert one.bytes_moved[place] == down + up
+        assert one.macs[place] == macs

@@ -1,0 +1,117 @@
+"""``export``: a pruned model for another runtime."""
+
+import importlib
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+from torch import nn
+
+from ..core.errors import AutoFlipError
+from ..files import export_onnx, load_pruned
+from ..report.svg import amount
+
+DTYPES = {"float32": torch.float32, "int64": torch.int64, "int32": torch.int32}
+
+
+def export_model(path: Path, onnx: Path, model: str, example: str) -> None:
+    """Build a pruned model from its file, write it as ONNX, compare both.
+
+    A file of :func:`flwr_autoflip.save_pruned` holds values and structure, no code: the
+    user says which code, nothing in the file does.
+
+    Parameters
+    ----------
+    path : Path
+    onnx : Path
+    model : str
+        ``module:name`` of what gives the dense model, found from the working directory.
+    example : str
+        Shape of an input, ``1,3,32,32``, with ``:int64`` behind it for integers.
+
+    Raises
+    ------
+    AutoFlipError
+        If anything does not fit, or the extra is not installed.
+    """
+    inputs = parse_example(example)
+    small, _ = load_pruned(path, find_model(model))
+    onnx.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's own
+            export_onnx(onnx, small, inputs)
+    except ImportError as error:
+        raise AutoFlipError(
+            f'{error}; install the extra: pip install "flwr-autoflip[onnx]"'
+        ) from error
+    size = sum(p.stat().st_size for p in onnx.parent.glob(f"{onnx.name}*"))
+    typer.echo(f"Written: {onnx}, {amount(size, 'B')}; onnxruntime computes the same.")
+
+
+def find_model(where: str) -> Callable[[], nn.Module]:
+    """Import what gives the dense model.
+
+    Parameters
+    ----------
+    where : str
+        ``module:name``.
+
+    Returns
+    -------
+    callable
+
+    Raises
+    ------
+    AutoFlipError
+        If there is no such thing.
+    """
+    module, _, name = where.partition(":")
+    if not module or not name:
+        raise AutoFlipError(
+            f"--model must read MODULE:NAME, such as task:Net, got {where!r}."
+        )
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise AutoFlipError(
+            f"--model {where}: {error}; run this where `import {module}` works."
+        ) from error
+    if not callable(found):
+        raise AutoFlipError(f"--model {where} is no class or function, but {found!r}.")
+    return found  # type: ignore[no-any-return]
+
+
+def parse_example(text: str) -> Any:
+    """Make an example input of zeros.
+
+    Parameters
+    ----------
+    text : str
+        Such as ``1,3,32,32`` or ``1,80:int64``.
+
+    Returns
+    -------
+    Tensor
+
+    Raises
+    ------
+    AutoFlipError
+        If it cannot be read.
+    """
+    shape, _, dtype = text.partition(":")
+    sizes = [part.strip() for part in shape.split(",")]
+    if (dtype or "float32") not in DTYPES or not all(
+        size.isdecimal() and int(size) > 0 for size in sizes
+    ):
+        raise AutoFlipError(
+            f"--input must read 1,3,32,32 or 1,80:int64, got {text!r}; dtypes are "
+            f"{', '.join(DTYPES)}."
+        )
+    return torch.zeros(*map(int, sizes), dtype=DTYPES[dtype or "float32"])

@@ -1,0 +1,67 @@
+"""``report``: ledgers to a page, pictures, or figures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+
+from ..core.storage import write_whole
+from ..report.page import render_page
+from ..report.runs import Run, read_runs, summarise
+from ..report.svg import amount, percent
+from .output import print_json, print_table
+
+
+def make_report(paths: Sequence[Path], out: Path, png: bool, as_json: bool) -> None:
+    """Write the page, and PNGs if asked for; print the main figures.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+    out : Path
+        The page.
+    png : bool
+    as_json : bool
+        Figures as JSON.
+
+    Raises
+    ------
+    AutoFlipError
+        If a ledger cannot be read, or PNGs are wanted without matplotlib.
+    """
+    runs = read_runs(paths)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(out, render_page(runs).encode())
+    written = [out]
+    if png:
+        from ..report.pictures import draw_all
+
+        written += draw_all(runs, out.with_suffix(""))
+    if as_json:
+        files = [str(path) for path in written]
+        print_json({"files": files, "runs": [summarise(run) for run in runs]})
+        return
+    _print_figures(runs)
+    for path in written:
+        typer.echo(f"Written: {path}")
+
+
+def _print_figures(runs: Sequence[Run]) -> None:
+    heads = ("run", "rounds", "accuracy", "kept", "moved", "saved", "failures")
+    rows = []
+    for found in map(summarise, runs):
+        kept = saved = value = "-"
+        if found["dense_parameters"]:
+            kept = percent(found["parameters"] / found["dense_parameters"])
+        if found["dense_bytes"]:
+            saved = percent(found["saved_bytes"] / found["dense_bytes"])
+        if found["value"] is not None:
+            value = f"{found['value']:.3f}"
+        moved = amount(found["bytes_down"] + found["bytes_up"], "B")
+        rows.append(
+            (
+                *(found["name"], str(found["rounds"]), value, kept, moved, saved),
+                str(found["failures"]),
+            )
+        )
+    print_table(heads, rows)

@@ -1,0 +1,43 @@
+"""Which of a server's metrics is the one to show."""
+
+from collections.abc import Mapping
+from typing import Any
+
+NAMES = ("top1", "accuracy", "acc")
+"""What accuracy is called, best first; longer names that hold one come after these."""
+
+
+def headline(metrics: Mapping[str, Any]) -> tuple[str, float] | None:
+    """Choose the metric that a line or a page shows first.
+
+    Parameters
+    ----------
+    metrics : mapping of str to object
+        As an ``evaluate_fn`` gives them; ``dense-`` ones are of another model.
+
+    Returns
+    -------
+    name : str
+        Accuracy under any of its usual names; else the first number there is.
+    value : float
+        Or None in place of both, if there is no number.
+
+    Examples
+    --------
+    >>> headline({"loss": 0.4, "top1": 0.9, "dense-top1": 0.95})
+    ('top1', 0.9)
+    >>> headline({"loss": 0.4})
+    ('loss', 0.4)
+    """
+    found = {
+        name: float(value)
+        for name, value in metrics.items()
+        if isinstance(value, (int, float)) and not name.startswith("dense-")
+    }
+    for name in NAMES:
+        if name in found:
+            return name, found[name]
+    for name, value in found.items():
+        if any(known in name.lower() for known in NAMES):
+            return name, value
+    return next(iter(found.items()), None)

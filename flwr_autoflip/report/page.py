@@ -1,0 +1,63 @@
+"""One page for one or more runs: HTML that needs nothing but itself."""
+
+from collections.abc import Sequence
+from html import escape
+from importlib.resources import files
+
+from ..core.version import __version__
+from .devices import failure_tables, node_section
+from .overview import comparison, figures, lead
+from .progress import accuracy, against_dense
+from .runs import Run
+from .structure import guidance, units
+
+
+def render_page(runs: Sequence[Run]) -> str:
+    """Write the page.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+        At least one.
+
+    Returns
+    -------
+    str
+        HTML without any address to fetch from.
+    """
+    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
+    overview = figures(runs[0]) if len(runs) == 1 else comparison(runs)
+    body = [
+        f"<h1>AutoFLIP: {escape(title)}</h1>",
+        f'<p class="lead">{escape(lead(runs))}</p>',
+        overview,
+        accuracy(runs),
+        against_dense(runs),
+        units(runs),
+        guidance(runs),
+        node_section(runs),
+        failure_tables(runs),
+        _footer(),
+    ]
+    style, script = (
+        files("flwr_autoflip.report").joinpath(name).read_text("utf-8")
+        for name in ("page.css", "page.js")
+    )
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>AutoFLIP: {escape(title)}</title>"
+        '<link rel="icon" href="data:,">'
+        f"<style>{style}</style></head><body><main>{''.join(body)}</main>"
+        f"<script>{script}</script></body></html>\n"
+    )
+
+
+def _footer() -> str:
+    return (
+        "<footer>Bytes are serialised messages, both ways. MACs are those of the "
+        "models that nodes really built, a training step taken as three forward "
+        "passes. Exploring is in every total. “Dense” bytes are those of the dense "
+        "model's own messages, sent and answered as often. "
+        f"Made by flwr-autoflip {__version__}.</footer>"
+    )

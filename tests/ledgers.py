@@ -1,0 +1,96 @@
+"""Ledgers made by hand, for tests of what reads them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flwr_autoflip.ledger import Ledger, NodeRow
+
+DENSE_UNITS = {"conv1": 16, "conv2": 32, "fc1": 128}
+DENSE_MESSAGE = {"down": 1000, "up": 1100, "metrics": 100}
+
+
+def plan_figures(share: float) -> dict[str, Any]:
+    """What a ledger says of a plan that keeps a share of everything."""
+    return {
+        "parameters": round(1000 * share),
+        "zeros": 0,
+        "bytes": round(4000 * share),
+        "dense_parameters": 1000,
+        "macs": round(500 * share),
+        "dense_macs": 500,
+        "units": {name: max(1, round(n * share)) for name, n in DENSE_UNITS.items()},
+    }
+
+
+def make_ledger(
+    folder: Path | None,
+    rounds: int,
+    nodes: int,
+    *,
+    share: float = 0.25,
+    faults: bool = False,
+    old: bool = False,
+) -> Ledger:
+    """Write a run: two explorers, then every node in every round.
+
+    ``old`` ledgers hold no plans of their own; ``faults`` lets nodes fail.
+    """
+    ledger = Ledger(None if folder is None else folder / "ledger.jsonl")
+    generator = np.random.default_rng(rounds)
+    first = 9_000_000_000_000_000_000
+    for node in range(2):
+        ledger.add(NodeRow(0, "explore", first + node, **_cost(1.0)))
+    plan = plan_figures(share)
+    if not old:
+        counts = generator.integers(0, 9, (len(DENSE_UNITS), 2, 20)).tolist()
+        guidance = {
+            name: {"top": 0.4, "kept": kept, "pruned": pruned}
+            for name, (kept, pruned) in zip(DENSE_UNITS, counts, strict=True)
+        }
+        row = {"digest": "00", "plan": plan, "dense_units": DENSE_UNITS}
+        ledger.add_plan(0, row | {"dense_message": DENSE_MESSAGE, "guidance": guidance})
+    for number in range(rounds + 1):
+        for node in range(nodes if number else 0):
+            failed = faults and generator.random() < 0.1
+            status = {"status": "failed", "reason": "<b>out</b> of memory & so on"}
+            extra: Any = status | {"bytes_up": 0} if failed else {}
+            ledger.add(NodeRow(number, "train", first + node, **_cost(share) | extra))
+        top1 = 0.9 - 0.8 * 0.9**number
+        ledger.add_server(number, {"loss": 1.0, "top1": top1, "dense-top1": top1}, plan)
+    return ledger
+
+
+def _cost(share: float) -> Any:
+    return {
+        "bytes_down": round(1000 * share),
+        "bytes_up": round(1100 * share),
+        "parameters": round(1000 * share),
+        "macs_per_example": round(500 * share),
+        "examples": 10,
+        "seconds": 0.25,
+    }
+
+
+def write_large(folder: Path, rounds: int, nodes: int, groups: int) -> Path:
+    """Write a long run's file at once: a deep model, and a plan every round."""
+    rows = make_ledger(None, rounds, nodes, faults=True).rows
+    first = next(row for row in rows if row["phase"] == "plan")
+    names = [f"features.{n}.block.{n % 4}.conv" for n in range(groups)]
+    first["dense_units"] = dict.fromkeys(names, 256)
+    first["guidance"] = {name: first["guidance"]["fc1"] for name in names}
+    generator = np.random.default_rng(0)
+    for number in range(rounds):
+        kept = generator.integers(20, 257, groups).tolist()
+        units = dict(zip(names, kept, strict=True))
+        plan = {**first["plan"], "units": units}
+        if number:
+            first = {**first, "guidance": {}}
+        rows.append({**first, "round": number, "plan": plan})
+    rows.remove(next(row for row in rows if row["phase"] == "plan"))
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "ledger.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
