@@ -3,7 +3,7 @@ SEEDS ?= 1
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test check format docs package-check
+.PHONY: install demo test check format docs fuzz package-check
 
 install: .venv/installed
 
@@ -23,6 +23,10 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+fuzz: install
+	$(BIN)/python -m pip install --quiet -e ".[fuzz]"
+	$(BIN)/python -m fuzz --seconds 60
 
 format: install
 	$(BIN)/ruff check --fix .

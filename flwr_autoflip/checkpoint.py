@@ -26,6 +26,10 @@ from .core.tree import Kind, TreeReader, TreeWriter
 
 T = TypeVar("T")
 FORMAT = "flwr-autoflip checkpoint 1"
+_UNREADABLE = (
+    *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError),
+    RecursionError,
+)
 KEPT = 2
 """Whole checkpoints that stay."""
 
@@ -116,7 +120,10 @@ class CheckpointFolder:
                 f"{path}: expected format {FORMAT!r}, got {metadata.get('format')!r}; "
                 "use the flwr-autoflip that wrote it, or another folder."
             )
-        return TreeReader(arrays, self.kinds).read(json.loads(metadata["state"]))
+        try:
+            return TreeReader(arrays, self.kinds).read(json.loads(metadata["state"]))
+        except _UNREADABLE as error:
+            raise DamagedFileError(f"{path} holds no state: {error}") from error
 
     # --- What never changes ---
 
@@ -153,6 +160,8 @@ class CheckpointFolder:
         DamagedFileError
             If the file is damaged or lost.
         """
+        if re.fullmatch("[0-9a-f]{32}", name) is None:  # never a path
+            raise DamagedFileError(f"{name!r} is no name of arrays in {self.path}.")
         found, metadata = read_arrays(self.path / f"{name}.safetensors")
         arrays = {key: found[key] for key in json.loads(metadata["order"])}
         self._names[id(arrays)] = name, arrays

@@ -125,6 +125,7 @@ class AutoFlipClient(NumPyClient):
         request = self._read(parameters, config)
         orders = request.orders
         if orders.phase == "budget":
+            request.remember(self.context.state)
             return [np.zeros(0, np.float32)], 1, budget_receipt(request, self.budget)
         received = request.arrays()
         model = self._small_model(request, received).train()
@@ -173,6 +174,7 @@ class AutoFlipClient(NumPyClient):
     ) -> nn.Module:
         model = build_small(self.model_fn, request.orders.plan)
         load_arrays_inplace(model, arrays)
+        request.remember(self.context.state)  # it fits this node's model
         return model
 
 

@@ -16,6 +16,7 @@ from .ledger import Ledger, NodeRow, Status
 
 LOGGER = getLogger("flwr")
 T = TypeVar("T")
+LONGEST_REASON = 500
 
 
 @dataclass(frozen=True)
@@ -155,11 +156,12 @@ class Exchange:
         place = {message_id: i for i, message_id in enumerate(waiting)}
         valid: list[tuple[Sent, Answer[T]]] = []
         for message in replies:
-            sent = waiting.pop(message.metadata.reply_to_message_id, None)
-            if sent is None:
-                node = message.metadata.src_node_id
+            asked, node = message.metadata.reply_to_message_id, _sender(message)
+            sent = waiting.get(asked)
+            if sent is None or node not in (None, sent.row["node"]):
                 LOGGER.warning("\t> reply of node %s answers no open request", node)
                 continue
+            del waiting[asked]
             if message.has_error():
                 self._lost(sent, "failed", str(message.error.reason), message)
                 continue
@@ -204,7 +206,7 @@ class Exchange:
         self, sent: Sent, status: Status, reason: str, message: Message | None = None
     ) -> None:
         node = sent.row["node"]
-        reason = " ".join(reason.split())  # an app's exception may have many lines
+        reason = _one_line(reason)
         LOGGER.log(WARNING, "\t> %s reply of node %s: %s", status, node, reason)
         self.held.pop(node, None)  # it may have restarted: send everything next time
         receipt: dict[str, Any] = {}
@@ -238,6 +240,17 @@ class Exchange:
                 seconds=receipt.get(wire.KEY_SECONDS, 0.0),
             )
         )
+
+
+def _sender(message: Message) -> int | None:
+    """Give who answers; None for errors, which Flower reports in nodes' place."""
+    return None if message.has_error() else int(message.metadata.src_node_id)
+
+
+def _one_line(reason: str) -> str:
+    """Make an app's words, which may be anything, fit for a log and a ledger."""
+    words = " ".join(reason[: 2 * LONGEST_REASON].split())
+    return "".join(c if c.isprintable() else "?" for c in words)[:LONGEST_REASON]
 
 
 def _metric_shape(reply: wire.Reply) -> frozenset[tuple[str, int]]:

@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from .core.codec import decode_plan, encode_plan
-from .core.errors import AutoFlipError, WireError
+from .core.errors import AutoFlipError
 from .core.layout import Arrays, layout_from_bytes
 from .core.plan import Plan
 from .core.shrink import arrays_of, load_arrays_inplace
 from .core.skeleton import build_small
-from .core.storage import write_whole
+from .core.storage import UNREADABLE, write_whole
 
 FORMAT = "flwr-autoflip 1"
 
@@ -92,9 +92,9 @@ def read_pruned(path: str | Path) -> tuple[Plan, dict[str, NDArray[Any]]]:
                 f"{path}: expected format {FORMAT!r}, got {metadata.get('format')!r}; "
                 "only files of save_pruned can be read."
             )
-        layout = layout_from_bytes(b64decode(metadata["layout"]))
-        plan = decode_plan(b64decode(metadata["plan"]), layout)
-    except (SafetensorError, WireError, KeyError, OSError) as error:
+        layout = layout_from_bytes(b64decode(metadata["layout"], validate=True))
+        plan = decode_plan(b64decode(metadata["plan"], validate=True), layout)
+    except (*UNREADABLE, KeyError) as error:
         raise AutoFlipError(f"{path} is no whole pruned model: {error}") from error
     for spec in layout.tensors:
         stored, mask = arrays.get(spec.name), plan.small_mask.get(spec.name)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from .core.errors import DamagedFileError
+from .core.rows import Rows
 from .core.storage import write_whole
 from .core.work import count_work
 
@@ -94,7 +95,7 @@ class Mark:
 
 @dataclass
 class Ledger:
-    """Rows, kept in memory and appended to a file as they come.
+    """Rows, kept in memory (packed) and appended to a file as they come.
 
     Parameters
     ----------
@@ -106,7 +107,7 @@ class Ledger:
 
     path: Path | None = None
     fresh: bool = True
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: Rows = field(default_factory=Rows)
     _size: int = 0
     _digest: Any = field(default_factory=blake2b)
     _opened: float = field(default_factory=time.monotonic)
@@ -204,7 +205,7 @@ class Ledger:
         return self.path.read_bytes() if self.path is not None and found else b""
 
     def _become(self, content: bytes, rows: list[dict[str, Any]]) -> None:
-        self.rows[:] = rows
+        self.rows = Rows(rows)
         self._size, self._digest = len(content), blake2b(content)
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -232,9 +233,12 @@ def _rows_of(content: bytes) -> list[dict[str, Any]]:
     rows = []
     for line in content.splitlines():
         try:
-            rows.append(json.loads(line))
-        except (json.JSONDecodeError, UnicodeDecodeError):
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        if not _is_row(row):
+            break
+        rows.append(row)
     return rows
 
 
@@ -272,6 +276,14 @@ def dense_bytes(row: Mapping[str, Any], dense: Mapping[str, int]) -> int:
         return 0
     reply = dense["up" if row["phase"] == "train" else "metrics"]
     return dense["down"] + (reply if row["bytes_up"] else 0)
+
+
+def _is_row(row: Any) -> bool:
+    """Tell a row from what a damaged file holds instead."""
+    if not isinstance(row, dict) or not {"round", "phase"} <= set(row):
+        return False
+    own = row["phase"] in NODE_PHASES
+    return not own or {"status", "reason", "node"} <= set(row)
 
 
 def total(

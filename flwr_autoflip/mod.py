@@ -91,6 +91,7 @@ def autoflip_mod(
         )
     plan, numpy = request.orders.plan, wire.is_numpy_key(arrays_key)
     if request.orders.phase == "budget":
+        request.remember(context.state)
         receipt = budget_receipt(request, budget)
         content = (
             wire.numpy_train_reply(1, receipt)
@@ -107,6 +108,7 @@ def autoflip_mod(
         )
     zeros = {t.name: np.zeros(t.shape, t.dtype) for t in plan.layout.tensors}
     dense = expand(zeros, request.orders.values, plan)
+    request.remember(context.state)
     # A NumPyClient's reply has numbers for names; other mods compare them.
     named = {str(i): a for i, a in enumerate(dense.values())} if numpy else dense
     message.content = RecordDict(

@@ -19,6 +19,13 @@ from .core.tree import Kind, TreeWriter
 from .policies import Policy
 
 Attributes = dict[str, Any]
+_BIT_GENERATORS = {
+    kind.__name__: kind
+    for kind in (
+        *(np.random.MT19937, np.random.PCG64, np.random.PCG64DXSM),
+        *(np.random.Philox, np.random.SFC64),
+    )
+}
 
 
 def _arrays_of(record: ArrayRecord) -> dict[str, Any]:
@@ -36,7 +43,7 @@ def _random_from(state: tuple[Any, ...]) -> random.Random:
 
 
 def _numpy_from(state: dict[str, Any]) -> np.random.Generator:
-    generator = np.random.Generator(getattr(np.random, state["bit_generator"])())
+    generator = np.random.Generator(_BIT_GENERATORS[state["bit_generator"]]())
     generator.bit_generator.state = state
     return generator
 

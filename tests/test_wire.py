@@ -291,18 +291,21 @@ def test_what_rounding_left_stays_until_the_plan_changes() -> None:
     content, held, _ = wire.request_content(given, template(), wire.Held(), "message")
     data, config = given.encoded, dict(content["settings"])
     request = wire.read_request(data, config, state)
+    request.remember(state)
     noise = np.random.default_rng(0).standard_normal(PLAN.num_values)
     trained = request.orders.values + noise.astype(np.float32)
 
     first = wire.encode_trained(request.orders, trained, state)
-    wire.read_request(data, config, state)
+    wire.read_request(data, config, state).remember(state)
     second = wire.encode_trained(request.orders, trained, state)
 
     assert (first != second).any()
     other = Plan(LAYOUT, PLAN.keep | {"fc1": np.arange(4)})
     change = wire.Orders.of("train", other, ARRAYS, encoding)
     content, _, _ = wire.request_content(change, template(), held, "message")
-    wire.read_request(change.encoded, dict(content["settings"]), state)
+    request = wire.read_request(change.encoded, dict(content["settings"]), state)
+    assert wire.RESIDUAL in state  # nothing is changed by reading
+    request.remember(state)
     assert wire.RESIDUAL not in state
 
 
@@ -314,7 +317,8 @@ def test_a_change_travels_where_it_is_shorter() -> None:
     content, held, _ = wire.request_content(
         orders(), template(), wire.Held(), "message"
     )
-    wire.read_request(pack(ARRAYS, PLAN), dict(content["settings"]), state)
+    first = wire.read_request(pack(ARRAYS, PLAN), dict(content["settings"]), state)
+    first.remember(state)
     after = Plan(LAYOUT, PLAN.keep | {"fc1": np.arange(7)})
     given = orders(plan=after, values=pack(ARRAYS, after))
 
@@ -327,6 +331,7 @@ def test_a_change_travels_where_it_is_shorter() -> None:
     assert "autoflip-plan" not in config
     assert plan_bytes == 16 + len(config["autoflip-plan-change"])
     request = wire.read_request(pack(ARRAYS, after), config, state)
+    request.remember(state)
     assert encode_plan(request.orders.plan) == encode_plan(after)
     assert held.plan == plan_digest(encode_plan(after), LAYOUT)
     # The same again: the node holds it now, though it came as a change.

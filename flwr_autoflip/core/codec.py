@@ -95,7 +95,8 @@ def decode_plan(data: bytes, layout: Layout) -> Plan:
         )
     if data[1] > 1:
         raise WireError(f"plan: the element flag must be 0 or 1, got {data[1]}.")
-    chosen, rest = read_units(data[_HEADER:], layout)
+    # A view: cutting bytes off their front would copy the rest every time.
+    chosen, rest = read_units(memoryview(data)[_HEADER:], layout)
     try:
         plan = Plan(layout, keep_from_bool(chosen))
     except KeepError as error:
@@ -103,19 +104,23 @@ def decode_plan(data: bytes, layout: Layout) -> Plan:
     masks: dict[str, NDArray[np.bool_]] = {}
     if data[1]:
         masks, rest = _decode_masks(rest, plan)
+        if not masks:
+            raise WireError("plan: element bitmaps are said to follow; none does.")
     if rest:
         raise WireError(f"plan: {len(rest)} bytes too many.")
     return Plan(layout, plan.keep, masks) if masks else plan
 
 
-def read_units(data: bytes, layout: Layout) -> tuple[dict[str, Choice], bytes]:
+def read_units(
+    data: memoryview, layout: Layout
+) -> tuple[dict[str, Choice], memoryview]:
     """Read one subset of units a group; the inverse of :func:`join_digits`.
 
     Returns
     -------
     chosen : dict of str to ndarray
         Group name to ``(group.size,)`` bool.
-    rest : bytes
+    rest : memoryview
         What follows.
 
     Raises
@@ -139,24 +144,28 @@ def read_units(data: bytes, layout: Layout) -> tuple[dict[str, Choice], bytes]:
 
 
 def _decode_masks(
-    data: bytes, plan: Plan
-) -> tuple[dict[str, NDArray[np.bool_]], bytes]:
+    data: memoryview, plan: Plan
+) -> tuple[dict[str, NDArray[np.bool_]], memoryview]:
     masks: dict[str, NDArray[np.bool_]] = {}
     for spec in plan.layout.tensors:
         if not spec.trainable:
             continue
-        if data[:1] not in (b"\0", b"\1"):
+        if bytes(data[:1]) not in (b"\0", b"\1"):
             raise WireError(f"plan: tensor {spec.name!r} has no element flag.")
         flag, data = data[0], data[1:]
         if flag:
             small, data = take_bits(data, plan.small_shape(spec.name))
+            if small.all():  # a plan has one form, so that its bytes name it
+                raise WireError(f"plan: the bitmap of {spec.name!r} keeps all of it.")
             mask = np.zeros(spec.shape, np.bool_)
             plan.put(spec.name, mask, small)
             masks[spec.name] = mask
     return masks, data
 
 
-def take_bits(data: bytes, shape: tuple[int, ...]) -> tuple[NDArray[np.bool_], bytes]:
+def take_bits(
+    data: memoryview, shape: tuple[int, ...]
+) -> tuple[NDArray[np.bool_], memoryview]:
     """Read one bit an element, C order, padded to whole bytes; give what follows."""
     count = int(np.prod(shape, dtype=np.int64))
     length = (count + 7) // 8

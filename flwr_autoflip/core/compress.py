@@ -10,6 +10,8 @@ from .errors import AutoFlipError, WireError
 LEVEL = 3
 """Of Zstandard: beyond it time grows, size hardly falls."""
 
+_ZSTD = 4  # in the three highest bits of a Blosc header's flags
+
 
 def check_available() -> None:
     """Raise unless the library that packs is installed.
@@ -78,13 +80,16 @@ def decompress(packed: NDArray[Any], size: int, dtype: str) -> NDArray[Any]:
     data = np.ascontiguousarray(packed)
     if data.dtype != np.uint8 or data.ndim != 1 or data.size < blosc.MAX_OVERHEAD:
         raise WireError("values: expected packed bytes, something else came.")
-    length, _, packed_length = data[4:16].view("<u4")  # Blosc's header
-    values = np.empty(size, dtype)
-    if (length, packed_length) != (values.nbytes, data.size):
+    itemsize = np.dtype(dtype).itemsize
+    length, _, packed_length = (int(n) for n in data[4:16].view("<u4"))  # the header
+    if (length, packed_length) != (size * itemsize, data.size):
         raise WireError(
-            f"values: expected {values.nbytes} bytes in {data.size} packed ones, their "
-            f"header says {length} in {packed_length}."
+            f"values: expected {size * itemsize} bytes in {data.size} packed ones, "
+            f"their header says {length} in {packed_length}."
         )
+    if data[2] >> 5 != _ZSTD or data[3] != itemsize:
+        raise WireError("values: expected Zstandard and values of this dtype.")
+    values = np.empty(size, dtype)
     try:
         blosc.decompress(data, values)
     except RuntimeError as error:

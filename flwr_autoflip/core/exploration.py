@@ -16,7 +16,7 @@ from .layout import Arrays, Layout, TensorSpec
 from .plan import dense_plan
 from .privacy import ReportPrivacy, privatize
 from .statistics import parts
-from .values import pack, unpack_small
+from .values import cast_exactly, pack, unpack_small
 
 Payload = Literal["update", "deviation", "units", "weights"]
 PAYLOADS: tuple[Payload, ...] = ("update", "deviation", "units", "weights")
@@ -118,10 +118,23 @@ def check_report(
         squares = np.square(moved)
     if not np.isfinite(squares).all():
         raise WireError("report: deviations overflow at this scale.")
+    if payload == "update":
+        _check_ended(values, scale, layout, initial)
     if payload != "update":
         return _check_moved([values]) / scale
     pairs = zip(specs, np.split(values, _ends(specs)), strict=True)
     return _check_moved([part for spec, part in pairs if spec.trainable]) / scale
+
+
+def _check_ended(
+    values: NDArray[Any], scale: float, layout: Layout, initial: Arrays
+) -> None:
+    """Check that the explorer's model fits into dtypes smaller than a report's."""
+    parts_of = np.split(values, _ends(layout.tensors))
+    for spec, part in zip(layout.tensors, parts_of, strict=True):
+        if spec.dtype not in ("float32", "float64"):
+            ended = initial[spec.name].ravel() + from_half(part, scale)
+            cast_exactly(ended, spec.dtype)
 
 
 def _check_moved(tensors: Sequence[NDArray[Any]]) -> float:
@@ -169,7 +182,7 @@ def decode_report(
         moved = from_half(part, scale).reshape(spec.shape)
         if payload == "update":
             ended = initial[spec.name] + moved
-            final[spec.name] = ended.astype(spec.dtype, copy=False)
+            final[spec.name] = cast_exactly(ended, spec.dtype)
         if spec.trainable:
             report[spec.name] = np.square(moved, out=moved)
     return report, final or None

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -29,8 +30,19 @@ Owners = NDArray[np.int64] | None
 
 FIXED = -1
 DIGEST_BYTES = 16
-MAX_LAYOUT_BYTES = 1 << 24
+MAX_LAYOUT_BYTES = 1 << 22
 MAX_AXIS = 1 << 22
+MAX_INDICES = 1 << 24
+"""Of all axes that have owners together: 128 MB of them."""
+MAX_UNITS = 1 << 20
+MAX_VALUES = 1 << 33
+MAX_AXES = 32
+MAX_MACS = 1 << 53
+DTYPES = (
+    *("bool", "float16", "float32", "float64", "int8", "int16", "int32", "int64"),
+    *("uint8", "uint16", "uint32", "uint64"),
+)
+"""What a tensor may be made of: numbers that NumPy knows."""
 _UNREADABLE = (
     zlib.error,
     KeyError,
@@ -242,21 +254,19 @@ def layout_from_bytes(data: bytes) -> Layout:
     Raises
     ------
     WireError
-        If the bytes are not a layout, or one larger than 16 MiB.
+        If the bytes are not a layout, or one larger than 4 MiB, or of a model beyond
+        this module's ``MAX_`` bounds; those are checked before memory is taken.
     """
     try:
         inflater = zlib.decompressobj()
         text = inflater.decompress(data, MAX_LAYOUT_BYTES)
         surplus = inflater.unconsumed_tail or inflater.unused_data
         if surplus or not inflater.eof:
-            raise WireError(
-                "the layout is truncated, followed by more, or over 16 MiB."
-            )
+            raise WireError("the layout is truncated, followed by more, or over 4 MiB.")
         body = json.loads(text)
-        return Layout(
-            tuple(_tensor_from_json(row) for row in body["tensors"]),
-            tuple(Group(str(n), int(f), int(s)) for n, f, s in body["groups"]),
-        )
+        groups = tuple(_group_from_json(row) for row in body["groups"])
+        _check_bounds(body["tensors"], sum(group.size for group in groups))
+        return Layout(tuple(map(_tensor_from_json, body["tensors"])), groups)
     except _UNREADABLE as error:
         raise WireError(f"the layout's bytes cannot be read: {error}") from error
 
@@ -286,26 +296,52 @@ def _tensor_to_json(spec: TensorSpec) -> list[Any]:
 def _tensor_from_json(row: Sequence[Any]) -> TensorSpec:
     name, shape, dtype, trainable, runs, input_axes, macs, normalized = row
     shape, input_axes = _whole(shape), _whole(input_axes)
-    if np.dtype(dtype).kind not in "fiub" or not set(input_axes) <= set(
-        range(len(shape))
-    ):
+    if dtype not in DTYPES or not set(input_axes) <= set(range(len(shape))):
         raise WireError(f"tensor {name!r}: no tensor has {dtype!r} or {input_axes}.")
-    if any(not 0 <= length <= MAX_AXIS for length in shape):
-        raise WireError(f"tensor {name!r}: no axis is {max(shape)} long.")
+    if not set(_whole([trainable, normalized])) <= {0, 1} or not 0 <= macs <= MAX_MACS:
+        raise WireError(f"tensor {name!r}: expected two flags and MACs, got {row[3:]}.")
     owners = tuple(
         None if r is None else _from_runs(r, length)
         for r, length in zip(runs, shape, strict=True)
     )
     return TensorSpec(
-        str(name),
+        _name(name),
         shape,
-        np.dtype(dtype).name,
+        dtype,
         bool(trainable),
         owners,
         input_axes,
         float(macs),
         bool(normalized),
     )
+
+
+def _group_from_json(row: Sequence[Any]) -> Group:
+    name, first, size = row
+    return Group(_name(name), *_whole([first, size]))
+
+
+def _check_bounds(rows: Sequence[Sequence[Any]], units: int) -> None:
+    """Add up what a layout's tensors would take, before any of it is made."""
+    values = indices = 0
+    for name, shape, _, _, owners, *_ in rows:
+        if len(shape) > MAX_AXES or any(not 0 <= n <= MAX_AXIS for n in _whole(shape)):
+            raise WireError(f"tensor {name!r}: no model has axes of {shape[:8]}.")
+        values += prod(shape)
+        owned = zip(owners, shape, strict=True)
+        indices += sum(n for owner, n in owned if owner is not None)
+    if units > MAX_UNITS or values > MAX_VALUES or indices > MAX_INDICES:
+        raise WireError(
+            f"the layout has {units} units, {values} values and {indices} indices; up "
+            f"to {MAX_UNITS}, {MAX_VALUES} and {MAX_INDICES} are taken."
+        )
+
+
+def _name(name: Any) -> str:
+    """Read a name that can be shown and stored."""
+    if type(name) is not str or not name.isprintable():
+        raise WireError(f"expected a name, got {str(name)[:40]!r}.")
+    return name
 
 
 def _to_runs(owners: NDArray[np.int64]) -> list[list[int]]:

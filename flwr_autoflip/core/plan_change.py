@@ -72,7 +72,7 @@ def decode_change(data: bytes, before: Plan) -> Plan:
     WireError
         If the bytes are no change of this plan.
     """
-    kind, body = data[:1], data[1:]
+    kind, body = data[:1], memoryview(data)[1:]
     if kind == _UNITS and not before.small_mask:
         flipped, rest = read_units(body, before.layout)
         chosen = {
@@ -84,7 +84,7 @@ def decode_change(data: bytes, before: Plan) -> Plan:
         except KeepError as error:
             raise WireError(f"plan change: {error}") from error
     elif kind == _WEIGHTS:
-        after, rest = _read_weights(_decompress(body, before), before)
+        after, rest = _read_weights(memoryview(_decompress(body, before)), before)
     else:
         raise WireError(f"plan change: unknown kind {kind.hex() or 'nothing'}.")
     if rest:
@@ -108,10 +108,10 @@ def _write_tensor(before: Plan, after: Plan, spec: TensorSpec) -> bytes:
     return b"\1" + np.packbits(flipped).tobytes() if flipped.any() else b"\0"
 
 
-def _read_weights(data: bytes, before: Plan) -> tuple[Plan, bytes]:
+def _read_weights(data: memoryview, before: Plan) -> tuple[Plan, memoryview]:
     masks = {}
     for spec in _trainable(before):
-        flag, data = data[:1], data[1:]
+        flag, data = bytes(data[:1]), data[1:]
         if flag not in (b"\0", b"\1"):
             raise WireError(f"plan change: tensor {spec.name!r} has no element flag.")
         small = _small_mask(before, spec.name)
@@ -124,7 +124,7 @@ def _read_weights(data: bytes, before: Plan) -> tuple[Plan, bytes]:
     return Plan(before.layout, before.keep, masks), data
 
 
-def _decompress(data: bytes, before: Plan) -> bytes:
+def _decompress(data: memoryview, before: Plan) -> bytes:
     """Decompress no more than a change of this plan can have."""
     longest = sum(
         2 + before.layout.by_name[t.name].size // 8 for t in _trainable(before)

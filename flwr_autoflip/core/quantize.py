@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from .errors import WireError
 from .plan import Plan
-from .values import split_values
+from .values import check_values, split_values
 
 LEVELS = 127
 
@@ -108,8 +108,7 @@ def dequantize(data: NDArray[np.uint8], plan: Plan) -> NDArray[np.float32]:
         else:
             part[:] = buffers[: part.size]
             buffers = buffers[part.size :]
-    if not np.isfinite(values).all():
-        raise WireError("values: some are NaN or infinite.")
+    check_values(values, plan)
     return values
 
 

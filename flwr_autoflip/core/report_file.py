@@ -7,7 +7,8 @@ bytes                   meaning
 4                       version, 2; little endian, as all numbers
 4                       length of the next, a multiple of 8
 varies                  JSON: layout's digest, node, dtype, scale, tensors' names,
-                        shapes and mean deviations, CRC-32 of the values; then spaces
+                        shapes and mean deviations, CRC-32 of all that and the values;
+                        then spaces
 2 a coordinate          ``sqrt(deviation) * scale`` as float16, tensor after tensor
 ======================  =============================================================
 
@@ -20,6 +21,7 @@ import mmap
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +36,10 @@ MAGIC = b"AFLIPGUI"
 VERSION = 2
 _START = struct.Struct("<8sII")
 _DTYPE = np.dtype("<f2")
+_UNREADABLE = (
+    *(OSError, struct.error, ValueError, LookupError, TypeError, AttributeError),
+    *(ArithmeticError, RecursionError),
+)
 
 
 class StoredReport(ChunkedReport):
@@ -59,6 +65,7 @@ class StoredReport(ChunkedReport):
         self.checksum = int(about["checksum"])
         self.shapes = {name: tuple(shape) for name, shape, _ in about["tensors"]}
         self._means = {name: float(mean) for name, _, mean in about["tensors"]}
+        self.begun = _begin_checksum(about)
         self._factor = 1.0 / float(about["scale"])
         self._first, self.size = {}, 0
         for name, shape in self.shapes.items():
@@ -124,7 +131,7 @@ class StoredReport(ChunkedReport):
             raise DamagedFileError(f"{self.path} does not have its checksum.")
 
     def _checksum_of_values(self) -> int:
-        found = 0
+        found = self.begun
         for part in parts(self.size, 1 << 20):
             found = zlib.crc32(self._map(part.start, part.stop).data, found)
         return found
@@ -168,13 +175,19 @@ def write_report(path: Path, report: Report, layout: bytes, node: int) -> Stored
         "dtype": "float16",
         "scale": scale,
         "tensors": tensors,
-        "checksum": zlib.crc32(values.data),
     }
+    about["checksum"] = zlib.crc32(values.data, _begin_checksum(about))
     text = json.dumps(about).encode()
     text += b" " * (-len(text) % 8)
     head = _START.pack(MAGIC, VERSION, len(text)) + text
     write_whole(path, head, values.data)
     return StoredReport(path, head)
+
+
+def _begin_checksum(about: dict[str, Any]) -> int:
+    """Give the CRC-32 of what a file says of its values, which follow."""
+    rest = {key: value for key, value in about.items() if key != "checksum"}
+    return zlib.crc32(json.dumps(rest).encode())
 
 
 def _largest_root(report: ChunkedReport, name: str) -> float:
@@ -206,13 +219,15 @@ def open_report(path: Path, layout: bytes, node: int, checksum: int) -> StoredRe
                 raise DamagedFileError(
                     f"{path} is no guidance file of version {VERSION}."
                 )
+            if length > path.stat().st_size:
+                raise DamagedFileError(f"{path} is cut short.")
             head = start + file.read(length)
         report = StoredReport(path, head)
         about = json.loads(head[_START.size :])
         found = about["layout"], about["node"], report.checksum
     except DamagedFileError:
         raise
-    except (OSError, struct.error, ValueError, KeyError, TypeError) as error:
+    except _UNREADABLE as error:
         raise DamagedFileError(f"{path} cannot be read: {error}") from error
     if found != (layout.hex(), node, checksum):
         raise DamagedFileError(f"{path} is not the file that was written.")

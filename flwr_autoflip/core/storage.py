@@ -14,6 +14,10 @@ from safetensors.numpy import save
 from .errors import DamagedFileError
 from .layout import Arrays
 
+UNREADABLE = (SafetensorError, OSError, ValueError, TypeError, AttributeError)
+"""What reading a damaged or foreign safetensors file raises; the last two come of
+dtypes that NumPy lacks."""
+
 
 def write_whole(path: Path, *data: bytes | memoryview) -> None:
     """Write a file so that any reader, also after a power cut, finds all or nothing.
@@ -94,7 +98,7 @@ def read_arrays(path: Path) -> tuple[dict[str, NDArray[np.generic]], dict[str, s
         with safe_open(path, "numpy") as file:
             metadata = dict(file.metadata() or {})
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise DamagedFileError(f"{path} cannot be read: {error}") from error
     if metadata.pop("checksum", None) != _checksum(arrays, metadata):
         raise DamagedFileError(f"{path} does not have its checksum.")

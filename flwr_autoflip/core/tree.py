@@ -159,7 +159,7 @@ class TreeReader:
             case "dict":
                 return {self.read(key): self.read(value) for key, value in body}
             case "bytes":
-                return b64decode(body[0])
+                return b64decode(body[0], validate=True)
             case "array":
                 return self.arrays[body[0]]
             case "scalar":

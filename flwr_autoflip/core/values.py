@@ -11,6 +11,8 @@ from .layout import Arrays, TensorSpec
 from .plan import Plan
 
 VALUE_DTYPES = ("float32", "float16")
+LARGEST = 2.0**60
+"""Of a value on the wire: sums of many, and squares, stay within float32."""
 
 
 def pack(arrays: Arrays, plan: Plan, dtype: str = "float32") -> NDArray[Any]:
@@ -93,12 +95,13 @@ def unpack_small(values: NDArray[Any], plan: Plan) -> dict[str, NDArray[Any]]:
     Raises
     ------
     WireError
-        On a wrong length, shape or dtype, or on values that are not finite.
+        On a wrong length, shape or dtype, or on values that are not finite, too large,
+        or do not fit into the model's own dtypes.
     """
     check_values(values, plan)
     small: dict[str, NDArray[Any]] = {}
     for spec, values_of in split_values(values, plan):
-        part = _cast(values_of, spec.dtype)
+        part = cast_exactly(values_of, spec.dtype)
         mask = plan.small_mask.get(spec.name)
         if mask is None:
             small[spec.name] = part.reshape(plan.small_shape(spec.name))
@@ -118,18 +121,32 @@ def check_values(values: NDArray[Any], plan: Plan) -> None:
     if values.dtype.name not in VALUE_DTYPES:
         raise WireError(f"values: dtype {values.dtype} is not one of {VALUE_DTYPES}.")
     # Extremes are finite only if all are, and take no memory.
-    if values.size and not np.isfinite([values.min(), values.max()]).all():
+    low, high = float(values.min(initial=0)), float(values.max(initial=0))
+    if not np.isfinite([low, high]).all():
         bad = int(np.count_nonzero(~np.isfinite(values)))
         raise WireError(f"values: {bad} of {values.size} are NaN or infinite.")
+    if max(-low, high) > LARGEST:
+        raise WireError(f"values: [{low:.3g}, {high:.3g}] is beyond 2^60 in size.")
 
 
-def _cast(values: NDArray[Any], dtype: str) -> NDArray[Any]:
+def cast_exactly(values: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """Turn values into a tensor's own dtype, integers rounded.
+
+    Raises
+    ------
+    WireError
+        If one does not fit.
+    """
     target = np.dtype(dtype)
     if target.kind in "iu":
         values = np.rint(values.astype(np.float64))
         low, high = float(np.iinfo(target).min), float(np.iinfo(target).max) + 1
-        if values.size and not (low <= values.min() and values.max() < high):
-            raise WireError(f"values: a buffer's value does not fit into {target}.")
+        fits = not values.size or (low <= values.min() and values.max() < high)
+    else:
+        largest = 65504.0 if target == np.float16 else np.inf
+        fits = max(values.max(initial=0), -values.min(initial=0)) <= largest
+    if not fits:
+        raise WireError(f"values: one does not fit into the model's {target}.")
     return values.astype(target, copy=False)
 
 

@@ -58,7 +58,7 @@ from .request import (
     read_request,
     request_content,
 )
-from .values import encode_trained
+from .values import encode_trained, starting_values
 
 __all__ = [
     "KEY_BUDGET",
@@ -103,6 +103,7 @@ __all__ = [
     "request_content",
     "seal_report",
     "single_array",
+    "starting_values",
     "to_arrayrecord",
     "train_reply",
 ]

@@ -23,17 +23,47 @@ NUMPY = "numpy.ndarray"
 ID = 64
 """Length of Flower's object ids."""
 
+_DTYPES = ("float32", "uint8", "float16", "float64")
+_HEAD = 128
+"""Bytes before the values of a flat array, as NumPy saves it."""
+
 
 def single_array(arrays: ArrayRecord) -> NDArray[Any]:
-    """Give the one flat array of a record, read-only.
+    """Give the one flat array of a record, without a copy; it cannot be written to.
+
+    Nothing of its bytes is parsed: they have to be what ``np.save`` makes of a flat
+    array as long as they are. The record's dtype and shape are not asked; a
+    NumPyClient's says nothing.
 
     Raises
     ------
     WireError
-        If there is not exactly one, or it is no array.
+        If there is not exactly one, or its bytes are anything else.
     """
     check_single(len(arrays))
-    return as_numpy(next(iter(arrays.values())))
+    array = next(iter(arrays.values()))
+    if array.stype != NUMPY:  # as Flower reads it; so will the strategy
+        raise WireError(f"the array cannot be read: its type is {array.stype[:40]!r}.")
+    for dtype in map(np.dtype, _DTYPES):
+        size = max(0, len(array.data) - _HEAD) // dtype.itemsize
+        head = _npy_head(dtype, size)
+        if (
+            array.data.startswith(head)
+            and len(array.data) == _HEAD + size * dtype.itemsize
+        ):
+            return np.frombuffer(array.data, dtype, offset=_HEAD)
+    raise WireError(
+        f"the array cannot be read: its {len(array.data)} bytes are no flat array of "
+        f"{', '.join(_DTYPES)} in NumPy's format."
+    )
+
+
+def _npy_head(dtype: np.dtype[Any], size: int) -> bytes:
+    """Give what ``np.save`` writes before the values of a flat array."""
+    head = BytesIO()
+    about = {"descr": dtype.str, "fortran_order": False, "shape": (size,)}
+    write_array_header_1_0(head, about)
+    return head.getvalue()
 
 
 def check_single(count: int) -> None:
@@ -47,6 +77,8 @@ def check_single(count: int) -> None:
 
 def as_numpy(array: Array) -> NDArray[Any]:
     """View Flower's array as NumPy's; its own ``numpy()`` copies.
+
+    For arrays of this process; what came over the wire is :func:`single_array`'s.
 
     Parameters
     ----------

@@ -44,6 +44,9 @@ from .records import single_array, to_arrayrecord
 from .request import Orders
 from .values import decode_trained
 
+MOST = 2**53
+"""Of anything that is counted: floats hold it exactly, and their sums are finite."""
+
 MOD_ORDER = (
     "An explorer's report is no weights that a clipping or noising mod could change: "
     "put that mod behind ours, mods=[autoflip_mod, ...]; around AutoFlipClient, set "
@@ -180,8 +183,10 @@ def read_reply(
         encode_plan(orders.plan), orders.plan.layout
     ):
         raise WireError("the reply belongs to another plan than the one that was sent.")
-    if not is_number(num_examples) or not 0 < num_examples < np.inf:
-        raise WireError(f"num-examples must be positive, got {num_examples!r}.")
+    if not is_number(num_examples) or not 0 < num_examples <= MOST:
+        raise WireError(
+            f"num-examples must be positive and at most 2^53, got {num_examples!r}."
+        )
     _check_receipt(receipt)
     if KEY_EXAMPLES not in receipt and KEY_EVAL_EXAMPLES not in receipt:
         counted = KEY_EVAL_EXAMPLES if phase == "evaluate" else KEY_EXAMPLES
@@ -243,8 +248,8 @@ def _numpy_metrics(content: RecordDict, phase: Phase) -> dict[str, Any]:
 def _check_receipt(receipt: Mapping[str, Any]) -> None:
     for key in (KEY_PARAMETERS, KEY_EXAMPLES, KEY_EVAL_EXAMPLES, KEY_SECONDS):
         value = receipt.get(key, 0)
-        if not is_number(value) or not 0 <= value < np.inf:
-            raise WireError(f"{key} must be at least 0 and finite, got {value!r}.")
+        if not is_number(value) or not 0 <= value <= MOST:
+            raise WireError(f"{key} must lie in [0, 2^53], got {value!r}.")
 
 
 def _check_seal(values: NDArray[Any], receipt: Mapping[str, Any]) -> None:
@@ -270,14 +275,13 @@ def inner_reply(
     content = RecordDict({METRICS: metrics})
     if arrays is not None:
         content["arrays"] = arrays
-    old = message.content.array_records
-    for key in list(old):  # contents are cycles: the arrays' memory would wait for gc
-        del old[key]
     message.content = content
 
 
 def kept_values(message: Message, reply: Reply, orders: Orders) -> ArrayRecord:
     """Give a reply's kept values as float32 in one array: as they came, if they are.
+
+    Under our own name, whatever the node's was: names that differ end a run.
 
     Parameters
     ----------
@@ -291,6 +295,8 @@ def kept_values(message: Message, reply: Reply, orders: Orders) -> ArrayRecord:
     -------
     ArrayRecord
     """
-    if orders.reply_encoding == FLOAT32 and not orders.probe:
-        return next(iter(message.content.array_records.values()))
+    if orders.reply_encoding == FLOAT32 and reply.values.dtype == np.float32:
+        (record,) = message.content.array_records.values()
+        if not orders.probe:
+            return ArrayRecord({VALUES: next(iter(record.values()))})
     return to_arrayrecord({VALUES: reply.values.astype(np.float32, copy=False)})

@@ -198,7 +198,7 @@ def _request_keys(
 
 @dataclass(frozen=True)
 class Request:
-    """What a node was asked, read and checked.
+    """What a node was asked, read and checked; it has left no trace yet.
 
     Parameters
     ----------
@@ -208,15 +208,26 @@ class Request:
         Digest of the plan, to be sent back.
     config : dict
         The app's own configuration, without our keys.
+    layout_bytes, plan_bytes : bytes
+        What is held from now on, see :meth:`remember`.
     """
 
     orders: Orders
     digest: bytes
     config: dict[str, Any]
+    layout_bytes: bytes
+    plan_bytes: bytes
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Arrays of the small model."""
         return unpack_small(self.orders.values, self.orders.plan)
+
+    def remember(self, state: RecordDict) -> None:
+        """Keep layout and plan in ``context.state``, once nothing can be refused."""
+        now: dict[str, Any] = {KEY_LAYOUT: self.layout_bytes, KEY_PLAN: self.plan_bytes}
+        if dict(state.config_records.get(STATE, {})) != now:
+            state[STATE] = ConfigRecord(now)
+            state.pop(RESIDUAL, None)  # of values under another plan
 
 
 def is_ours(config: Mapping[str, Any]) -> bool:
@@ -236,7 +247,8 @@ def read_request(
     config : mapping
         The ConfigRecord, the app's keys and ours.
     state : RecordDict
-        ``context.state``; holds the last layout and plan, and is updated.
+        ``context.state``; holds the last layout and plan. It is not changed, see
+        :meth:`Request.remember`.
 
     Returns
     -------
@@ -248,6 +260,7 @@ def read_request(
         If anything about it is wrong; the message says what.
     """
     _check_versions(config)
+    _check_types(config)
     phase, payload = config.get(KEY_PHASE), config.get(KEY_PAYLOAD, "update")
     if phase not in get_args(Phase) or payload not in PAYLOADS:
         raise WireError(f"unknown phase {phase!r} or payload {payload!r}.")
@@ -269,28 +282,40 @@ def read_request(
     encoding = _read_encoding(config)
     if phase != "budget":
         values = encoding.decode(values, plan)
-    if held.get(KEY_PLAN) != plan_bytes or held.get(KEY_LAYOUT) != layout_bytes:
-        state[STATE] = ConfigRecord({KEY_LAYOUT: layout_bytes, KEY_PLAN: plan_bytes})
-        state.pop(RESIDUAL, None)  # of values under another plan
     orders = Orders(
         cast(Phase, phase),
         plan,
         values,
         encoding,
-        bool(config.get(KEY_REGROW, False)),
+        config.get(KEY_REGROW, False),
         cast(Payload, payload),
-        bool(config.get(KEY_PROBE, False)),
-        str(config.get(KEY_BUDGET, "")),
+        config.get(KEY_PROBE, False),
+        config.get(KEY_BUDGET, ""),
     )
     own = {key: v for key, v in config.items() if not key.startswith(PREFIX)}
-    return Request(orders, cast(bytes, digest), own)
+    return Request(orders, cast(bytes, digest), own, layout_bytes, plan_bytes)
 
 
 def _read_encoding(config: Mapping[str, Any]) -> Encoding:
     dtype = config.get(KEY_DTYPE)
     if dtype not in DTYPES:
         raise WireError(f"unknown dtype {dtype!r} of values.")
-    return Encoding(dtype, bool(config.get(KEY_COMPRESS, False)))
+    return Encoding(dtype, config.get(KEY_COMPRESS, False))
+
+
+_TYPES: dict[str, type] = {
+    **dict.fromkeys((KEY_LAYOUT, KEY_PLAN, KEY_CHANGE, KEY_DIGEST), bytes),
+    **dict.fromkeys((KEY_PHASE, KEY_PAYLOAD, KEY_DTYPE, KEY_BUDGET), str),
+    **dict.fromkeys((KEY_COMPRESS, KEY_REGROW, KEY_PROBE), bool),
+}
+
+
+def _check_types(config: Mapping[str, Any]) -> None:
+    for key, expected in _TYPES.items():
+        if key in config and type(config[key]) is not expected:
+            raise WireError(
+                f"{key} must be {expected.__name__}, got {type(config[key]).__name__}."
+            )
 
 
 def _check_versions(config: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from flwr.app import RecordDict
 from numpy.typing import NDArray
 
-from ..core.values import pack_small, unpack_small
+from ..core.values import check_values, pack_small, unpack_small
 from .keys import RESIDUAL, VALUES
 from .records import as_numpy, to_arrayrecord
 from .request import Orders
@@ -89,4 +89,7 @@ def decode_trained(orders: Orders, data: NDArray[Any]) -> NDArray[Any]:
     values = orders.reply_encoding.decode(data, orders.reply_plan)
     if orders.reply_encoding.dtype == "int8":
         values = values + starting_values(orders)
+        check_values(
+            values, orders.reply_plan
+        )  # a sum may be beyond what its parts are
     return values

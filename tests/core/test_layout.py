@@ -169,9 +169,9 @@ def test_random_bytes_are_a_wire_error(data: bytes) -> None:
         layout_from_bytes(data)
 
 
-def test_layout_that_inflates_beyond_16_mib_is_a_wire_error() -> None:
-    with pytest.raises(WireError, match="16 MiB"):
-        layout_from_bytes(zlib.compress(b" " * ((1 << 24) + 1)))
+def test_layout_that_inflates_beyond_4_mib_is_a_wire_error() -> None:
+    with pytest.raises(WireError, match="4 MiB"):
+        layout_from_bytes(zlib.compress(b" " * ((1 << 22) + 1)))
 
 
 def test_deeply_nested_json_is_a_wire_error() -> None:
