@@ -54,8 +54,12 @@ def build(folder: Path) -> Path:
     (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
     with zipfile.ZipFile(wheel) as packed:
         inside = set(packed.namelist())
-    strange = {n for n in inside if not n.startswith(("flwr_autoflip/", "flwr_autoflip-"))}
-    demand(not strange, f"the wheel holds {sorted(strange)[:5]}, not the package alone.")
+    strange = {
+        n for n in inside if not n.startswith(("flwr_autoflip/", "flwr_autoflip-"))
+    }
+    demand(
+        not strange, f"the wheel holds {sorted(strange)[:5]}, not the package alone."
+    )
     demand(inside >= IN_WHEEL, f"the wheel lacks {sorted(IN_WHEEL - inside)}.")
     with tarfile.open(sdist) as packed_source:
         names = {n.partition("/")[2] for n in packed_source.getnames()}

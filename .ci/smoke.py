@@ -5,7 +5,6 @@ one line.
 """
 
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -83,9 +82,8 @@ with torch.no_grad():
 counts = [sum(p.numel() for p in m.parameters()) for m in (loaded, model)]
 if counts[0] >= counts[1]:
     raise SystemExit("nothing was pruned.")
-typed = Path(flwr_autoflip.__file__).with_name("py.typed").exists()
-names = ("flwr", "torch", "numpy", "safetensors")
+names = ("flwr", "torch", "numpy", "safetensors", "typer", "rich")
 print(
-    f"{counts[0]} of {counts[1]} parameters, py.typed {typed}, {flwr_autoflip.__file__},",
+    f"{counts[0]} of {counts[1]} parameters by {flwr_autoflip.__file__} with",
     ", ".join(f"{name} {version(name)}" for name in names),
 )

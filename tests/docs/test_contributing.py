@@ -25,7 +25,7 @@ def copy_of_the_house(folder: Path) -> Path:
 
 def pytest_in(folder: Path, *arguments: str) -> str:
     """Run tests of a copy; give what pytest says."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
     done = subprocess.run(
         [*command, *arguments],
         cwd=folder,

@@ -1,10 +1,11 @@
 """The tutorial, done: its lines changed in an app of Flower's shape, its blocks run.
 
-The app in ``flower_app/`` stands in for what ``flwr new`` downloads: the same names, the
-same lines where the tutorial changes one, images made up.
+The app in ``flower_app/`` stands in for what ``flwr new`` downloads: the same names,
+the same lines where the tutorial changes one, images made up.
 """
 
 import importlib
+import os
 import re
 import shutil
 import subprocess
@@ -40,7 +41,9 @@ def diffs() -> dict[str, list[str]]:
     for part in re.split(r"^```", PAGE.read_text(), flags=re.MULTILINE):
         if part.startswith("diff\n"):
             found.setdefault(name, []).append(part.removeprefix("diff\n"))
-        elif named := [n for n in re.findall(r"`(?:\w+/)?(\w+\.\w+)`", part) if n in FILES]:
+        elif named := [
+            n for n in re.findall(r"`(?:\w+/)?(\w+\.\w+)`", part) if n in FILES
+        ]:
             name = named[-1]
     return found
 
@@ -159,16 +162,17 @@ def test_the_rest_of_the_page_does_what_it_says(
     for words in ours:
         done = subprocess.run(
             [sys.executable, "-m", "flwr_autoflip", *words],
-            cwd=ROOT,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
             timeout=120,
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
-    assert (out / "report.html").exists()
+    assert Path("report.html").exists()
     rest = {line.split()[0] for line in commands} - {"flwr-autoflip"}
-    assert rest <= {"pip", "flwr", "cd"}
+    assert rest == {"pip", "flwr", "cd"}
 
     compared = run_python([b for b in code if b != whole], {}, PAGE.name)
     assert compared >= 4
@@ -178,3 +182,18 @@ def test_the_rest_of_the_page_does_what_it_says(
     run(app, monkeypatch)
     compared = run_python([b for b in code if b != whole], {}, PAGE.name)
     assert compared >= 4
+
+
+@pytest.mark.slow
+def test_flwr_run_with_six_lines_changed(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    from examples.simulation import flwr_run, superlink
+
+    out = tmp_path / "pruned"
+    with superlink(tmp_path) as environment:
+        app = made(tmp_path, out)
+        log = tmp_path / "run.log"
+        said = "\n".join(flwr_run(app, {"num-server-rounds": 2}, 2, environment, log))
+
+    assert "AutoFlip: round 2/2" in said
+    assert (out / "ledger.jsonl").exists()
