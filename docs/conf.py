@@ -22,8 +22,9 @@ exclude_patterns = ["results", "build"]
 html_theme = "furo"
 html_title = f"flwr-autoflip {release}"
 html_math_renderer = "mathml"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 html_show_sourcelink = False
-templates_path: list[str] = []
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
