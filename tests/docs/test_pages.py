@@ -1,6 +1,7 @@
 """What the pages show is so: examples run, keys and columns are all there."""
 
 import dataclasses
+import importlib
 import re
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import flwr_autoflip
 from flwr_autoflip import PRESETS
 from flwr_autoflip.ledger import NodeRow
 from flwr_autoflip.wire import keys
@@ -60,6 +62,17 @@ def test_the_ledger_page_names_every_column() -> None:
     named = set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
 
     assert named == columns
+
+
+def test_the_reference_has_every_public_name() -> None:
+    page = (DOCS / "api.md").read_text()
+    errors = set(vars(importlib.import_module("flwr_autoflip.core.errors")))
+    public = set(flwr_autoflip.__all__) - errors - {"PRESETS", "__version__"}
+
+    named = set(re.findall(r"^.. auto\w+:: flwr_autoflip\.(\w+)$", page, re.MULTILINE))
+
+    assert named == public
+    assert "automodule:: flwr_autoflip.core.errors" in page
 
 
 def test_the_method_page_names_every_preset() -> None:
