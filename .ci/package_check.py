@@ -75,7 +75,7 @@ def try_in(home: Path, kind: str, wheel: Path) -> None:
     empty.mkdir()
     pip = (python, "-m", "pip", "--disable-pip-version-check")
     pins = lowest() if kind == "minimum" else []
-    run(*pip, "install", "--quiet", wheel, *pins)
+    run(*pip, "install", "--quiet", wheel, *pins, show=False)
     run(*pip, "check")
     listed = json.loads(run(*pip, "list", "--format", "json", show=False))
     versions = {canonicalize_name(row["name"]): row["version"] for row in listed}
@@ -83,8 +83,9 @@ def try_in(home: Path, kind: str, wheel: Path) -> None:
     demand(not extra, f"pip install flwr-autoflip brought {sorted(extra)}.")
     out = run(python, HERE / "smoke.py", cwd=empty, show=False).splitlines()[-1]
     demand(str(home) in out, f"another package than the installed one ran: {out}")
-    run(home / "bin" / "flwr-autoflip", "--help", cwd=empty, show=False)
-    run(*pip, "install", "--quiet", "mypy")
+    for command in ("flwr-autoflip", "flwr"):
+        run(home / "bin" / command, "--help", cwd=empty, show=False)
+    run(*pip, "install", "--quiet", "mypy", show=False)
     run(python, "-m", "mypy", "--strict", HERE / "typed_app.py", cwd=empty)
     print(f"{kind}: {len(versions)} packages, none of {sorted(ONLY_EXTRAS)}; {out}")
 
