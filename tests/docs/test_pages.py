@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 import flwr_autoflip
 from flwr_autoflip import PRESETS
@@ -79,6 +80,17 @@ def test_the_method_page_names_every_preset() -> None:
     page = (DOCS / "method.md").read_text()
 
     assert [name for name in PRESETS if f'`"{name}"`' not in page] == []
+
+
+def test_the_citation_names_this_version_and_both_papers() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    papers = [citation["preferred-citation"], *citation["references"]]
+
+    assert citation["version"] == flwr_autoflip.__version__
+    assert [paper["identifiers"][0]["value"] for paper in papers] == [
+        "arXiv:2405.10271",
+        "arXiv:2411.01759",
+    ]
 
 
 def test_it_builds_without_a_warning(tmp_path: Path) -> None:
