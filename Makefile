@@ -3,7 +3,7 @@ SEEDS ?= 1
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test check format fuzz
+.PHONY: install demo test check format docs fuzz package-check
 
 install: .venv/installed
 
@@ -31,3 +31,10 @@ fuzz: install
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: install
+	$(BIN)/python -m sphinx -W --keep-going -q docs docs/build
+	@echo "docs/build/index.html"
+
+package-check: install
+	$(BIN)/python .ci/package_check.py

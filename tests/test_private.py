@@ -267,7 +267,7 @@ def test_a_node_config_that_cannot_be_read_is_one_line() -> None:
 
 
 def test_training_is_not_noised() -> None:
-    """What a report's noise does not protect: said in the README."""
+    """What a report's noise does not protect: said in docs/howto/privacy.md."""
     sent = []
     for client in (Client, Private):
         seen = Captured()

@@ -1,0 +1,1 @@
+"""An app of the shape that flwr new makes."""
