@@ -76,7 +76,7 @@ def _cost(share: float) -> Any:
 
 def write_large(folder: Path, rounds: int, nodes: int, groups: int) -> Path:
     """Write a long run's file at once: a deep model, and a plan every round."""
-    rows = make_ledger(None, rounds, nodes, faults=True).rows
+    rows = list(make_ledger(None, rounds, nodes, faults=True).rows)
     first = next(row for row in rows if row["phase"] == "plan")
     names = [f"features.{n}.block.{n % 4}.conv" for n in range(groups)]
     first["dense_units"] = dict.fromkeys(names, 256)

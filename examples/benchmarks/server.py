@@ -92,6 +92,7 @@ def autoflip_round(
     inner = (FedAvg if averages else DoesMore)(fraction_evaluate=0.0)
     strategy = AutoFlip(inner, model, example, policy="l1", rescale=False, **options)
     arrays = ArrayRecord(model.state_dict())
+    strategy.start(grid, arrays, num_rounds=0)
     weights = wire.from_arrayrecord(arrays)
     plan = strategy.policy(0, strategy.layout, weights, [])
     digest = plan_digest(encode_plan(plan), plan.layout)

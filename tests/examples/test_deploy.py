@@ -382,7 +382,7 @@ def test_ctrl_c_ends_the_command_and_all_it_started(tmp_path: Path) -> None:
     family = descendants(process.pid)
 
     process.send_signal(signal.SIGINT)
-    process.wait(timeout=60)
+    process.wait(timeout=240)
 
     assert len(family) >= 6
     assert not still_alive(family)
