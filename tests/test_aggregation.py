@@ -1,6 +1,8 @@
 """Kept values straight to the average, or dense models to whoever needs them."""
 
+import gc
 import random
+import weakref
 from typing import Any
 
 import numpy as np
@@ -111,3 +113,29 @@ def test_an_aggregation_put_into_the_object_counts_as_its_own() -> None:
     inner = FedAvg()
     inner.aggregate_train = lambda server_round, replies: (ArrayRecord(), None)  # type: ignore
     assert not only_averages(inner)
+
+
+def test_no_reply_is_in_memory_twice() -> None:
+    came: list[weakref.ref[ArrayRecord]] = []
+
+    class Looks(Dense):
+        def aggregate_train(self, server_round: int, replies: Any) -> Any:
+            alive.append(sum(reference() is not None for reference in came))
+            return super().aggregate_train(server_round, replies)
+
+    def fault(node: int, reply: Message) -> Message:
+        came.append(weakref.ref(reply.content["arrays"]))  # type: ignore[arg-type]
+        return reply
+
+    alive: list[int] = []
+    strategy = AutoFlip(Looks(fraction_evaluate=0.0), TinyNet(), EXAMPLE, policy="l1")
+    gc.collect()
+    gc.disable()  # reference cycles would stay
+    try:
+        grid = LocalGrid(client_app(Client), NODES, fault)
+        strategy.start(grid, initial(), num_rounds=1)
+    finally:
+        gc.enable()
+
+    assert len(came) == NODES
+    assert alive == [0]

@@ -2,10 +2,10 @@
 
 from io import BytesIO
 from itertools import count
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.lib.format import (
     header_data_from_array_1_0,
     read_array_header_1_0,
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from ..core.errors import WireError
 from ..core.layout import Arrays
 
+R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
+
 NUMPY = "numpy.ndarray"
 """What Flower calls the bytes of ``numpy.save``."""
 
@@ -26,6 +28,17 @@ ID = 64
 _DTYPES = ("float32", "uint8", "float16", "float64")
 _HEAD = 128
 """Bytes before the values of a flat array, as NumPy saves it."""
+
+
+def records_of(content: RecordDict, kind: type[R]) -> dict[str, R]:
+    """Give a content's records of a kind by name.
+
+    ``content.array_records`` and its like give the same, each time in a new reference
+    cycle that keeps the content's arrays in memory until a garbage collection.
+    """
+    return {
+        name: record for name, record in content.items() if isinstance(record, kind)
+    }
 
 
 def single_array(arrays: ArrayRecord) -> NDArray[Any]:
@@ -156,7 +169,7 @@ def count_bytes(content: RecordDict) -> int:
     nothing = ArrayChunk(memoryview(b""))
     head = len(nothing.deflate()) - len("0") + ID
     light, total, ids = RecordDict(dict(content)), 0, count()
-    for key, record in content.array_records.items():
+    for key, record in records_of(content, ArrayRecord).items():
         bare = {n: Array(a.dtype, a.shape, a.stype, b"") for n, a in record.items()}
         light[key] = stand_ins = ArrayRecord(bare)
         for name, array in record.items():

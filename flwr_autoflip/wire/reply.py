@@ -40,7 +40,7 @@ from .keys import (
     is_number,
     message_type,
 )
-from .records import single_array, to_arrayrecord
+from .records import records_of, single_array, to_arrayrecord
 from .request import Orders
 from .values import decode_trained
 
@@ -193,9 +193,10 @@ def read_reply(
         receipt[counted] = int(num_examples)  # a mod cannot count: the app's word
     if phase in ("budget", "evaluate"):
         return Reply(np.zeros(0), num_examples, own, receipt)
-    if len(content.array_records) != 1:
-        raise WireError(f"expected one ArrayRecord, {len(content.array_records)} came.")
-    values = single_array(next(iter(content.array_records.values())))
+    arrays = list(records_of(content, ArrayRecord).values())
+    if len(arrays) != 1:
+        raise WireError(f"expected one ArrayRecord, {len(arrays)} came.")
+    values = single_array(arrays[0])
     if orders.probe:
         trained, probe = split_probe(values, orders.reply_plan)
         return Reply(trained, num_examples, own, receipt, probe)
@@ -209,7 +210,7 @@ def read_reply(
 def peek_receipt(content: RecordDict) -> dict[str, Any]:
     """Read what a refused reply says it cost; empty if that cannot be trusted."""
     receipt: dict[str, Any] = {}
-    for record in content.config_records.values():
+    for record in records_of(content, ConfigRecord).values():
         receipt |= split_receipt(record)[1]
     try:
         _check_receipt(receipt)
@@ -219,26 +220,27 @@ def peek_receipt(content: RecordDict) -> dict[str, Any]:
 
 
 def _metrics(content: RecordDict) -> dict[str, Any]:
-    if len(content.metric_records) != 1:
-        raise WireError(
-            f"expected one MetricRecord, {len(content.metric_records)} came."
-        )
-    receipt = content.config_records.get(RECEIPT, ConfigRecord())
-    return {**next(iter(content.metric_records.values())), **receipt}
+    metrics = list(records_of(content, MetricRecord).values())
+    if len(metrics) != 1:
+        raise WireError(f"expected one MetricRecord, {len(metrics)} came.")
+    receipt = records_of(content, ConfigRecord).get(RECEIPT, ConfigRecord())
+    return {**metrics[0], **receipt}
 
 
 def _numpy_metrics(content: RecordDict, phase: Phase) -> dict[str, Any]:
     head = NUMPY_OUT[message_type(phase)]
+    configs = records_of(content, ConfigRecord)
+    numbers = records_of(content, MetricRecord)
     try:
-        status = content.config_records[f"{head}.status"]
+        status = configs[f"{head}.status"]
         if status["code"] != 0:
             raise WireError(f"the client answered with status {status['message']!r}.")
         # Beside the number stands what Flower's mods add, such as "norm_bit".
-        metrics: dict[str, Any] = dict(content.metric_records[f"{head}.num_examples"])
+        metrics: dict[str, Any] = dict(numbers[f"{head}.num_examples"])
         metrics[NUM_EXAMPLES] = metrics.pop("num_examples")
-        metrics |= dict(content.config_records[f"{head}.metrics"])
+        metrics |= dict(configs[f"{head}.metrics"])
         if phase == "evaluate":
-            metrics["loss"] = content.metric_records[f"{head}.loss"]["loss"]
+            metrics["loss"] = numbers[f"{head}.loss"]["loss"]
     except KeyError as error:
         raise WireError(f"the reply has no {error}; is client_api right?") from error
     kept = {k: v for k, v in metrics.items() if k.startswith(PREFIX) or is_number(v)}
@@ -296,7 +298,7 @@ def kept_values(message: Message, reply: Reply, orders: Orders) -> ArrayRecord:
     ArrayRecord
     """
     if orders.reply_encoding == FLOAT32 and reply.values.dtype == np.float32:
-        (record,) = message.content.array_records.values()
+        (record,) = records_of(message.content, ArrayRecord).values()
         if not orders.probe:
             return ArrayRecord({VALUES: next(iter(record.values()))})
     return to_arrayrecord({VALUES: reply.values.astype(np.float32, copy=False)})
