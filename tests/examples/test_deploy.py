@@ -9,6 +9,7 @@ import time
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from io import StringIO
 from ipaddress import ip_address
 from pathlib import Path
@@ -377,12 +378,14 @@ def test_ctrl_c_ends_the_command_and_all_it_started(tmp_path: Path) -> None:
             stdout=printed,
             stderr=printed,
             start_new_session=True,
+            # As from a terminal; whoever runs the tests in the background ignores it.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
     wait_for(tmp_path / "printed", "2 SuperNodes at 127.0.0.1:")
     family = descendants(process.pid)
 
     process.send_signal(signal.SIGINT)
-    process.wait(timeout=240)
+    process.wait(timeout=120)
 
     assert len(family) >= 6
     assert not still_alive(family)
