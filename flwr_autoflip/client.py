@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Context, Message
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
@@ -214,13 +214,14 @@ def client_app(
 
 def _contents(message: Message) -> tuple[NDArray[Any], dict[str, Any]]:
     content = message.content
-    if len(content.array_records) != 1 or len(content.config_records) != 1:
+    arrays = list(wire.records_of(content, ArrayRecord).values())
+    configs = list(wire.records_of(content, ConfigRecord).values())
+    if len(arrays) != 1 or len(configs) != 1:
         raise WireError(
             "expected one ArrayRecord and one ConfigRecord, got "
-            f"{len(content.array_records)} and {len(content.config_records)}."
+            f"{len(arrays)} and {len(configs)}."
         )
-    values = wire.single_array(next(iter(content.array_records.values())))
-    return values, dict(next(iter(content.config_records.values())))
+    return wire.single_array(arrays[0]), dict(configs[0])
 
 
 # --- What a node can carry ---

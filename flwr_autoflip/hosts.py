@@ -94,8 +94,9 @@ def wait_for_nodes(grid: Grid, minimum: int) -> None:
 
 def with_config(message: Message, extra: dict[str, Any]) -> Message:
     """Copy a message with more keys in its ConfigRecord."""
-    key, config = next(iter(message.content.config_records.items()))
-    content = RecordDict(dict(message.content.array_records))
+    configs = wire.records_of(message.content, ConfigRecord)
+    key, config = next(iter(configs.items()))
+    content = RecordDict({**wire.records_of(message.content, ArrayRecord)})
     content[key] = ConfigRecord({**config, **extra})
     metadata = message.metadata
     return Message(

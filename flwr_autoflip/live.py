@@ -43,6 +43,7 @@ class Live:
     _rows_read: int = 0
     _moved: int = 0
     _dense: int = 0
+    _plan: str | None = None  # the last one's digest, "" before the first
 
     def begin(self, num_rounds: int, waits: bool) -> None:
         """Start the clock, after exploring.
@@ -56,6 +57,7 @@ class Live:
         self._num_rounds, self._waits = num_rounds, waits
         self._clock, self._rounds_done = time.monotonic(), 0
         self._rows_read = self._moved = self._dense = 0
+        self._plan = None
 
     @cached_property
     def dense_message(self) -> dict[str, int]:
@@ -91,8 +93,11 @@ class Live:
         if log:
             self._log_plan(plan)
         digest = plan_digest(encode_plan(plan), plan.layout).hex()
-        before = [row for row in self.ledger.rows if row["phase"] == "plan"]
-        if before and before[-1]["digest"] == digest:
+        if self._plan is None:  # once: the ledger may be another process's
+            plans = [row for row in self.ledger.rows if row["phase"] == "plan"]
+            self._plan = plans[-1]["digest"] if plans else ""
+        before, self._plan = self._plan, digest
+        if before == digest:
             return
         row: dict[str, Any] = {"digest": digest, "plan": self.cost_of.shape(plan)}
         row["dense_units"] = {g.name: g.size for g in plan.layout.groups}

@@ -77,12 +77,13 @@ def autoflip_mod(
         If the request or the app's reply does not fit the model.
     """
     content = message.content
-    arrays_key = next(iter(content.array_records), "")
-    config_key = next(iter(content.config_records), "")
-    config = content.config_records.get(config_key, ConfigRecord())
+    arrays = wire.records_of(content, ArrayRecord)
+    configs = wire.records_of(content, ConfigRecord)
+    arrays_key, config_key = next(iter(arrays), ""), next(iter(configs), "")
+    config = configs.get(config_key, ConfigRecord())
     if not wire.is_ours(config):
         return call_next(message, context)
-    values = wire.single_array(content.array_records[arrays_key])
+    values = wire.single_array(arrays[arrays_key])
     request = wire.read_request(values, config, context.state)
     if (budget := budget_of(context)) is not None:
         raise WireError(
@@ -170,7 +171,7 @@ def _compact_inplace(
     orders, layout = request.orders, request.orders.plan.layout
     receipt = receipt_of(request, layout.num_parameters, seconds)
     if orders.phase != "evaluate":
-        records = list(reply.content.array_records.items())
+        records = list(wire.records_of(reply.content, ArrayRecord).items())
         if len(records) != 1:
             raise WireError(f"the app must return one ArrayRecord, got {len(records)}.")
         key, record = records[0]

@@ -149,7 +149,7 @@ class Older(Strategy):
         results: list[tuple[ClientProxy, FitRes]] = []
         names: list[str] = []
         for message in replies:
-            record = next(iter(message.content.array_records.values()))
+            record = next(iter(wire.records_of(message.content, ArrayRecord).values()))
             names, (count, metrics) = list(record), _counted(message)
             answer = FitRes(_DONE, _parameters(record, floats=True), count, metrics)
             results.append((_Node(message.metadata.src_node_id), answer))
@@ -248,7 +248,8 @@ def _named(parameters: Parameters, names: Sequence[str]) -> ArrayRecord:
 
 
 def _counted(message: Message) -> tuple[int, dict[str, Any]]:
-    metrics: dict[str, Any] = dict(next(iter(message.content.metric_records.values())))
+    records = wire.records_of(message.content, MetricRecord)
+    metrics: dict[str, Any] = dict(next(iter(records.values())))
     return int(metrics.pop(wire.NUM_EXAMPLES)), metrics
 
 

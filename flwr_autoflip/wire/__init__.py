@@ -34,6 +34,7 @@ from .records import (
     check_single,
     count_bytes,
     from_arrayrecord,
+    records_of,
     single_array,
     to_arrayrecord,
 )
@@ -100,6 +101,7 @@ __all__ = [
     "peek_receipt",
     "read_reply",
     "read_request",
+    "records_of",
     "request_content",
     "seal_report",
     "single_array",

@@ -63,7 +63,7 @@ def train_reply(
     request: RecordDict,
 ) -> RecordDict:
     """Build the content of a message-API reply to ``train`` (exploring included)."""
-    arrays_key = next(iter(request.array_records), "arrays")
+    arrays_key = next(iter(records_of(request, ArrayRecord)), "arrays")
     return RecordDict(
         {
             arrays_key: to_arrayrecord({VALUES: values}),
@@ -89,7 +89,7 @@ def add_receipt_inplace(content: RecordDict, receipt: Mapping[str, Any]) -> None
     """Put a receipt into an app's own reply, where the server looks for it."""
     places = [f"{head}.metrics" for head in NUMPY_OUT.values()]
     place = next((key for key in places if key in content), RECEIPT)
-    own = content.config_records.get(place, ConfigRecord())
+    own = records_of(content, ConfigRecord).get(place, ConfigRecord())
     content[place] = ConfigRecord({**own, **receipt})
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, cast, get_args
 
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
 from ..core.codec import VERSION, decode_plan, encode_plan, plan_digest
@@ -41,7 +41,7 @@ from .keys import (
     Phase,
     message_type,
 )
-from .records import to_arrayrecord
+from .records import records_of, to_arrayrecord
 
 # --- Server: out ---
 
@@ -149,7 +149,8 @@ def request_content(
     """
     encoded = encode_plan(orders.plan)
     digest = plan_digest(encoded, orders.plan.layout)
-    config: dict[str, Any] = dict(next(iter(template.config_records.values()), {}))
+    configs = records_of(template, ConfigRecord)
+    config: dict[str, Any] = dict(next(iter(configs.values()), {}))
     config |= {KEY_VERSION: VERSION, KEY_PACKAGE: __version__}
     config |= {KEY_PHASE: orders.phase, KEY_DIGEST: digest}
     config[KEY_DTYPE] = orders.encoding.dtype
@@ -189,8 +190,8 @@ def _request_keys(
     if api == "numpy":
         head = NUMPY_IN[message_type(phase)]
         return f"{head}.parameters", f"{head}.config"
-    arrays = next(iter(template.array_records), "arrays")
-    return arrays, next(iter(template.config_records), "config")
+    arrays = next(iter(records_of(template, ArrayRecord)), "arrays")
+    return arrays, next(iter(records_of(template, ConfigRecord)), "config")
 
 
 # --- Node: in ---

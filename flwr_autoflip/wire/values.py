@@ -8,12 +8,12 @@ way down. What rounding took from the change stays on the node for the next time
 from typing import Any
 
 import numpy as np
-from flwr.app import RecordDict
+from flwr.app import ArrayRecord, RecordDict
 from numpy.typing import NDArray
 
 from ..core.values import check_values, pack_small, unpack_small
 from .keys import RESIDUAL, VALUES
-from .records import as_numpy, to_arrayrecord
+from .records import as_numpy, records_of, to_arrayrecord
 from .request import Orders
 
 
@@ -61,9 +61,10 @@ def encode_trained(
 
 
 def _residual(state: RecordDict, shape: tuple[int, ...]) -> NDArray[np.float32] | None:
-    if RESIDUAL not in state.array_records:
+    records = records_of(state, ArrayRecord)
+    if RESIDUAL not in records:
         return None
-    residual = as_numpy(state.array_records[RESIDUAL][VALUES])
+    residual = as_numpy(records[RESIDUAL][VALUES])
     return residual if residual.shape == shape else None
 
 
