@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import TensorDataset
 
-EVALUATION_BATCH = 256
+EVALUATION_BATCH = 64
 T = TypeVar("T", torch.Tensor, nn.Module)
 
 
