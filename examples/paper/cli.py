@@ -19,7 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from .methods import ABLATIONS, METHODS, find_methods
+from .methods import GROUPS, METHODS, find_methods
 from .runs import LOG, Backend, Run, RunError, all_runs, execute, prepare
 from .tasks import TASKS, find_task
 
@@ -55,10 +55,18 @@ def parse() -> argparse.Namespace:
     run.add_argument(
         "--methods",
         default="all",
-        help=f"all, or of {', '.join(METHODS)}; ablations: {', '.join(ABLATIONS)}",
+        help=f"all, or of {', '.join(METHODS)}; groups: {', '.join(GROUPS)}",
     )
-    run.add_argument("--seeds", type=int, default=3, help="how many, from 0")
+    run.add_argument(
+        "--seeds", type=seeds, default=range(3), help="how many, from 0, or 10-14"
+    )
     run.add_argument("--data", default="", help="folder of data sets; else the hub")
+    run.add_argument(
+        "--evaluate-on",
+        choices=["test", "validation"],
+        default="test",
+        help="validation: what nodes hold out, for choosing among methods",
+    )
     run.add_argument("--jobs", type=int, default=2, help="runs at a time")
     run.add_argument("--backend", choices=["in-process", "flwr"], default="in-process")
     report = commands.add_parser("report", help="tables and figures of what is there")
@@ -73,6 +81,12 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def seeds(text: str) -> range:
+    """Read a number of seeds, from 0, or the first and the last of them."""
+    first, dash, last = text.partition("-")
+    return range(int(first), int(last) + 1) if dash else range(int(first))
+
+
 # --- Making runs ---
 
 
@@ -82,11 +96,10 @@ def run(options: argparse.Namespace) -> None:
     for task in tasks:
         find_task(task)
     methods = find_methods(options.methods)
-    if options.seeds < 1 or options.jobs < 1:
+    if not options.seeds or options.jobs < 1:
         raise RunError("--seeds and --jobs must be at least 1.")
-    runs = all_runs(
-        options.out, tasks, options.scale, methods, options.seeds, options.data
-    )
+    common = (options.data, options.evaluate_on)
+    runs = all_runs(options.out, tasks, options.scale, methods, options.seeds, *common)
     waiting = [one for one in runs if not one.done]
     for one in runs:  # before hours of work, not after
         if one.done or (one.reference is None):

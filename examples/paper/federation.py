@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -32,11 +32,13 @@ from flwr_autoflip.policies.initial_pruning import Schedule, prune_initially_inp
 from flwr_autoflip.report import WINDOW
 from flwr_autoflip.wire import from_arrayrecord
 
-from .methods import EVERYTHING, Method
+from .method import Method
+from .methods import EVERYTHING
 from .tasks import Federation, Scale, Task, find_task, load
 from .training import evaluate, train
 from .watch import UpdateVariance, guidance_histogram
 
+HeldOut = Literal["test", "validation"]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EXPLORING = 0
 """The round in which nodes explore."""
@@ -54,6 +56,8 @@ class Setting:
         How much stays, for methods that take AutoFLIP's size; "" is the method's own.
     data : str
         Folder of data sets; "" loads them from the Hugging Face hub.
+    evaluate_on : {"test", "validation"}
+        Whether the test set is looked at: not where methods are being chosen.
     """
 
     task: str
@@ -62,6 +66,7 @@ class Setting:
     seed: int
     threshold: str = ""
     data: str = ""
+    evaluate_on: HeldOut = "test"
 
     @classmethod
     def of(cls, context: Context) -> "Setting":
@@ -72,8 +77,8 @@ class Setting:
     @property
     def parts(self) -> tuple[Task, Scale, Method]:
         """Look the names up."""
-        task = find_task(self.task)
-        return task, task.scale(self.scale), EVERYTHING[self.method]
+        task, method = find_task(self.task), EVERYTHING[self.method]
+        return task, method.tune(task.scale(self.scale)), method
 
     @property
     def rounds(self) -> int:
@@ -91,6 +96,8 @@ class Setting:
         _, scale, method = self.parts
         described = asdict(self) | {"rounds": self.rounds}
         del described["data"]
+        if self.evaluate_on == "test":
+            del described["evaluate_on"]
         return described | {
             "settings": asdict(scale),
             "options": dict(method.options),
@@ -283,7 +290,8 @@ class Evaluation:
         if not (deployable or late):
             return None
         model = self._model(arrays, small=deployable)
-        loss, top1 = evaluate(model, data.test, DEVICE)
+        held_out = getattr(data, self.setting.evaluate_on)
+        loss, top1 = evaluate(model, held_out, DEVICE)
         metrics = {"loss": loss, "top1": top1}
         if late:
             locally = [evaluate(model, own, DEVICE)[1] for own in data.local_test]

@@ -1,44 +1,7 @@
 """Every method of the comparison, as options of one strategy."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
-
-Size = Literal["own", "units", "parameters"]
-
-
-@dataclass(frozen=True)
-class Method:
-    """What is compared.
-
-    Parameters
-    ----------
-    name : str
-        On the command line and in folders.
-    title : str
-        In tables.
-    options : mapping
-        For :class:`flwr_autoflip.AutoFlip`.
-    size : {"own", "units", "parameters"}
-        ``"units"``: as many units a group as AutoFLIP keeps; ``"parameters"``: the
-        compression that AutoFLIP reached, which is how the paper compares.
-    round_factor : int
-        Rounds over FedAvg's. Small networks are cheaper a round, so they may take
-        twice as many to spend what FedAvg spends. The literal presets spend that in
-        exploration.
-    """
-
-    name: str
-    title: str
-    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    size: Size = "own"
-    round_factor: int = 2
-
-    @property
-    def literal(self) -> bool:
-        """Whether exploration is the paper's: everybody, for E_exp epochs."""
-        return "preset" in self.options
-
+from .method import Method
+from .studies import STUDIES
 
 CRITERIA = ("random", "l1", "l2", "similarity", "bn", "magnitude")
 # EFLPrune's abstract: 63 % less compute on CIFAR-10. Magnitude saves parameters only.
@@ -105,7 +68,11 @@ THRESHOLDS = {
     for value in (0.1, 0.2, 0.3, 0.4, 0.5)
 }
 ABLATIONS = {"exploration": EXPLORATIONS, "threshold": THRESHOLDS}
-EVERYTHING = METHODS | EXPLORATIONS | THRESHOLDS
+GROUPS = ABLATIONS | STUDIES
+"""Name on the command line -> methods."""
+EVERYTHING = METHODS | {
+    name: method for group in GROUPS.values() for name, method in group.items()
+}
 
 
 def find_methods(names: str) -> list[Method]:
@@ -114,7 +81,8 @@ def find_methods(names: str) -> list[Method]:
     Parameters
     ----------
     names : str
-        Names of methods or of ablations ("exploration", "threshold"), by commas.
+        Names of methods, ablations ("exploration", "threshold") or studies ("size"),
+        by commas.
 
     Returns
     -------
@@ -130,12 +98,12 @@ def find_methods(names: str) -> list[Method]:
     for name in names.split(","):
         if name == "all":
             wanted |= set(METHODS)
-        elif name in ABLATIONS:
-            wanted |= set(ABLATIONS[name])
+        elif name in GROUPS:
+            wanted |= set(GROUPS[name])
         elif name in EVERYTHING:
             wanted.add(name)
         else:
-            known = ", ".join(("all", *METHODS, *ABLATIONS))
+            known = ", ".join(("all", *METHODS, *GROUPS))
             raise ValueError(f"methods: expected some of {known}, got {name!r}.")
     if any(EVERYTHING[name].size != "own" for name in wanted):
         wanted.add("autoflip")

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,8 +17,9 @@ from flwr_autoflip.inprocess import InProcessGrid
 from flwr_autoflip.ledger import node_rows, read_ledger
 from flwr_autoflip.report import curve
 
-from .federation import Setting, make_client_app, run_server
-from .methods import EVERYTHING, Method
+from .federation import HeldOut, Setting, make_client_app, run_server
+from .method import Method
+from .methods import EVERYTHING
 from .tasks import find_task
 
 Backend = Literal["in-process", "flwr"]
@@ -42,6 +43,7 @@ class Run:
     seed : int
     data : str
         Folder of data sets, or "".
+    evaluate_on : {"test", "validation"}
     """
 
     root: Path
@@ -50,6 +52,7 @@ class Run:
     method: Method
     seed: int
     data: str = ""
+    evaluate_on: HeldOut = "test"
 
     @property
     def folder(self) -> Path:
@@ -62,8 +65,7 @@ class Run:
         """AutoFLIP's run of the same seed, if this one copies its size."""
         if self.method.size == "own":
             return None
-        autoflip = EVERYTHING["autoflip"]
-        return Run(self.root, self.task, self.scale, autoflip, self.seed, self.data)
+        return replace(self, method=EVERYTHING["autoflip"])
 
     @property
     def label(self) -> str:
@@ -91,7 +93,13 @@ class Run:
                 else f"{plan['dense_parameters'] / plan['parameters']:.6g}x"
             )
         return Setting(
-            self.task, self.scale, self.method.name, self.seed, threshold, self.data
+            self.task,
+            self.scale,
+            self.method.name,
+            self.seed,
+            threshold,
+            self.data,
+            self.evaluate_on,
         )
 
     def result(self) -> dict[str, Any]:
@@ -244,14 +252,15 @@ def all_runs(
     tasks: Iterable[str],
     scale: str,
     methods: Iterable[Method],
-    seeds: int,
+    seeds: Iterable[int],
     data: str,
+    evaluate_on: HeldOut = "test",
 ) -> list[Run]:
     """List runs in the order to make them: seed by seed, so that all have one first."""
     chosen = list(methods)
     return [
-        Run(root, task, scale, method, seed, data)
-        for seed in range(seeds)
+        Run(root, task, scale, method, seed, data, evaluate_on)
+        for seed in seeds
         for task in tasks
         for method in chosen
     ]

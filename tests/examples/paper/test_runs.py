@@ -53,7 +53,7 @@ def test_who_copies_autoflips_size(tmp_path: Path, method: str, threshold: str) 
 def test_seed_by_seed_so_that_all_tasks_have_one_first(tmp_path: Path) -> None:
     methods = [METHODS["fedavg"], METHODS["autoflip"]]
 
-    runs = all_runs(tmp_path, ["mnist", "femnist"], "tiny", methods, 2, "")
+    runs = all_runs(tmp_path, ["mnist", "femnist"], "tiny", methods, range(2), "")
 
     assert [one.label for one in runs] == [
         f"{task} {method} seed {seed}"

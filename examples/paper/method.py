@@ -1,0 +1,57 @@
+"""What a method of the comparison is: options of one strategy, and its training."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from .tasks import Scale
+
+Size = Literal["own", "units", "parameters"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is compared.
+
+    Parameters
+    ----------
+    name : str
+        On the command line and in folders.
+    title : str
+        In tables.
+    options : mapping
+        For :class:`flwr_autoflip.AutoFlip`.
+    size : {"own", "units", "parameters"}
+        ``"units"``: as many units a group as AutoFLIP keeps; ``"parameters"``: the
+        compression that AutoFLIP reached, which is how the paper compares.
+    round_factor : int
+        Rounds over FedAvg's. Small networks are cheaper a round, so they may take
+        twice as many to spend what FedAvg spends. The literal presets spend that in
+        exploration.
+    factors : mapping of str to float
+        What nodes do otherwise than FedAvg's: fields of :class:`.tasks.Scale`, times
+        so much.
+    """
+
+    name: str
+    title: str
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    size: Size = "own"
+    round_factor: int = 2
+    factors: Mapping[str, float] = field(default_factory=dict, hash=False)
+
+    def tune(self, scale: Scale) -> Scale:
+        """Apply ``factors``; whole numbers stay whole."""
+        changed = {name: getattr(scale, name) for name in self.factors}
+        return replace(
+            scale,
+            **{
+                name: type(value)(value * self.factors[name])
+                for name, value in changed.items()
+            },
+        )
+
+    @property
+    def literal(self) -> bool:
+        """Whether exploration is the paper's: everybody, for E_exp epochs."""
+        return "preset" in self.options

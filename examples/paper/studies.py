@@ -1,0 +1,31 @@
+"""What was tried for the default: candidates by question, run and compared alike."""
+
+from .method import Method
+
+RATIOS = (0.5, 0.25, 0.1, 0.03)
+SCORES = {"random": "random units", "l1": "L1 units", "autoflip": "AutoFLIP"}
+
+SIZE = {
+    f"{policy}-{ratio:g}": Method(
+        f"{policy}-{ratio:g}",
+        f"{title}, {ratio:g} of the MACs",
+        {"policy": policy, "threshold": f"macs:{ratio:g}"},
+    )
+    for ratio in RATIOS
+    for policy, title in SCORES.items()
+}
+TRAINING = {
+    f"l1-0.1-{name}": Method(
+        f"l1-0.1-{name}",
+        f"L1 units, 0.1 of the MACs, {title}",
+        {"policy": "l1", "threshold": "macs:0.1"},
+        factors=factors,
+    )
+    for name, title, factors in (
+        ("lr2", "twice the rate", {"lr": 2}),
+        ("lr0.5", "half the rate", {"lr": 0.5}),
+        ("epochs2", "twice the epochs", {"local_epochs": 2}),
+        ("epochs4", "four times the epochs", {"local_epochs": 4}),
+    )
+}
+STUDIES = {"size": SIZE, "training": TRAINING}
