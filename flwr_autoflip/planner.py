@@ -32,7 +32,7 @@ class Planner:
         Squared gradients of the last round, float64, summed over its nodes; empty if
         it did not probe.
     initial : mapping of str to ndarray
-        What a policy that ``restarts`` starts from; empty for others.
+        What a policy starts from that starts again when a plan changes; else empty.
     """
 
     policy: Policy
@@ -61,6 +61,12 @@ class Planner:
         self._previous = Previous(self._run_plan, 0)
         self._server_round, self.probed = 0, {}
         return self._run_plan
+
+    @property
+    def held(self) -> Plan:
+        """The plan that holds; before the first one, the dense model's."""
+        held = self._previous
+        return dense_plan(self.layout) if held is None else held.plan
 
     def add_probe(self, squares: Report, num_examples: float) -> None:
         """Take a node's squared gradients in, weighed as its values are."""
@@ -152,8 +158,7 @@ class Planner:
                 self._server_round, self.layout, weights, [], self._previous
             )
         if self.policy.renewed == "round":
-            held = self._previous
-            return dense_plan(self.layout) if held is None else held.plan
+            return self.held
         if self._run_plan is None:
             return self.start(weights)
         return self._run_plan

@@ -17,6 +17,7 @@ from .aggregation import aggregate
 from .budgets import Budgets
 from .checkpoint import CheckpointFolder
 from .core.encoding import Encoding
+from .core.grow import grow
 from .core.guidance import Report
 from .core.layout import Layout, check_arrays
 from .core.plan import Plan, dense_plan
@@ -212,10 +213,10 @@ class AutoFlip(Strategy):
         arrays = wire.from_arrayrecord(record)
         if self.policy.per_round:
             return
-        if self.policy.restarts:
+        if self.policy.on_change == "restart":
             self._planner.initial = arrays
         plan = self._planner.start(arrays)
-        if self.options["rescale"] and self.policy.renewed == "never":
+        if self.options["rescale"] and self.policy.rescales:
             update_inplace(record, rescale_fan_in(arrays, plan))
         self._live.plan_made(0, plan, self._planner.guidance, log=True)
         if not self.options["budgets"]:
@@ -309,13 +310,17 @@ class AutoFlip(Strategy):
         return self._exchange.requests(server_round, work)
 
     def _renew_plan(self, server_round: int, arrays: ArrayRecord) -> None:
-        """Make the round's plan; start afresh in place if it asks for that."""
-        plan = self._planner.renew(server_round, wire.from_arrayrecord(arrays))
-        if plan is None or not self.policy.restarts:
+        """Make the round's plan; set the weights in place as it asks for."""
+        weights, before = wire.from_arrayrecord(arrays), self._planner.held
+        plan = self._planner.renew(server_round, weights)
+        if plan is None or self.policy.on_change == "keep":
             return
-        initial, rescale = self._planner.initial, self.options["rescale"]
-        fresh = rescale_fan_in(initial, plan) if rescale else dict(initial)
-        update_inplace(arrays, fresh)
+        if self.policy.on_change == "grow":
+            update_inplace(arrays, grow(weights, before, plan))
+        else:
+            initial, rescale = self._planner.initial, self.options["rescale"]
+            fresh = rescale_fan_in(initial, plan) if rescale else dict(initial)
+            update_inplace(arrays, fresh)
         self._live.plan_made(server_round, plan, self._planner.guidance, log=True)
 
     def _plan_round(

@@ -32,6 +32,7 @@ from flwr_autoflip.policies.initial_pruning import Schedule, prune_initially_inp
 from flwr_autoflip.report import WINDOW
 from flwr_autoflip.wire import from_arrayrecord
 
+from .growing import Growing
 from .method import Method
 from .methods import EVERYTHING
 from .tasks import Federation, Scale, Task, find_task, load
@@ -192,6 +193,7 @@ def make_policy(method: Method, threshold: str, scale: Scale, seed: int) -> Any:
     quarter = max(1, scale.rounds // 4)
     policies: dict[str, Callable[[], Policy]] = {
         "random": lambda: RandomUnits(size, seed),
+        "growing": lambda: Growing(method.options["shares"], detail != "initial"),
         "eflprune": lambda: EflPrune(detail, size, seed),  # type: ignore[arg-type]
         "prunefl": lambda: PruneFl(size, interval=quarter),  # type: ignore[arg-type]
         "structured": lambda: Structured(
@@ -204,7 +206,8 @@ def make_policy(method: Method, threshold: str, scale: Scale, seed: int) -> Any:
 def make_strategy(setting: Setting, model: nn.Module, ledger_dir: Path) -> AutoFlip:
     """Build the strategy of a run."""
     task, scale, method = setting.parts
-    options = {k: v for k, v in method.options.items() if k != "policy"}
+    ours = ("policy", "shares")
+    options = {k: v for k, v in method.options.items() if k not in ours}
     threshold = setting.threshold or options.pop("threshold", "")
     if threshold:
         options["threshold"] = threshold

@@ -1,8 +1,9 @@
 """How the small scales were set: a small grid for FedAvg alone, a task.
 
 ``python -m examples.paper.search TASK FIELD=VALUES ... --data DIR`` appends its
-figures to ``search.json``. Seed 100, which no table uses; what counts is accuracy on
-the validation part, the mean of the last five rounds. The test set is not looked at.
+figures to ``search.json``. Seed 100, which no table uses, or ``--seed`` another such;
+what counts is accuracy on the validation part, the mean of the last five rounds. The
+test set is not looked at.
 """
 
 import argparse
@@ -80,6 +81,7 @@ def main() -> None:
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("tries", nargs="*", help="such as lr=0.03,0.1 batch_size=16,32")
     parser.add_argument("--data", type=Path, help="folder of the files")
+    parser.add_argument("--seed", type=int, default=SEED)
     options = parser.parse_intermixed_args()
     torch.set_num_threads(1)
     task = find_task(options.task)
@@ -88,8 +90,11 @@ def main() -> None:
     for values in product(*grid.values()):
         changes = dict(zip(grid, values, strict=True))
         scale = replace(task.scales["small"], **changes)
-        figures = fedavg(task, scale, load(task, scale, SEED, options.data), SEED)
-        row = {"task": task.name} | {name: getattr(scale, name) for name in VARIED}
+        federation = load(task, scale, options.seed, options.data)
+        figures = fedavg(task, scale, federation, options.seed)
+        row = {"task": task.name, "seed": options.seed} | {
+            name: getattr(scale, name) for name in VARIED
+        }
         row |= {name: round(value, 4) for name, value in figures.items()}
         print(json.dumps(row), flush=True)
         known = json.loads(RECORD.read_text()) if RECORD.exists() else []

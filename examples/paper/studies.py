@@ -3,6 +3,8 @@
 from .method import Method
 
 RATIOS = (0.5, 0.25, 0.1, 0.03)
+FIRST = (1, 14, 27)
+"""First round of each size, where networks grow; FedAvg's 40 rounds in thirds."""
 SCORES = {"random": "random units", "l1": "L1 units", "autoflip": "AutoFLIP"}
 
 SIZE = {
@@ -28,4 +30,16 @@ TRAINING = {
         ("epochs4", "four times the epochs", {"local_epochs": 4}),
     )
 }
-STUDIES = {"size": SIZE, "training": TRAINING}
+GROWTH = {
+    f"grow-{name}{suffix}": Method(
+        f"grow-{name}{suffix}",
+        f"L1 units, {name.replace('-', ' to ')} of the MACs{title}",
+        {"policy": f"growing{suffix}", "shares": dict(zip(FIRST, shares, strict=True))},
+    )
+    for name, shares in (
+        ("0.03-0.1-0.25", (0.03, 0.1, 0.25)),
+        ("0.1-0.25-0.5", (0.1, 0.25, 0.5)),
+    )
+    for suffix, title in (("", ""), ("-initial", ", new units not muted"))
+}
+STUDIES = {"size": SIZE, "training": TRAINING, "growth": GROWTH}

@@ -30,6 +30,8 @@ UnitCounts = Mapping[str, int]
 
 Renewal = Literal["never", "round", "weights"]
 """When a plan is made anew; see :class:`Policy`."""
+OnChange = Literal["keep", "restart", "grow"]
+"""What becomes of weights when a plan changes; see :class:`Policy`."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,10 @@ class Policy(ABC):
     running : Running or None
         The sums and extremes that the server keeps as reports come; None where a plan
         looks at single reports, which are read from disk then.
-    restarts : bool
-        With ``renewed``: weights are thrown away when the plan changes, and start from
-        the initial ones.
+    on_change : {"keep", "restart", "grow"}
+        With ``renewed``, what becomes of weights when the plan changes. ``"keep"``:
+        nothing. ``"restart"``: they start from the initial ones. ``"grow"``: plans only
+        grow, and units come in without changing what the model computes.
     """
 
     explores: ClassVar[bool] = False
@@ -88,9 +91,17 @@ class Policy(ABC):
         return None
 
     @property
-    def restarts(self) -> bool:
-        """Whether a new plan starts from the initial weights."""
-        return False
+    def on_change(self) -> OnChange:
+        """What becomes of weights when the plan changes."""
+        return "keep"
+
+    @property
+    def rescales(self) -> bool:
+        """Whether a first plan's weights may make up for lost inputs.
+
+        Where plans are made anew from the weights, that would tell them another story.
+        """
+        return self.renewed == "never" or self.on_change == "grow"
 
     def probes(self, server_round: int) -> bool:
         """Tell whether nodes also send gradients in this round, for the next plan."""

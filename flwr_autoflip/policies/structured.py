@@ -11,7 +11,15 @@ from ..core.guidance import Report, split_by_group, sum_by_unit
 from ..core.layout import Arrays, Layout
 from ..core.plan import Plan, dense_plan, keep_from_bool
 from ..core.threshold import Compression, MacShare, Threshold
-from .base import Policy, Previous, UnitCounts, keep_one, unit_plan, weight_tensors
+from .base import (
+    OnChange,
+    Policy,
+    Previous,
+    UnitCounts,
+    keep_one,
+    unit_plan,
+    weight_tensors,
+)
 
 
 @dataclass(frozen=True)
@@ -60,9 +68,9 @@ class Structured(Policy):
             raise AutoFlipError(f"k must be above 0, got {self.k}.")
 
     @property
-    def restarts(self) -> bool:
-        """Whether a new plan starts from the initial weights."""
-        return self.restart
+    def on_change(self) -> OnChange:
+        """What becomes of weights when the plan changes."""
+        return "restart" if self.restart else "keep"
 
     def __call__(
         self,

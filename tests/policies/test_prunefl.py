@@ -197,7 +197,7 @@ def test_it_probes_at_the_interval_with_one_explorer() -> None:
 
     assert [r for r in range(1, 151) if policy.probes(r)] == [50, 100, 150]
     assert (policy.explores, policy.max_explorers) == (True, 1)
-    assert not policy.restarts
+    assert policy.on_change == "keep"
 
 
 def test_time_is_near_what_the_authors_measured() -> None:

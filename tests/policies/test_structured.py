@@ -112,8 +112,8 @@ def test_a_target_keeps_those_nearest_the_mean_once() -> None:
 
 
 def test_restart_is_an_option() -> None:
-    assert Structured().restarts
-    assert not Structured(restart=False).restarts
+    assert Structured().on_change == "restart"
+    assert Structured(restart=False).on_change == "keep"
     assert Structured().renewed == "round"
     assert not Structured().explores
 
