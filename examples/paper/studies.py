@@ -43,3 +43,10 @@ GROWTH = {
     for suffix, title in (("", ""), ("-initial", ", new units not muted"))
 }
 STUDIES = {"size": SIZE, "training": TRAINING, "growth": GROWTH}
+
+RIVALS = {
+    f"{policy}-{ratio:g}": f"random-{ratio:g}"
+    for ratio in RATIOS
+    for policy in ("l1", "autoflip")
+} | {name: "l1-0.1" for name in (*TRAINING, *GROWTH)}
+"""Method -> what it has to beat: random units, or the same without what it adds."""

@@ -1,0 +1,121 @@
+"""Differences between methods, seed by seed, with what they may be worth."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from .results import Outcome
+from .tables import BASELINE, Cell, accuracy_table, cost_table
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean over seeds that both methods have.
+
+    Parameters
+    ----------
+    mean : float
+        Of one minus the other.
+    half_width : float or None
+        Of the confidence interval (95 %, Student's t); None for a single seed.
+    seeds : int
+    """
+
+    mean: float
+    half_width: float | None
+    seeds: int
+
+    @property
+    def certain(self) -> bool:
+        """Whether 0 is outside the interval."""
+        return self.half_width is not None and abs(self.mean) > self.half_width
+
+
+def difference(one: Cell, other: Cell) -> Difference | None:
+    """Subtract, seed by seed.
+
+    Parameters
+    ----------
+    one, other : Cell
+
+    Returns
+    -------
+    Difference or None
+        None if they share no seed.
+
+    Examples
+    --------
+    >>> found = difference(Cell({0: 0.5, 1: 0.7}), Cell({0: 0.4, 1: 0.5, 2: 0.9}))
+    >>> round(found.mean, 3), round(found.half_width, 3), found.seeds
+    (0.15, 0.635, 2)
+    """
+    seeds = sorted(set(one.values) & set(other.values))
+    if not seeds:
+        return None
+    apart = np.array([one.values[seed] - other.values[seed] for seed in seeds])
+    if len(seeds) == 1:
+        return Difference(float(apart[0]), None, 1)
+    quantile = stats.t.ppf((1 + CONFIDENCE) / 2, len(seeds) - 1)
+    half = float(quantile * apart.std(ddof=1) / np.sqrt(len(seeds)))
+    return Difference(float(apart.mean()), half, len(seeds))
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One method beside FedAvg, and beside what it has to beat.
+
+    Parameters
+    ----------
+    top1 : Cell
+        At FedAvg's rounds.
+    to_baseline, to_rival : Difference or None
+        Of ``top1``; the rival is another method of the same size.
+    macs, bytes_moved : Cell
+        What it took to reach FedAvg's final top-1, over what that took; only seeds
+        that got there.
+    """
+
+    top1: Cell
+    to_baseline: Difference | None
+    to_rival: Difference | None
+    macs: Cell
+    bytes_moved: Cell
+
+
+def compare(
+    methods: Mapping[str, Sequence[Outcome]], rivals: Mapping[str, str]
+) -> dict[str, Compared]:
+    """Compare one task's methods.
+
+    Parameters
+    ----------
+    methods : mapping of str to sequence of Outcome
+        FedAvg is among them.
+    rivals : mapping of str to str
+        Method to the one that it has to beat.
+
+    Returns
+    -------
+    dict of str to Compared
+        In the given order.
+    """
+    top1 = {name: row["rounds"] for name, row in accuracy_table(methods).items()}
+    costs = cost_table(methods)
+    return {
+        name: Compared(
+            top1[name],
+            difference(top1[name], top1[BASELINE]),
+            difference(top1[name], top1[rivals[name]])
+            if rivals.get(name) in top1
+            else None,
+            *(
+                Cell({s: 1 - v for s, v in costs[name][column].values.items()})
+                for column in ("macs_saved", "bytes_saved")
+            ),
+        )
+        for name in methods
+    }

@@ -1,0 +1,78 @@
+"""What was tried for the default, one table a task.
+
+``python -m examples.paper.study --out runs/studies`` reads the runs that
+``python -m examples.paper run --methods size --evaluate-on validation --out
+runs/studies`` made.
+"""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+from .markdown import markdown_table
+from .methods import EVERYTHING
+from .paired import Compared, Difference, compare
+from .results import by_method, read_runs, tasks_of
+from .studies import RIVALS
+from .tables import BASELINE, Cell
+
+HEADER = (
+    "method", "top-1", "to FedAvg, points", "to its rival, points", "MACs", "bytes",
+    "seeds",
+)  # fmt: skip
+
+
+def show_difference(found: Difference | None) -> str:
+    """Write points and the interval; bold where 0 is outside of it."""
+    if found is None:
+        return "-"
+    text = f"{100 * found.mean:+.1f}"
+    if found.half_width is not None:
+        text += f" ±{100 * found.half_width:.1f}"
+    return f"**{text}**" if found.certain else text
+
+
+def show_cost(cell: Cell, seeds: int) -> str:
+    """Write a mean share, and how many seeds never got there."""
+    if not cell.values:
+        return "never"
+    missing = seeds - len(cell.values)
+    return f"{cell.mean:.2f}" + (f" ({missing} never)" if missing else "")
+
+
+def study_markdown(compared: Mapping[str, Compared]) -> str:
+    """Write one task's table."""
+    rows = []
+    for name, one in compared.items():
+        seeds = len(one.top1.values)
+        rows.append(
+            [
+                EVERYTHING[name].title,
+                f"{one.top1.mean:.3f}",
+                "" if name == BASELINE else show_difference(one.to_baseline),
+                show_difference(one.to_rival),
+                show_cost(one.macs, seeds),
+                show_cost(one.bytes_moved, seeds),
+                str(seeds),
+            ]
+        )
+    return markdown_table(HEADER, rows)
+
+
+def main() -> None:
+    """Print a table a task."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/studies"))
+    parser.add_argument("--scale", default="small", choices=["tiny", "small", "paper"])
+    options = parser.parse_args()
+    found = read_runs(options.out / options.scale)
+    for task in tasks_of(found.outcomes):
+        methods = by_method(found.outcomes, task)
+        if BASELINE in methods:
+            print(f"### {task}\n\n{study_markdown(compare(methods, RIVALS))}")
+
+
+if __name__ == "__main__":
+    main()
