@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .core.codec import decode_plan, encode_plan
+from .core.grow import grow
 from .core.guidance import Report
 from .core.layout import Arrays, Layout
 from .core.plan import Plan, dense_plan
+from .core.rescale import rescale_fan_in
 from .policies import Policy, Previous
 from .store import ReportStore
 
@@ -74,7 +76,9 @@ class Planner:
             weighed = num_examples * values.astype(np.float64)
             self.probed[name] = self.probed.get(name, 0.0) + weighed
 
-    def renew(self, server_round: int, weights: Arrays) -> Plan | None:
+    def renew(
+        self, server_round: int, weights: Arrays, rescale: bool
+    ) -> dict[str, NDArray[Any]] | None:
         """Make a round's plan from the weights, the probe and the plan that held.
 
         Parameters
@@ -82,11 +86,14 @@ class Planner:
         server_round : int
         weights : mapping of str to ndarray
             Global dense arrays at the start of the round.
+        rescale : bool
+            Whether weights that start again make up for lost inputs.
 
         Returns
         -------
-        Plan or None
-            None if the plan that held still does.
+        dict of str to ndarray or None
+            What the weights become, as the policy's ``on_change`` says; None where
+            they stay, or the plan that held still does.
         """
         before, reports = self._previous, [self.probed] if self.probed else []
         plan = self.policy(server_round, self.layout, weights, reports, before)
@@ -94,7 +101,14 @@ class Planner:
         if before is not None and encode_plan(plan) == encode_plan(before.plan):
             return None
         self._previous = Previous(plan, server_round)
-        return plan
+        match self.policy.on_change:
+            case "grow" if before is not None:
+                return grow(weights, before.plan, plan)
+            case "restart" if rescale:
+                return rescale_fan_in(self.initial, plan)
+            case "restart":
+                return dict(self.initial)
+        return None
 
     def of_round(
         self, server_round: int, weights: Arrays, nodes: Iterable[int]

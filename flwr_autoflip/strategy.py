@@ -17,7 +17,6 @@ from .aggregation import aggregate
 from .budgets import Budgets
 from .checkpoint import CheckpointFolder
 from .core.encoding import Encoding
-from .core.grow import grow
 from .core.guidance import Report
 from .core.layout import Layout, check_arrays
 from .core.plan import Plan, dense_plan
@@ -311,17 +310,11 @@ class AutoFlip(Strategy):
 
     def _renew_plan(self, server_round: int, arrays: ArrayRecord) -> None:
         """Make the round's plan; set the weights in place as it asks for."""
-        weights, before = wire.from_arrayrecord(arrays), self._planner.held
-        plan = self._planner.renew(server_round, weights)
-        if plan is None or self.policy.on_change == "keep":
-            return
-        if self.policy.on_change == "grow":
-            update_inplace(arrays, grow(weights, before, plan))
-        else:
-            initial, rescale = self._planner.initial, self.options["rescale"]
-            fresh = rescale_fan_in(initial, plan) if rescale else dict(initial)
-            update_inplace(arrays, fresh)
-        self._live.plan_made(server_round, plan, self._planner.guidance, log=True)
+        weights, planner = wire.from_arrayrecord(arrays), self._planner
+        adapted = planner.renew(server_round, weights, self.options["rescale"])
+        if adapted is not None:
+            update_inplace(arrays, adapted)
+            self._live.plan_made(server_round, planner.held, planner.guidance, log=True)
 
     def _plan_round(
         self,

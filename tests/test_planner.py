@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from models import mlp_layout, random_arrays
 
+from flwr_autoflip.core.grow import grow
 from flwr_autoflip.core.guidance import Report
 from flwr_autoflip.core.plan import Plan
+from flwr_autoflip.core.rescale import rescale_fan_in
 from flwr_autoflip.planner import Planner
 from flwr_autoflip.policies import Policy, Previous
 from flwr_autoflip.store import ReportStore
@@ -28,6 +30,8 @@ def stored(reports: dict[int, Report]) -> ReportStore:
 class Spy(Policy):
     """Keeps as many neurons as it is told, and writes down its arguments."""
 
+    on_change = "keep"  # type: ignore[assignment]
+
     def __init__(self, counts: Sequence[int], renewed: Any = "round") -> None:
         self.counts = list(counts)
         self.renewed = renewed  # type: ignore[misc]
@@ -45,9 +49,13 @@ def test_a_policy_is_told_the_plan_that_held_and_since_when() -> None:
     planner = Planner(policy, LAYOUT, stored({7: {"fc1.bias": np.ones(4, np.float32)}}))
 
     planner.start(WEIGHTS)
-    renewed = [planner.renew(r, WEIGHTS) for r in (1, 2, 3, 5)]
+    kept = []
+    for server_round in (1, 2, 3, 5):
+        before = planner.held
+        assert planner.renew(server_round, WEIGHTS, rescale=True) is None
+        kept.append(planner.held is before)
 
-    assert [plan is not None for plan in renewed] == [False, True, False, True]
+    assert kept == [True, False, True, False]
     told = [(r, previous) for r, _, previous in policy.calls]
     assert told[0] == (0, None)
     assert [(r, len(p.plan.keep["fc1"]), p.since) for r, p in told[1:] if p] == [
@@ -66,8 +74,8 @@ def test_reports_are_the_explorers_first_and_then_the_probe_once() -> None:
     planner.start(WEIGHTS)
     planner.add_probe({"fc1.bias": np.float32([1, 2, 3, 0])}, 5)
     planner.add_probe({"fc1.bias": np.float32([0, 1, 0, 3e38])}, 10)
-    planner.renew(1, WEIGHTS)
-    planner.renew(2, WEIGHTS)
+    planner.renew(1, WEIGHTS, rescale=True)
+    planner.renew(2, WEIGHTS, rescale=True)
 
     ((told,), *_) = [reports for _, reports, _ in policy.calls]
     np.testing.assert_array_equal(told["fc1.bias"], explored["fc1.bias"])
@@ -78,13 +86,43 @@ def test_reports_are_the_explorers_first_and_then_the_probe_once() -> None:
     assert policy.calls[2][1] == []
 
 
+@pytest.mark.parametrize("rescale", [True, False])
+def test_weights_start_again_if_the_policy_asks_for_that(rescale: bool) -> None:
+    policy = Spy([4, 2, 2])
+    policy.on_change = "restart"
+    planner = Planner(policy, LAYOUT, stored({}), initial=WEIGHTS)
+    planner.start(WEIGHTS)
+    trained = {name: array + 1 for name, array in WEIGHTS.items()}
+
+    fresh = planner.renew(1, trained, rescale)
+
+    expected = rescale_fan_in(WEIGHTS, planner.held) if rescale else WEIGHTS
+    assert fresh is not None
+    for name, array in expected.items():
+        np.testing.assert_array_equal(fresh[name], array)
+    assert planner.renew(2, trained, rescale) is None  # the plan held
+
+
+def test_units_come_in_if_the_policy_asks_for_that() -> None:
+    policy = Spy([2, 4])
+    policy.on_change = "grow"
+    planner = Planner(policy, LAYOUT, stored({}))
+    before = planner.start(WEIGHTS)
+
+    grown = planner.renew(1, WEIGHTS, rescale=True)
+
+    assert grown is not None
+    for name, array in grow(WEIGHTS, before, planner.held).items():
+        np.testing.assert_array_equal(grown[name], array)
+
+
 def test_the_plan_that_holds_is_deployed() -> None:
     policy = Spy([4, 3])
     planner = Planner(policy, LAYOUT, stored({}))
     assert planner.deployable(WEIGHTS).alive.all()
 
     planner.start(WEIGHTS)
-    planner.renew(1, WEIGHTS)
+    planner.renew(1, WEIGHTS, rescale=True)
 
     assert len(planner.deployable(WEIGHTS).keep["fc1"]) == 3
     assert planner.of_round(1, WEIGHTS, [7]) is planner.deployable(WEIGHTS)
@@ -95,7 +133,7 @@ def test_what_is_evaluated_has_a_plan_of_its_own_weights() -> None:
     policy = Spy([4, 3, 2], "weights")
     planner = Planner(policy, LAYOUT, stored({}))
     planner.start(WEIGHTS)
-    planner.renew(1, WEIGHTS)
+    planner.renew(1, WEIGHTS, rescale=True)
 
     evaluated = planner.deployable(WEIGHTS)
 
@@ -142,7 +180,7 @@ def test_units_are_ranked_by_all_explorers_and_the_weights_at_hand() -> None:
     policy = Spy([4, 3])
     planner = Planner(policy, LAYOUT, stored(explored))
     planner.start(WEIGHTS)
-    planner.renew(3, WEIGHTS)
+    planner.renew(3, WEIGHTS, rescale=True)
     calls: list[Any] = []
     policy.rank_units = lambda *args: calls.append(args) or {}  # type: ignore
 
@@ -156,13 +194,13 @@ def test_units_are_ranked_by_all_explorers_and_the_weights_at_hand() -> None:
 def test_a_planner_that_takes_its_state_back_decides_alike() -> None:
     one = Planner(Spy([4, 3]), LAYOUT, stored({}))
     one.start(WEIGHTS)
-    one.renew(2, WEIGHTS)
+    one.renew(2, WEIGHTS, rescale=True)
     one.add_probe({"fc1.bias": np.float32([1, 2, 3, 0])}, 5)
     policy = Spy([2])
     other = Planner(policy, LAYOUT, stored({}))
 
     other.restore(one.state())
-    other.renew(3, WEIGHTS)
+    other.renew(3, WEIGHTS, rescale=True)
 
     ((_, reports, previous),) = policy.calls
     assert previous is not None

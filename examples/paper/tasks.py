@@ -294,7 +294,8 @@ TASKS = {
             scales={
                 "paper": paper_scale(730, 20),
                 "small": small_scale(
-                    nodes=50, nodes_per_round=10, batch_size=5, lr=5.0,
+                    # A rate of 5 does .02 better on three seeds; others diverge.
+                    nodes=50, nodes_per_round=10, batch_size=5, lr=3.0,
                     width=0.2, train_examples=5000, test_examples=500,
                 ),
             },
