@@ -17,16 +17,19 @@ SIZE = {
     for policy, title in SCORES.items()
 }
 TRAINING = {
-    f"l1-0.1-{name}": Method(
-        f"l1-0.1-{name}",
-        f"L1 units, 0.1 of the MACs, {title}",
-        {"policy": "l1", "threshold": "macs:0.1"},
+    f"l1-{ratio:g}-{name}": Method(
+        f"l1-{ratio:g}-{name}",
+        f"L1 units, {ratio:g} of the MACs, {title}",
+        {"policy": "l1", "threshold": f"macs:{ratio:g}"},
         factors=factors,
     )
+    for ratio in (0.25, 0.1)
     for name, title, factors in (
         ("lr2", "twice the rate", {"lr": 2}),
+        ("lr3", "three times the rate", {"lr": 3}),
         ("lr0.5", "half the rate", {"lr": 0.5}),
         ("epochs2", "twice the epochs", {"local_epochs": 2}),
+        ("lr2-epochs2", "twice the rate and epochs", {"lr": 2, "local_epochs": 2}),
         ("epochs4", "four times the epochs", {"local_epochs": 4}),
     )
 }
@@ -48,5 +51,7 @@ RIVALS = {
     f"{policy}-{ratio:g}": f"random-{ratio:g}"
     for ratio in RATIOS
     for policy in ("l1", "autoflip")
-} | {name: "l1-0.1" for name in (*TRAINING, *GROWTH)}
+}
+RIVALS |= {name: "-".join(name.split("-")[:2]) for name in TRAINING}
+RIVALS |= {name: "l1-0.1" for name in GROWTH}
 """Method -> what it has to beat: random units, or the same without what it adds."""
