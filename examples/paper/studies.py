@@ -1,5 +1,7 @@
 """What was tried for the default: candidates by question, run and compared alike."""
 
+from dataclasses import replace
+
 from .method import Method
 
 RATIOS = (0.5, 0.25, 0.1, 0.03)
@@ -16,22 +18,24 @@ SIZE = {
     for ratio in RATIOS
     for policy, title in SCORES.items()
 }
+DENSE = {"dense": Method("dense", "FedAvg", {"policy": "dense"}, round_factor=1)}
+WAYS = {
+    "lr2": ("twice the rate", {"lr": 2}),
+    "lr3": ("three times the rate", {"lr": 3}),
+    "lr0.5": ("half the rate", {"lr": 0.5}),
+    "epochs2": ("twice the epochs", {"local_epochs": 2}),
+    "epochs4": ("four times the epochs", {"local_epochs": 4}),
+    "lr2-epochs2": ("twice the rate and epochs", {"lr": 2, "local_epochs": 2}),
+}
 TRAINING = {
-    f"l1-{ratio:g}-{name}": Method(
-        f"l1-{ratio:g}-{name}",
-        f"L1 units, {ratio:g} of the MACs, {title}",
-        {"policy": "l1", "threshold": f"macs:{ratio:g}"},
+    f"{name}-{way}": replace(
+        method,
+        name=f"{name}-{way}",
+        title=f"{method.title}, {title}",
         factors=factors,
     )
-    for ratio in (0.25, 0.1)
-    for name, title, factors in (
-        ("lr2", "twice the rate", {"lr": 2}),
-        ("lr3", "three times the rate", {"lr": 3}),
-        ("lr0.5", "half the rate", {"lr": 0.5}),
-        ("epochs2", "twice the epochs", {"local_epochs": 2}),
-        ("lr2-epochs2", "twice the rate and epochs", {"lr": 2, "local_epochs": 2}),
-        ("epochs4", "four times the epochs", {"local_epochs": 4}),
-    )
+    for name, method in (SIZE | DENSE).items()
+    for way, (title, factors) in WAYS.items()
 }
 GROWTH = {
     f"grow-{name}{suffix}": Method(
@@ -48,10 +52,9 @@ GROWTH = {
 STUDIES = {"size": SIZE, "training": TRAINING, "growth": GROWTH}
 
 RIVALS = {
-    f"{policy}-{ratio:g}": f"random-{ratio:g}"
+    f"{policy}-{ratio:g}{way}": f"random-{ratio:g}{way}"
     for ratio in RATIOS
     for policy in ("l1", "autoflip")
-}
-RIVALS |= {name: "-".join(name.split("-")[:2]) for name in TRAINING}
-RIVALS |= {name: "l1-0.1" for name in GROWTH}
+    for way in ("", *(f"-{way}" for way in WAYS))
+} | {name: "l1-0.1" for name in GROWTH}
 """Method -> what it has to beat: random units, or the same without what it adds."""
