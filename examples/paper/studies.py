@@ -33,6 +33,8 @@ TRAINING = {
         name=f"{name}-{way}",
         title=f"{method.title}, {title}",
         factors=factors,
+        # Longer rounds take as long as twice as many.
+        round_factor=1 if "local_epochs" in factors else method.round_factor,
     )
     for name, method in (SIZE | DENSE).items()
     for way, (title, factors) in WAYS.items()
