@@ -19,7 +19,8 @@ from torch.utils.data import TensorDataset
 
 from flwr_autoflip import AutoFlip, AutoFlipClient, client_app
 from flwr_autoflip.core.guidance import normalize
-from flwr_autoflip.core.shrink import load_arrays_inplace, shrink
+from flwr_autoflip.core.layout import Arrays
+from flwr_autoflip.core.shrink import arrays_of, load_arrays_inplace, shrink
 from flwr_autoflip.policies import (
     EflPrune,
     Policy,
@@ -35,6 +36,7 @@ from flwr_autoflip.wire import from_arrayrecord
 from .growing import Growing
 from .method import Method
 from .methods import EVERYTHING
+from .scores import Scored
 from .tasks import Federation, Scale, Task, find_task, load
 from .training import evaluate, train
 from .watch import UpdateVariance, guidance_histogram
@@ -181,7 +183,9 @@ def make_client_app() -> ClientApp:
 # --- The server ---
 
 
-def make_policy(method: Method, threshold: str, scale: Scale, seed: int) -> Any:
+def make_policy(
+    method: Method, threshold: str, scale: Scale, seed: int, initial: Arrays
+) -> Any:
     """Build the policy of a method; a quarter of the rounds is its time unit.
 
     PruneFL adjusts every 50 of the paper's 200 rounds; structured pruning may prune in
@@ -193,6 +197,7 @@ def make_policy(method: Method, threshold: str, scale: Scale, seed: int) -> Any:
     quarter = max(1, scale.rounds // 4)
     policies: dict[str, Callable[[], Policy]] = {
         "random": lambda: RandomUnits(size, seed),
+        "scored": lambda: Scored(detail, method.options["share"], initial, seed),
         "growing": lambda: Growing(method.options["shares"], detail != "initial"),
         "eflprune": lambda: EflPrune(detail, size, seed),  # type: ignore[arg-type]
         "prunefl": lambda: PruneFl(size, interval=quarter),  # type: ignore[arg-type]
@@ -206,7 +211,7 @@ def make_policy(method: Method, threshold: str, scale: Scale, seed: int) -> Any:
 def make_strategy(setting: Setting, model: nn.Module, ledger_dir: Path) -> AutoFlip:
     """Build the strategy of a run."""
     task, scale, method = setting.parts
-    ours = ("policy", "shares")
+    ours = ("policy", "share", "shares")
     options = {k: v for k, v in method.options.items() if k not in ours}
     threshold = setting.threshold or options.pop("threshold", "")
     if threshold:
@@ -229,7 +234,9 @@ def make_strategy(setting: Setting, model: nn.Module, ledger_dir: Path) -> AutoF
         UpdateVariance(inner, names),
         model,
         task.example_input,
-        policy=make_policy(method, str(threshold), scale, setting.seed),
+        policy=make_policy(
+            method, str(threshold), scale, setting.seed, arrays_of(model)
+        ),
         ledger_dir=ledger_dir,
         **options,
     )

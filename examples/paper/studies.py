@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from .method import Method
+from .scores import SCORES as UNIT_SCORES
 
 RATIOS = (0.5, 0.25, 0.1, 0.03)
 FIRST = (1, 14, 27)
@@ -39,6 +40,17 @@ TRAINING = {
     for name, method in (SIZE | DENSE).items()
     for way, (title, factors) in WAYS.items()
 }
+SCORE = {
+    f"score-{ratio:g}-{score}": Method(
+        f"score-{ratio:g}-{score}",
+        f"{title}, {ratio:g} of the MACs",
+        {"policy": f"scored-{score}", "share": ratio},
+        round_factor=1,
+        factors={"local_epochs": 2},
+    )
+    for ratio in (0.25, 0.1)
+    for score, title in UNIT_SCORES.items()
+}
 GROWTH = {
     f"grow-{name}{suffix}": Method(
         f"grow-{name}{suffix}",
@@ -51,12 +63,13 @@ GROWTH = {
     )
     for suffix, title in (("", ""), ("-initial", ", new units not muted"))
 }
-STUDIES = {"size": SIZE, "training": TRAINING, "growth": GROWTH}
+STUDIES = {"size": SIZE, "training": TRAINING, "score": SCORE, "growth": GROWTH}
 
+# What a method has to beat: random units, or the same without what it adds.
 RIVALS = {
     f"{policy}-{ratio:g}{way}": f"random-{ratio:g}{way}"
     for ratio in RATIOS
     for policy in ("l1", "autoflip")
     for way in ("", *(f"-{way}" for way in WAYS))
 } | {name: "l1-0.1" for name in GROWTH}
-"""Method -> what it has to beat: random units, or the same without what it adds."""
+RIVALS |= {name: f"{name.rpartition('-')[0]}-chance" for name in SCORE}
