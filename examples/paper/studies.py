@@ -63,7 +63,26 @@ GROWTH = {
     )
     for suffix, title in (("", ""), ("-initial", ", new units not muted"))
 }
-STUDIES = {"size": SIZE, "training": TRAINING, "score": SCORE, "growth": GROWTH}
+OPTIONS = {
+    f"l1-0.25-{name}": replace(
+        SIZE["l1-0.25"],
+        name=f"l1-0.25-{name}",
+        title=f"L1 units, 0.25 of the MACs, {title}",
+        options=SIZE["l1-0.25"].options | options,
+    )
+    for name, title, options in (
+        ("float16", "values in 16 bits", {"value_dtype": "float16"}),
+        ("int8", "values in 8 bits", {"value_dtype": "int8"}),
+        ("unscaled", "no rescaling", {"rescale": False}),
+    )
+}
+STUDIES = {
+    "size": SIZE,
+    "training": TRAINING,
+    "score": SCORE,
+    "growth": GROWTH,
+    "options": OPTIONS,
+}
 
 # What a method has to beat: random units, or the same without what it adds.
 RIVALS = {
@@ -72,4 +91,5 @@ RIVALS = {
     for policy in ("l1", "autoflip")
     for way in ("", *(f"-{way}" for way in WAYS))
 } | {name: "l1-0.1" for name in GROWTH}
+RIVALS |= {name: "l1-0.25" for name in OPTIONS}
 RIVALS |= {name: f"{name.rpartition('-')[0]}-chance" for name in SCORE}
