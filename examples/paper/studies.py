@@ -46,7 +46,6 @@ SCORE = {
         f"{title}, {ratio:g} of the MACs",
         {"policy": f"scored-{score}", "share": ratio},
         round_factor=1,
-        factors={"local_epochs": 2},
     )
     for ratio in (0.25, 0.1)
     for score, title in UNIT_SCORES.items()
@@ -60,6 +59,7 @@ GROWTH = {
     for name, shares in (
         ("0.03-0.1-0.25", (0.03, 0.1, 0.25)),
         ("0.1-0.25-0.5", (0.1, 0.25, 0.5)),
+        ("0.25-0.5-1", (0.25, 0.5, 1.0)),
     )
     for suffix, title in (("", ""), ("-initial", ", new units not muted"))
 }
