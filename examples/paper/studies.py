@@ -90,6 +90,6 @@ RIVALS = {
     for ratio in RATIOS
     for policy in ("l1", "autoflip")
     for way in ("", *(f"-{way}" for way in WAYS))
-} | {name: "l1-0.1" for name in GROWTH}
+} | {name: f"l1-{name.split('-')[1]}" for name in GROWTH}
 RIVALS |= {name: "l1-0.25" for name in OPTIONS}
 RIVALS |= {name: f"{name.rpartition('-')[0]}-chance" for name in SCORE}
