@@ -1,7 +1,6 @@
 """One federated training: the same strategy and client for all methods and backends."""
 
 import json
-import random
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache, partial
@@ -33,6 +32,7 @@ from flwr_autoflip.policies.initial_pruning import Schedule, prune_initially_inp
 from flwr_autoflip.report import WINDOW
 from flwr_autoflip.wire import from_arrayrecord
 
+from .around import SameNodes
 from .growing import Growing
 from .method import Method
 from .methods import EVERYTHING
@@ -231,7 +231,7 @@ def make_strategy(setting: Setting, model: nn.Module, ledger_dir: Path) -> AutoF
     )
     names = [name for name, _ in model.named_parameters()]
     return AutoFlip(
-        UpdateVariance(inner, names),
+        UpdateVariance(SameNodes(inner, setting.seed), names),
         model,
         task.example_input,
         policy=make_policy(
@@ -255,7 +255,6 @@ def run_server(grid: Grid, setting: Setting, folder: Path) -> None:
         Exists.
     """
     torch.set_num_threads(1)
-    random.seed(setting.seed)
     torch.manual_seed(setting.seed)
     task, scale, _ = setting.parts
     model = task.build(scale)

@@ -4,15 +4,16 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
+from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
+
+from .around import Around
 
 BINS = 50
 
 
-class UpdateVariance(Strategy):
+class UpdateVariance(Around):
     """Measure how far nodes' updates are apart, around another strategy.
 
     Parameters
@@ -29,15 +30,9 @@ class UpdateVariance(Strategy):
     """
 
     def __init__(self, strategy: Strategy, names: Iterable[str]) -> None:
-        self.strategy = strategy
+        super().__init__(strategy)
         self.names = tuple(names)
         self.variances: list[float] = []
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Leave it to the inner strategy."""
-        return self.strategy.configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -47,23 +42,7 @@ class UpdateVariance(Strategy):
         if server_round > 0:  # exploring is not one of the paper's rounds
             records = [next(iter(r.content.array_records.values())) for r in replies]
             self.variances.append(update_variance(records, self.names))
-        return self.strategy.aggregate_train(server_round, replies)
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Leave it to the inner strategy."""
-        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """Leave it to the inner strategy."""
-        return self.strategy.aggregate_evaluate(server_round, replies)
-
-    def summary(self) -> None:
-        """Leave it to the inner strategy."""
-        self.strategy.summary()
+        return super().aggregate_train(server_round, replies)
 
 
 def update_variance(records: list[ArrayRecord], names: Iterable[str]) -> float:
