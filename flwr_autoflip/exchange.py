@@ -222,7 +222,6 @@ class Exchange:
         message: Message | None,
         receipt: dict[str, Any],
     ) -> None:
-        answered = message is not None and message.has_content()
         cost = self.cost_of.plan(sent.orders.plan)
         asked_only = sent.orders.phase == "budget"
         if receipt.get(wire.KEY_PARAMETERS) == self.cost_of.dense().parameters:
@@ -232,7 +231,7 @@ class Exchange:
                 **sent.row,
                 status=status,
                 reason=reason,
-                bytes_up=wire.count_bytes(message.content) if answered else 0,  # type: ignore[union-attr]
+                bytes_up=_bytes_up(message),
                 parameters=0 if asked_only else cost.parameters,
                 macs_per_example=0 if asked_only else cost.macs,
                 examples=receipt.get(wire.KEY_EXAMPLES, 0),
@@ -245,6 +244,16 @@ class Exchange:
 def _sender(message: Message) -> int | None:
     """Give who answers; None for errors, which Flower reports in nodes' place."""
     return None if message.has_error() else int(message.metadata.src_node_id)
+
+
+def _bytes_up(message: Message | None) -> int:
+    """Count what a reply moved; what no wire could carry moved nothing."""
+    if message is None or not message.has_content():
+        return 0
+    try:
+        return wire.count_bytes(message.content)
+    except ValueError:  # such as half a character in a text
+        return 0
 
 
 def _one_line(reason: str) -> str:

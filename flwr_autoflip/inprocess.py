@@ -102,7 +102,8 @@ class InProcessGrid(Grid):
         Returns
         -------
         Message
-            The reply, or an error that says what the app raised.
+            The reply, or an error that says what the app raised, or why what it said
+            cannot be sent.
         """
         node = message.metadata.dst_node_id
         self._sent += 1  # Flower's own id, a hash, costs more than sending
@@ -110,11 +111,10 @@ class InProcessGrid(Grid):
         request = _delivered(message)
         with _identity(node):
             try:
-                reply = self.app(request, self.contexts[node])
+                return _delivered(self.app(request, self.contexts[node]))
             except Exception as error:
                 reason = f"{type(error).__name__}: {error}"
                 return Message(Error(0, reason), reply_to=request)
-        return _delivered(reply)
 
 
 def _delivered(message: Message) -> Message:

