@@ -98,8 +98,15 @@ def run(options: argparse.Namespace) -> None:
     methods = find_methods(options.methods)
     if not options.seeds or options.jobs < 1:
         raise RunError("--seeds and --jobs must be at least 1.")
-    common = (options.data, options.evaluate_on)
-    runs = all_runs(options.out, tasks, options.scale, methods, options.seeds, *common)
+    runs = all_runs(
+        options.out,
+        tasks,
+        options.scale,
+        methods,
+        options.seeds,
+        options.data,
+        options.evaluate_on,
+    )
     waiting = [one for one in runs if not one.done]
     for one in runs:  # before hours of work, not after
         if one.done or (one.reference is None):

@@ -18,7 +18,6 @@ from torch.utils.data import TensorDataset
 
 from flwr_autoflip import AutoFlip, AutoFlipClient, client_app
 from flwr_autoflip.core.guidance import normalize
-from flwr_autoflip.core.layout import Arrays
 from flwr_autoflip.core.shrink import arrays_of, load_arrays_inplace, shrink
 from flwr_autoflip.policies import (
     EflPrune,
@@ -99,7 +98,7 @@ class Setting:
         _, scale, method = self.parts
         described = asdict(self) | {"rounds": self.rounds}
         del described["data"]
-        if self.evaluate_on == "test":
+        if self.evaluate_on == "test":  # as folders say that were made without it
             del described["evaluate_on"]
         return described | {
             "settings": asdict(scale),
@@ -184,7 +183,7 @@ def make_client_app() -> ClientApp:
 
 
 def make_policy(
-    method: Method, threshold: str, scale: Scale, seed: int, initial: Arrays
+    method: Method, threshold: str, scale: Scale, seed: int, model: nn.Module
 ) -> Any:
     """Build the policy of a method; a quarter of the rounds is its time unit.
 
@@ -197,7 +196,9 @@ def make_policy(
     quarter = max(1, scale.rounds // 4)
     policies: dict[str, Callable[[], Policy]] = {
         "random": lambda: RandomUnits(size, seed),
-        "scored": lambda: Scored(detail, method.options["share"], initial, seed),
+        "scored": lambda: Scored(
+            detail, method.options["share"], arrays_of(model), seed
+        ),
         "growing": lambda: Growing(method.options["shares"], detail != "initial"),
         "eflprune": lambda: EflPrune(detail, size, seed),  # type: ignore[arg-type]
         "prunefl": lambda: PruneFl(size, interval=quarter),  # type: ignore[arg-type]
@@ -234,9 +235,7 @@ def make_strategy(setting: Setting, model: nn.Module, ledger_dir: Path) -> AutoF
         UpdateVariance(SameNodes(inner, setting.seed), names),
         model,
         task.example_input,
-        policy=make_policy(
-            method, str(threshold), scale, setting.seed, arrays_of(model)
-        ),
+        policy=make_policy(method, str(threshold), scale, setting.seed, model),
         ledger_dir=ledger_dir,
         **options,
     )

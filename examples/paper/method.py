@@ -31,6 +31,9 @@ class Method:
     factors : mapping of str to float
         What nodes do otherwise than FedAvg's: fields of :class:`.tasks.Scale`, times
         so much.
+    rival : str
+        The method that it has to beat in a study: random units, or the same without
+        what it adds. "" is none.
     """
 
     name: str
@@ -39,17 +42,15 @@ class Method:
     size: Size = "own"
     round_factor: int = 2
     factors: Mapping[str, float] = field(default_factory=dict, hash=False)
+    rival: str = ""
 
     def tune(self, scale: Scale) -> Scale:
         """Apply ``factors``; whole numbers stay whole."""
-        changed = {name: getattr(scale, name) for name in self.factors}
-        return replace(
-            scale,
-            **{
-                name: type(value)(value * self.factors[name])
-                for name, value in changed.items()
-            },
-        )
+        changed = {}
+        for name, factor in self.factors.items():
+            value = getattr(scale, name)
+            changed[name] = type(value)(value * factor)
+        return replace(scale, **changed)
 
     @property
     def literal(self) -> bool:

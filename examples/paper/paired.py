@@ -1,9 +1,9 @@
 """Differences between methods, seed by seed, with what they may be worth."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from scipy import stats
 
 from .results import Outcome
@@ -56,12 +56,12 @@ def difference(one: Cell, other: Cell) -> Difference | None:
     seeds = sorted(set(one.values) & set(other.values))
     if not seeds:
         return None
-    apart = np.array([one.values[seed] - other.values[seed] for seed in seeds])
-    if len(seeds) == 1:
-        return Difference(float(apart[0]), None, 1)
+    apart = Cell({seed: one.values[seed] - other.values[seed] for seed in seeds})
+    if apart.deviation is None:
+        return Difference(apart.mean, None, 1)
     quantile = stats.t.ppf((1 + CONFIDENCE) / 2, len(seeds) - 1)
-    half = float(quantile * apart.std(ddof=1) / np.sqrt(len(seeds)))
-    return Difference(float(apart.mean()), half, len(seeds))
+    half = float(quantile * apart.deviation / math.sqrt(len(seeds)))
+    return Difference(apart.mean, half, len(seeds))
 
 
 @dataclass(frozen=True)

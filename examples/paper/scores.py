@@ -10,7 +10,7 @@ from flwr_autoflip.core.guidance import Report, unit_scores
 from flwr_autoflip.core.layout import Arrays, Layout
 from flwr_autoflip.core.plan import Plan
 from flwr_autoflip.core.threshold import MacShare
-from flwr_autoflip.policies import Policy, Previous
+from flwr_autoflip.policies import Policy, Previous, RandomUnits
 from flwr_autoflip.policies.base import unit_plan
 
 UnitScores = dict[str, NDArray[np.float64]]
@@ -60,18 +60,11 @@ class Scored(Policy):
         previous: Previous | None = None,
     ) -> Plan:
         """Make the plan; see :class:`flwr_autoflip.policies.Policy`."""
-        scores = (
-            draw(layout, self.seed)
-            if self.score == "chance"
-            else score_units(self.score, layout, self.initial, weights, reports)
-        )
-        return unit_plan(layout, scores, MacShare(self.share))
-
-
-def draw(layout: Layout, seed: int) -> UnitScores:
-    """Draw scores."""
-    generator = np.random.default_rng(seed)
-    return {group.name: generator.random(group.size) for group in layout.groups}
+        share = MacShare(self.share)
+        if self.score == "chance":
+            return RandomUnits(share, self.seed)(server_round, layout, weights, reports)
+        scores = score_units(self.score, layout, self.initial, weights, reports)
+        return unit_plan(layout, scores, share)
 
 
 def score_units(

@@ -3,21 +3,22 @@
 from dataclasses import replace
 
 from .method import Method
-from .scores import SCORES as UNIT_SCORES
+from .scores import SCORES
 
 RATIOS = (0.5, 0.25, 0.1, 0.03)
 FIRST = (1, 14, 27)
 """First round of each size, where networks grow; FedAvg's 40 rounds in thirds."""
-SCORES = {"random": "random units", "l1": "L1 units", "autoflip": "AutoFLIP"}
+POLICIES = {"random": "random units", "l1": "L1 units", "autoflip": "AutoFLIP"}
 
 SIZE = {
     f"{policy}-{ratio:g}": Method(
         f"{policy}-{ratio:g}",
         f"{title}, {ratio:g} of the MACs",
         {"policy": policy, "threshold": f"macs:{ratio:g}"},
+        rival="" if policy == "random" else f"random-{ratio:g}",
     )
     for ratio in RATIOS
-    for policy, title in SCORES.items()
+    for policy, title in POLICIES.items()
 }
 DENSE = {"dense": Method("dense", "FedAvg", {"policy": "dense"}, round_factor=1)}
 WAYS = {
@@ -36,6 +37,7 @@ TRAINING = {
         factors=factors,
         # Longer rounds take as long as twice as many.
         round_factor=1 if "local_epochs" in factors else method.round_factor,
+        rival=method.rival and f"{method.rival}-{way}",
     )
     for name, method in (SIZE | DENSE).items()
     for way, (title, factors) in WAYS.items()
@@ -46,15 +48,17 @@ SCORE = {
         f"{title}, {ratio:g} of the MACs",
         {"policy": f"scored-{score}", "share": ratio},
         round_factor=1,
+        rival=f"score-{ratio:g}-chance",
     )
     for ratio in (0.25, 0.1)
-    for score, title in UNIT_SCORES.items()
+    for score, title in SCORES.items()
 }
 GROWTH = {
     f"grow-{name}{suffix}": Method(
         f"grow-{name}{suffix}",
         f"L1 units, {name.replace('-', ' to ')} of the MACs{title}",
         {"policy": f"growing{suffix}", "shares": dict(zip(FIRST, shares, strict=True))},
+        rival=f"l1-{shares[0]:g}",
     )
     for name, shares in (
         ("0.03-0.1-0.25", (0.03, 0.1, 0.25)),
@@ -63,12 +67,14 @@ GROWTH = {
     )
     for suffix, title in (("", ""), ("-initial", ", new units not muted"))
 }
+QUARTER = SIZE["l1-0.25"]
 OPTIONS = {
-    f"l1-0.25-{name}": replace(
-        SIZE["l1-0.25"],
-        name=f"l1-0.25-{name}",
-        title=f"L1 units, 0.25 of the MACs, {title}",
-        options=SIZE["l1-0.25"].options | options,
+    f"{QUARTER.name}-{name}": replace(
+        QUARTER,
+        name=f"{QUARTER.name}-{name}",
+        title=f"{QUARTER.title}, {title}",
+        options={**QUARTER.options, **options},
+        rival=QUARTER.name,
     )
     for name, title, options in (
         ("float16", "values in 16 bits", {"value_dtype": "float16"}),
@@ -83,13 +89,3 @@ STUDIES = {
     "growth": GROWTH,
     "options": OPTIONS,
 }
-
-# What a method has to beat: random units, or the same without what it adds.
-RIVALS = {
-    f"{policy}-{ratio:g}{way}": f"random-{ratio:g}{way}"
-    for ratio in RATIOS
-    for policy in ("l1", "autoflip")
-    for way in ("", *(f"-{way}" for way in WAYS))
-} | {name: f"l1-{name.split('-')[1]}" for name in GROWTH}
-RIVALS |= {name: "l1-0.25" for name in OPTIONS}
-RIVALS |= {name: f"{name.rpartition('-')[0]}-chance" for name in SCORE}

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import TensorDataset
 
-EVALUATION_BATCH = 64
+EVALUATION_BATCH = 64  # what layers put out stays in the processor's cache
 T = TypeVar("T", torch.Tensor, nn.Module)
 
 

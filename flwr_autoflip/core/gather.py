@@ -43,6 +43,18 @@ def gather(
         _take(part, *rest[-1], place)
 
 
+def box(axes: Sequence[NDArray[np.int64] | None], shape: tuple[int, ...]) -> Any:
+    """Give the index that selects some indices of every axis; None stands for all."""
+    if all(axis is None for axis in axes):
+        return ...
+    return np.ix_(
+        *(
+            np.arange(length) if axis is None else axis
+            for axis, length in zip(axes, shape, strict=True)
+        )
+    )
+
+
 def _runs(kept: NDArray[np.int64]) -> tuple[int, NDArray[np.int64]]:
     """Find the longest runs that indices can be cut into, all aligned and as long.
 

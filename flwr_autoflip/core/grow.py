@@ -5,8 +5,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .gather import box
 from .layout import Arrays
 from .plan import Plan
+from .rescale import rescale_fan_in
 
 
 def grow(arrays: Arrays, before: Plan, after: Plan) -> dict[str, NDArray[Any]]:
@@ -31,36 +33,17 @@ def grow(arrays: Arrays, before: Plan, after: Plan) -> dict[str, NDArray[Any]]:
         Dense arrays; only layers that gained inputs, or units that read some but not
         all inputs, are new.
     """
-    grown = dict(arrays)
+    grown = rescale_fan_in(arrays, after)
     for spec in after.layout.tensors:
         if not spec.input_axes:
             continue
         old, new = before.index[spec.name], after.index[spec.name]
-        dense = np.array(arrays[spec.name])
-        there = before.take(spec.name, dense).copy()
-        if not spec.normalized:
-            full = np.prod([spec.shape[axis] for axis in spec.input_axes])
-            small = after.small_shape(spec.name)
-            kept = np.prod([small[axis] for axis in spec.input_axes])
-            factor = np.asarray(np.sqrt(full / kept), dense.dtype)
-            after.put(spec.name, dense, after.take(spec.name, dense) * factor)
         ears = tuple(
             new[axis] if axis in spec.input_axes else old[axis]
             for axis in range(len(spec.shape))
         )
-        dense[_box(ears, spec.shape)] = 0
-        before.put(spec.name, dense, there)
+        dense = np.array(grown[spec.name])
+        dense[box(ears, spec.shape)] = 0
+        before.put(spec.name, dense, before.take(spec.name, arrays[spec.name]))
         grown[spec.name] = dense
     return grown
-
-
-def _box(
-    axes: tuple[NDArray[np.int64] | None, ...], shape: tuple[int, ...]
-) -> tuple[NDArray[np.int64], ...]:
-    """Select some indices of every axis; None stands for all."""
-    return np.ix_(
-        *(
-            np.arange(length) if axis is None else axis
-            for axis, length in zip(axes, shape, strict=True)
-        )
-    )

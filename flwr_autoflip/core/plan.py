@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import AutoFlipWarning, KeepError
-from .gather import gather
+from .gather import box, gather
 from .layout import Arrays, Layout, TensorSpec
 
 Keep = Mapping[str, NDArray[np.int64]]
@@ -108,24 +108,11 @@ class Plan:
 
     def put(self, name: str, dense: NDArray[Any], small: Any) -> None:
         """Write the small tensor (or a scalar) into its place of ``dense``."""
-        dense[self._selector(self.index[name], dense.shape)] = small
+        dense[box(self.index[name], dense.shape)] = small
 
     def add(self, name: str, dense: NDArray[Any], small: Any) -> None:
         """Add the small tensor (or a scalar) to its place of ``dense``."""
-        dense[self._selector(self.index[name], dense.shape)] += small
-
-    @staticmethod
-    def _selector(
-        axes: tuple[NDArray[np.int64] | None, ...], shape: tuple[int, ...]
-    ) -> Any:
-        if all(axis is None for axis in axes):
-            return ...
-        return np.ix_(
-            *(
-                np.arange(length) if axis is None else axis
-                for axis, length in zip(axes, shape, strict=True)
-            )
-        )
+        dense[box(self.index[name], dense.shape)] += small
 
     def small_shape(self, name: str) -> tuple[int, ...]:
         """Shape of the tensor in the small model."""

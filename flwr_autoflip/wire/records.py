@@ -41,6 +41,14 @@ def records_of(content: RecordDict, kind: type[R]) -> dict[str, R]:
     }
 
 
+def only_record(content: RecordDict, kind: type[R]) -> R:
+    """Give a content's one record of a kind; raise ``WireError`` for none or more."""
+    found = list(records_of(content, kind).values())
+    if len(found) != 1:
+        raise WireError(f"expected one {kind.__name__}, {len(found)} came.")
+    return found[0]
+
+
 def single_array(arrays: ArrayRecord) -> NDArray[Any]:
     """Give the one flat array of a record, without a copy; it cannot be written to.
 

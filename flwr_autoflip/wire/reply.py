@@ -40,7 +40,7 @@ from .keys import (
     is_number,
     message_type,
 )
-from .records import records_of, single_array, to_arrayrecord
+from .records import only_record, records_of, single_array, to_arrayrecord
 from .request import Orders
 from .values import decode_trained
 
@@ -193,10 +193,7 @@ def read_reply(
         receipt[counted] = int(num_examples)  # a mod cannot count: the app's word
     if phase in ("budget", "evaluate"):
         return Reply(np.zeros(0), num_examples, own, receipt)
-    arrays = list(records_of(content, ArrayRecord).values())
-    if len(arrays) != 1:
-        raise WireError(f"expected one ArrayRecord, {len(arrays)} came.")
-    values = single_array(arrays[0])
+    values = single_array(only_record(content, ArrayRecord))
     if orders.probe:
         trained, probe = split_probe(values, orders.reply_plan)
         return Reply(trained, num_examples, own, receipt, probe)
@@ -220,11 +217,9 @@ def peek_receipt(content: RecordDict) -> dict[str, Any]:
 
 
 def _metrics(content: RecordDict) -> dict[str, Any]:
-    metrics = list(records_of(content, MetricRecord).values())
-    if len(metrics) != 1:
-        raise WireError(f"expected one MetricRecord, {len(metrics)} came.")
+    metrics = only_record(content, MetricRecord)
     receipt = records_of(content, ConfigRecord).get(RECEIPT, ConfigRecord())
-    return {**metrics[0], **receipt}
+    return {**metrics, **receipt}
 
 
 def _numpy_metrics(content: RecordDict, phase: Phase) -> dict[str, Any]:
