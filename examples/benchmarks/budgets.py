@@ -10,10 +10,10 @@ from .quickstart_runs import Cases, compare
 CASES: Cases = {
     "dense, all whole": {"policy": "dense"},
     "dense, thirds": {"policy": "dense", "budgets": "thirds"},
-    "l1, all a quarter": {"policy": "l1", "threshold": "macs:0.25"},
-    "autoflip, all whole": {"threshold": "macs:0.75"},
-    "autoflip, thirds": {"threshold": "macs:0.75", "budgets": "thirds"},
-    "autoflip, all a quarter": {"threshold": "macs:0.25"},
+    "l1, all a quarter": {"policy": "l1", "threshold": "even-macs:0.25"},
+    "autoflip, all whole": {"threshold": "even-macs:0.75"},
+    "autoflip, thirds": {"threshold": "even-macs:0.75", "budgets": "thirds"},
+    "autoflip, all a quarter": {"threshold": "even-macs:0.25"},
 }
 
 if __name__ == "__main__":

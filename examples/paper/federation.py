@@ -199,7 +199,9 @@ def make_policy(
         "scored": lambda: Scored(
             detail, method.options["share"], arrays_of(model), seed
         ),
-        "growing": lambda: Growing(method.options["shares"], detail != "initial"),
+        "growing": lambda: Growing(
+            method.options["shares"], detail != "initial", detail != "balanced"
+        ),
         "eflprune": lambda: EflPrune(detail, size, seed),  # type: ignore[arg-type]
         "prunefl": lambda: PruneFl(size, interval=quarter),  # type: ignore[arg-type]
         "structured": lambda: Structured(

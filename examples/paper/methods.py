@@ -5,7 +5,7 @@ from .studies import STUDIES
 
 CRITERIA = ("random", "l1", "l2", "similarity", "bn", "magnitude")
 # EFLPrune's abstract: 63 % less compute on CIFAR-10. Magnitude saves parameters only.
-EFLPRUNE_OWN = {c: "macs:0.37" for c in CRITERIA} | {"magnitude": "2.7x"}
+EFLPRUNE_OWN = {c: "even-macs:0.37" for c in CRITERIA} | {"magnitude": "2.7x"}
 
 
 def _all_methods() -> list[Method]:

@@ -14,8 +14,18 @@ SIZE = {
     f"{policy}-{ratio:g}": Method(
         f"{policy}-{ratio:g}",
         f"{title}, {ratio:g} of the MACs",
-        {"policy": policy, "threshold": f"macs:{ratio:g}"},
+        {"policy": policy, "threshold": f"even-macs:{ratio:g}"},
         rival="" if policy == "random" else f"random-{ratio:g}",
+    )
+    for ratio in RATIOS
+    for policy, title in POLICIES.items()
+}
+BALANCED = {
+    f"{policy}-balanced-{ratio:g}-int8": Method(
+        f"{policy}-balanced-{ratio:g}-int8",
+        f"{title}, {ratio:g} of the MACs, balanced, values in 8 bits",
+        {"policy": policy, "threshold": f"macs:{ratio:g}", "value_dtype": "int8"},
+        rival="" if policy == "random" else f"random-balanced-{ratio:g}-int8",
     )
     for ratio in RATIOS
     for policy, title in POLICIES.items()
@@ -39,7 +49,7 @@ TRAINING = {
         round_factor=1 if "local_epochs" in factors else method.round_factor,
         rival=method.rival and f"{method.rival}-{way}",
     )
-    for name, method in (SIZE | DENSE).items()
+    for name, method in (SIZE | DENSE | BALANCED).items()
     for way, (title, factors) in WAYS.items()
 }
 SCORE = {
@@ -67,6 +77,12 @@ GROWTH = {
     )
     for suffix, title in (("", ""), ("-initial", ", new units not muted"))
 }
+GROWTH["grow-balanced-0.1-0.25-int8"] = Method(
+    "grow-balanced-0.1-0.25-int8",
+    "L1 units, 0.1 to 0.25 of the MACs, balanced, values in 8 bits",
+    {"policy": "growing-balanced", "shares": {1: 0.1, 14: 0.25}, "value_dtype": "int8"},
+    rival="l1-balanced-0.1-int8",
+)
 QUARTER = SIZE["l1-0.25"]
 OPTIONS = {
     f"{QUARTER.name}-{name}": replace(
@@ -82,8 +98,15 @@ OPTIONS = {
         ("unscaled", "no rescaling", {"rescale": False}),
     )
 }
+DENSE_INT8 = Method(
+    "dense-int8",
+    "FedAvg, values in 8 bits",
+    {"policy": "dense", "value_dtype": "int8"},
+    round_factor=1,
+)
 STUDIES = {
     "size": SIZE,
+    "balanced": {DENSE_INT8.name: DENSE_INT8} | BALANCED,
     "training": TRAINING,
     "score": SCORE,
     "growth": GROWTH,

@@ -50,9 +50,14 @@ class Compression:
 
 @dataclass(frozen=True)
 class MacShare:
-    """Keep the largest even share of each layer with at most ``share`` of the MACs."""
+    """Keep at most ``share`` of the MACs.
+
+    Layers share the cut by what it saves, see :func:`.allocate.allocate`, or, with
+    ``even``, all keep the largest share of theirs that fits.
+    """
 
     share: float = 0.5
+    even: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ ThresholdLike = Threshold | float | str
 
 _WAYS = (
     "'auto', 'auto:0.7', 0.3 (absolute T_p), 'quantile:0.3', 'global-quantile:0.3', "
-    "'2x' (parameters) or 'macs:0.25'"
+    "'2x' (parameters), 'macs:0.25' or 'even-macs:0.25'"
 )
 
 
@@ -78,7 +83,8 @@ def parse_threshold(value: ThresholdLike) -> Threshold:
     ----------
     value : Threshold, float or str
         ``"auto"``, ``"auto:SHARE"``, a float for T_p, ``"quantile:SHARE"``,
-        ``"global-quantile:SHARE"``, ``"FACTORx"`` or ``"macs:SHARE"``.
+        ``"global-quantile:SHARE"``, ``"FACTORx"``, ``"macs:SHARE"`` or
+        ``"even-macs:SHARE"``.
 
     Returns
     -------
@@ -125,8 +131,8 @@ def _parse_text(text: str) -> Threshold | float:
                 return Quantile(float(number))
             case "global-quantile":
                 return Quantile(float(number), "global")
-            case "macs":
-                return MacShare(float(number))
+            case "macs" | "even-macs":
+                return MacShare(float(number), even=kind == "even-macs")
             case _:
                 return float(text)
     except ValueError:

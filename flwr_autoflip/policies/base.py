@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ..core.allocate import allocate
 from ..core.errors import AutoFlipError
 from ..core.guidance import Report, unit_scores
 from ..core.layout import Arrays, Layout, TensorSpec
@@ -207,6 +208,8 @@ def unit_plan(
     Plan
         At least the best unit of every group stays.
     """
+    if isinstance(threshold, MacShare) and not threshold.even:
+        threshold = allocate(layout, threshold.share)
     if isinstance(threshold, Mapping):
         _check_counts(layout, threshold)
         kept = {name: keep_top(s, threshold[name]) for name, s in scores.items()}

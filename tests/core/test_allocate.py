@@ -1,0 +1,110 @@
+"""How many units each layer keeps, against an exhaustive search."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import ZOO, layout_of, mlp_layout
+from torch import nn
+
+from flwr_autoflip.core.allocate import allocate
+from flwr_autoflip.core.layout import Layout
+from flwr_autoflip.core.plan import Plan, dense_plan
+from flwr_autoflip.core.trace import trace
+
+
+def linear_layout(*widths: int) -> Layout:
+    """Linear layers in a row."""
+    layers: list[nn.Module] = []
+    for before, after in zip(widths, widths[1:], strict=False):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return trace(nn.Sequential(*layers[:-1]), torch.zeros(1, widths[0]))
+
+
+def plan_of(layout: Layout, counts: dict[str, int]) -> Plan:
+    return Plan(layout, {name: np.arange(n) for name, n in counts.items()})
+
+
+def loss(layout: Layout, counts: dict[str, int]) -> float:
+    """What is to be as small as possible."""
+    return sum(group.size / counts[group.name] for group in layout.groups)
+
+
+def cost(layout: Layout, counts: dict[str, int]) -> float:
+    """MACs and parameters, each as a share of the dense model's."""
+    plan, dense = plan_of(layout, counts), dense_plan(layout)
+    return plan.macs / dense.macs + plan.num_parameters / dense.num_parameters
+
+
+def least_loss(layout: Layout, most: float) -> float:
+    """Try every network that costs at most so much."""
+    names = [group.name for group in layout.groups]
+    every = product(*(range(1, group.size + 1) for group in layout.groups))
+    found = (dict(zip(names, counts, strict=True)) for counts in every)
+    return min(loss(layout, c) for c in found if cost(layout, c) <= most * (1 + 1e-9))
+
+
+def test_one_layer_keeps_what_fits() -> None:
+    # n of 4 neurons cost 5n of 20 MACs.
+    layout = mlp_layout()
+
+    assert [allocate(layout, share)["fc1"] for share in (1, 0.75, 0.74, 0.25)] == [
+        *(4, 3, 2, 1)
+    ]
+
+
+def test_by_hand_two_layers_of_one_price_are_cut_alike() -> None:
+    # 4 a + a b + 4 b MACs of 32 at a = b = 4: for a = b = 2, 20.
+    layout = linear_layout(4, 4, 4, 4)
+
+    assert list(allocate(layout, 20 / 48).values()) == [2, 2]
+
+
+def test_what_is_cheap_and_narrow_stays_whole() -> None:
+    # Four units between wide layers: a quarter of the MACs leaves them alone, where
+    # an even share would leave two.
+    layout = linear_layout(2, 4, 256, 256, 2)
+    narrow, *wide = allocate(layout, 0.25).values()
+
+    assert narrow == 4
+    assert all(120 <= count <= 132 for count in wide)
+
+
+def test_a_share_of_one_keeps_all() -> None:
+    layout = linear_layout(3, 5, 7, 2)
+
+    assert list(allocate(layout, 1.0).values()) == [5, 7]
+
+
+def test_one_unit_a_layer_stays_even_above_the_target() -> None:
+    assert list(allocate(linear_layout(3, 5, 7, 2), 0.001).values()) == [1, 1]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(2, 7), min_size=3, max_size=5), st.floats(0.1, 1))
+def test_no_network_loses_less_at_that_cost(widths: list[int], share: float) -> None:
+    layout = linear_layout(*widths)
+    counts = allocate(layout, share)
+    # The optimum lies between whole numbers, so less than a unit a layer above.
+    above = {g.name: min(counts[g.name] + 1, g.size) for g in layout.groups}
+
+    best = least_loss(layout, cost(layout, counts))
+
+    assert loss(layout, above) <= best + 1e-9
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_more_never_keeps_fewer_and_fits(name: str) -> None:
+    layout = layout_of(name)
+    dense = dense_plan(layout)
+    before = {group.name: 1 for group in layout.groups}
+    for share in np.linspace(0.05, 1, 20):
+        counts = allocate(layout, float(share))
+        fits = plan_of(layout, counts).macs <= share * dense.macs * (1 + 1e-9)
+        assert fits or set(counts.values()) == {1}
+        assert all(counts[group] >= before[group] for group in counts)
+        before = counts
+    assert before == {group.name: group.size for group in layout.groups}
