@@ -9,7 +9,7 @@ from flwr_autoflip.core.codec import encode_plan
 from flwr_autoflip.core.guidance import deviation
 from flwr_autoflip.core.rescale import rescale_fan_in
 from flwr_autoflip.core.shrink import arrays_of, load_arrays_inplace, shrink
-from flwr_autoflip.core.threshold import Auto
+from flwr_autoflip.core.threshold import Mass
 from flwr_autoflip.core.trace import trace
 from flwr_autoflip.core.values import expand, pack, pack_small, unpack_small
 from flwr_autoflip.policies import AutoFlipPolicy
@@ -49,7 +49,7 @@ def main() -> None:
         train(explorer, images, labels)
         moved = arrays_of(explorer)
         reports.append({n: deviation(weights[n], moved[n]) for n in weights})
-    policy = AutoFlipPolicy(Auto(0.7))  # Eqs. 10 and 11, the default's version
+    policy = AutoFlipPolicy(Mass(0.7))  # Eqs. 10 and 11, the default's version
     plan = policy(1, layout, weights, reports)
     weights = rescale_fan_in(weights, plan)
     values = pack(weights, plan)  # down: values and a few bytes of plan

@@ -163,7 +163,8 @@ class Exchange:
                 continue
             del waiting[asked]
             if message.has_error():
-                self._lost(sent, "failed", str(message.error.reason), message)
+                reason = wire.with_way_out(str(message.error.reason))
+                self._lost(sent, "failed", reason, message)
                 continue
             try:
                 reply = wire.read_reply(message, sent.orders, self.api, self.weight_key)

@@ -78,9 +78,8 @@ class Keeper:
         explorer = self.explorer
         self.settings = {
             "model": explorer.layout.digest.hex(),
-            "policy": describe_policy(self.planner.policy),
             **{name: repr(value) for name, value in explorer.options.items()},
-            "value_dtype": explorer.encoding.dtype,
+            "policy": describe_policy(self.planner.policy),
             "compress": repr(explorer.encoding.compress),
             **settings_of(self.inner),
         }

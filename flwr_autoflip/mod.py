@@ -15,7 +15,10 @@ order                                what it means
 (``adaptiveclipping_mod``,           noised), then packed. What the server receives
 ``LocalDpMod``)                      is a part of it, so its norm keeps the bound;
                                      exploring is clipped like training.
-``[fixedclipping_mod, autoflip_mod]``  Works in training: what travels is clipped.
+``[fixedclipping_mod, autoflip_mod]``  Works in training with
+                                     ``AutoFlip(..., value_dtype="float32")``: what
+                                     travels is clipped. Eight bits cannot be, and
+                                     every reply fails with an error that says so.
                                      Exploring sends an update in 16 bits, which is
                                      no weights and must not be changed: the server
                                      refuses it with an error that says so. With

@@ -4,13 +4,15 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, Literal, TypedDict, cast, get_args
 
+from .core.encoding import DTYPES, ValueDtype
 from .core.errors import AutoFlipError
 from .core.exploration import PAYLOADS, WITH_MODEL, Payload
 from .core.guidance import ClientScale, Normalization
 from .core.robust import parse_combination
 from .core.threshold import (
-    Auto,
     Compression,
+    MacShare,
+    Mass,
     Threshold,
     ThresholdLike,
     parse_threshold,
@@ -29,15 +31,32 @@ from .policies.autoflip import Units
 from .policies.base import UnitCounts, parse_units
 from .policies.eflprune import Criterion
 
+Priority = Literal["accuracy", "bandwidth", "compute", "memory"]
+
+MAC_SHARES: Mapping[Priority, float] = {
+    "accuracy": 0.5,
+    "bandwidth": 0.25,
+    "compute": 0.1,
+    "memory": 0.1,
+}
+"""What ``threshold="auto"`` keeps of the dense model's MACs."""
+
 
 class Options(TypedDict, total=False):
     """Options of :class:`flwr_autoflip.AutoFlip`; what is left out is the preset's.
 
     Attributes
     ----------
+    policy : Policy or str
+        Who stays: a name in :data:`POLICIES`, or your own.
+    priority : {"accuracy", "bandwidth", "compute", "memory"}
+        What matters most, where ``threshold`` is ``"auto"``; see :data:`MAC_SHARES`.
     threshold : float, str, Threshold or mapping
-        What stays: ``"auto"``, ``"auto:0.5"``, a float (the paper's T_p), ``"2x"``
-        (parameters), ``"macs:0.25"``, ``"quantile:0.3"``, or units a group.
+        What stays: ``"auto"``, ``"macs:0.25"``, ``"even-macs:0.25"``, ``"2x"``
+        (parameters), ``"mass:0.7"``, a float (the paper's T_p), ``"quantile:0.3"``, or
+        units a group.
+    value_dtype : {"float32", "float16", "int8"}
+        Values on the wire, both ways; 8 bits with error feedback.
     normalization : {"layer", "client"}
         Eq. 10: the authors' code, or the paper.
     client_scale : {"tensor", "raw"}
@@ -75,7 +94,10 @@ class Options(TypedDict, total=False):
         Ask each node what it can carry, and send it that part of the plan.
     """
 
+    policy: Policy | str
+    priority: Priority
     threshold: ThresholdLike | UnitCounts
+    value_dtype: ValueDtype
     normalization: Normalization
     client_scale: ClientScale
     combination: str
@@ -94,8 +116,11 @@ class Options(TypedDict, total=False):
     budgets: bool
 
 
-_DEFAULT = Options(
+_GUIDED = Options(
+    policy="autoflip",
+    priority="bandwidth",
     threshold="auto",
+    value_dtype="int8",
     normalization="layer",
     client_scale="tensor",
     combination="mean",
@@ -115,11 +140,17 @@ _DEFAULT = Options(
 )
 
 PRESETS: Mapping[str, Options] = {
-    # What works: small physical networks, one stable plan, a cheap exploration.
-    "default": _DEFAULT,
+    # What works: small physical networks, one stable plan, 8 bits, no exploration.
+    "default": {**_GUIDED, "policy": "l1"},
+    # The paper's idea so that it works: one round's nodes explore, their deviations
+    # choose the units of one plan.
+    "guided": _GUIDED,
     # arXiv:2405.10271v4, Algorithm 1 and Table II, to the letter.
     "paper": Options(
+        policy="autoflip",
+        priority="bandwidth",
         threshold=0.3,
+        value_dtype="float32",
         normalization="client",
         client_scale="raw",
         combination="mean",
@@ -140,7 +171,10 @@ PRESETS: Mapping[str, Options] = {
     # Their public code: mean first, min-max a tensor, a global quantile with strict
     # ">", masks only, training from the explored model, zeros that grow back.
     "authors-code": Options(
+        policy="autoflip",
+        priority="bandwidth",
         threshold="global-quantile:0.3",
+        value_dtype="float32",
         normalization="layer",
         client_scale="raw",
         combination="mean",
@@ -166,7 +200,7 @@ def resolve_options(preset: str, changes: Options) -> Options:
 
     Parameters
     ----------
-    preset : {"default", "paper", "authors-code"}
+    preset : {"default", "guided", "paper", "authors-code"}
     changes : Options
 
     Returns
@@ -182,11 +216,18 @@ def resolve_options(preset: str, changes: Options) -> Options:
     if preset not in PRESETS:
         raise AutoFlipError(f"preset must be one of {sorted(PRESETS)}, got {preset!r}.")
     for name in changes:
-        if name not in _DEFAULT:
-            near = get_close_matches(name, _DEFAULT, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"use {sorted(_DEFAULT)}."
+        if name not in _GUIDED:
+            near = get_close_matches(name, _GUIDED, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"use {sorted(_GUIDED)}."
             raise AutoFlipError(f"AutoFlip has no option {name!r}; {hint}")
     options: Options = {**PRESETS[preset], **changes}
+    _check_choice(options, "priority", get_args(Priority))
+    if "priority" in changes and options["threshold"] != "auto":
+        raise AutoFlipError(
+            f"priority={options['priority']!r} chooses the threshold, which is "
+            f"{options['threshold']!r} already; leave one of them out."
+        )
+    _check_choice(options, "value_dtype", DTYPES)
     _check_choice(options, "untrained", ("keep", "zero"))
     _check_choice(options, "exploration_payload", PAYLOADS)
     _check_choice(options, "client_scale", ("tensor", "raw"))
@@ -234,17 +275,15 @@ POLICIES = (
 """Names of policies; those after "dense" are other papers' methods."""
 
 
-def resolve_policy(policy: Policy | str, options: Options) -> Policy:
-    """Give the policy that a name and the options mean.
+def resolve_policy(options: Options) -> Policy:
+    """Give the policy that the options name and mean.
 
     Parameters
     ----------
-    policy : Policy or str
-        One of :data:`POLICIES`; a policy object is taken as it is. With
-        ``threshold="auto"`` "prunefl" and "structured" go by their own rules.
-        "structured-restart" throws weights away when units go.
     options : Options
-        Complete.
+        Complete. A policy object is taken as it is. With ``threshold="auto"``
+        "prunefl" and "structured" go by their own rules, others by ``priority``.
+        "structured-restart" throws weights away when units go.
 
     Returns
     -------
@@ -255,19 +294,21 @@ def resolve_policy(policy: Policy | str, options: Options) -> Policy:
     AutoFlipError
         On an unknown name, or a threshold that the policy cannot use.
     """
+    policy = options["policy"]
     if not isinstance(policy, str):
         return policy
-    threshold = parse_units(options["threshold"])
-    kind, _, detail = policy.partition("-")
     if policy not in POLICIES:
         raise AutoFlipError(
             f"policy must be {', '.join(map(repr, POLICIES))} or a Policy object, got "
             f"{policy!r}."
         )
-    if policy in ("random", "eflprune-random") and isinstance(threshold, Auto):
+    kind, _, detail = policy.partition("-")
+    own = None if options["threshold"] == "auto" else parse_units(options["threshold"])
+    threshold = own or MacShare(MAC_SHARES[options["priority"]])
+    if policy in ("random", "eflprune-random") and isinstance(threshold, Mass):
         raise AutoFlipError(
-            f"policy={policy!r} has no deviations to find a boundary in; give a "
-            "target such as threshold='2x', 'macs:0.25' or {'conv1': 8, ...}."
+            f"policy={policy!r} has no scores with a mass; give a target such as "
+            "threshold='2x', 'macs:0.25' or {'conv1': 8, ...}."
         )
     match kind:
         case "dense":
@@ -277,19 +318,18 @@ def resolve_policy(policy: Policy | str, options: Options) -> Policy:
         case "l1":
             return L1Units(threshold, options["round_to"])
         case "prunefl":
-            return _prunefl(threshold, options)
+            return _prunefl(own, options)
         case "eflprune":
             criterion = cast(Criterion, detail)
             return EflPrune(criterion, threshold, round_to=options["round_to"])
         case "structured":
-            own = None if isinstance(threshold, Auto) else threshold
             return Structured(threshold=own, restart=detail == "restart")
         case _:
             return _autoflip(threshold, options)
 
 
-def _prunefl(threshold: Threshold | UnitCounts, options: Options) -> PruneFl:
-    if not isinstance(threshold, Auto | Compression):
+def _prunefl(threshold: Threshold | UnitCounts | None, options: Options) -> PruneFl:
+    if not isinstance(threshold, Compression | None):
         raise AutoFlipError(
             "policy='prunefl' takes threshold='auto' (its own density) or a number of "
             f"parameters such as '2x', got {threshold!r}."
@@ -299,7 +339,7 @@ def _prunefl(threshold: Threshold | UnitCounts, options: Options) -> PruneFl:
             "policy='prunefl' reads single weights from its explorer; use "
             "exploration_payload='update' or 'deviation'."
         )
-    return PruneFl(None if isinstance(threshold, Auto) else threshold)
+    return PruneFl(threshold)
 
 
 def _autoflip(threshold: Threshold | UnitCounts, options: Options) -> AutoFlipPolicy:

@@ -31,7 +31,6 @@ from .keeper import Keeper
 from .ledger import Ledger
 from .live import Live
 from .planner import Planner
-from .policies import Policy
 from .presets import Options, check_choice, resolve_options, resolve_policy
 from .resume import Resumable
 from .snapshot import KINDS
@@ -53,14 +52,10 @@ class AutoFlip(Strategy):
         The dense model.
     example_input : Tensor or tuple of Tensor
         What its ``forward`` takes, a batch of one.
-    preset : {"default", "paper", "authors-code"} (default: "default")
+    preset : {"default", "guided", "paper", "authors-code"} (default: "default")
         Where options that are not given come from.
-    policy : Policy or str (default: "autoflip")
-        Who stays: a name in :func:`flwr_autoflip.presets.resolve_policy`, or your own.
     exclude : sequence of str (default: ())
         Modules whose units all stay.
-    value_dtype : {"float32", "float16", "int8"} (default: "float32")
-        Values on the wire, both ways; 8 bits with error feedback.
     compress : bool (default: False)
         Pack values without loss; needs ``flwr-autoflip[compress]`` on both sides.
     client_api : {"message", "numpy"} (default: "message")
@@ -98,9 +93,7 @@ class AutoFlip(Strategy):
         example_input: Any,
         *,
         preset: str = "default",
-        policy: Policy | str = "autoflip",
         exclude: Iterable[str] = (),
-        value_dtype: str = "float32",
         compress: bool = False,
         client_api: wire.ClientApi = "message",
         ledger_dir: str | Path | None = None,
@@ -109,8 +102,8 @@ class AutoFlip(Strategy):
     ) -> None:
         self.strategy = strategy
         self.options = resolve_options(preset, options)
-        self.policy = resolve_policy(policy, self.options)
-        self.encoding = Encoding(value_dtype, compress)
+        self.policy = resolve_policy(self.options)
+        self.encoding = Encoding(self.options["value_dtype"], compress)
         check_choice("client_api", client_api, ("message", "numpy"))
         check_inner(strategy, self.options["budgets"])
         self.layout: Layout = trace(model, example_input, tuple(exclude))

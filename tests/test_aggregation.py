@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from federation import EXAMPLE, Client, TinyNet, initial
+from federation import EXAMPLE, Client, TinyNet, guided, initial
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp.strategy import (
     DifferentialPrivacyServerSideFixedClipping,
@@ -53,7 +53,7 @@ class Compact(FedAvg):
 
 def final(inner: FedAvg, **options: Any) -> tuple[dict[str, np.ndarray], AutoFlip]:
     random.seed(0)
-    strategy = AutoFlip(inner, TinyNet(), EXAMPLE, **options)
+    strategy = AutoFlip(inner, TinyNet(), EXAMPLE, **guided(**options))
     result = strategy.start(
         LocalGrid(client_app(Client), NODES), initial(), num_rounds=3
     )

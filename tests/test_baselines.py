@@ -11,6 +11,7 @@ from federation import (
     Client,
     TinyNet,
     config_of,
+    guided,
     initial,
     make_model,
     node_data,
@@ -62,7 +63,9 @@ class Run:
     ) -> None:
         fault, client = kwargs.pop("fault", None), kwargs.pop("client", Client)
         inner = inner or FedAvg(fraction_evaluate=0.0)
-        self.strategy = AutoFlip(inner, TinyNet(), EXAMPLE, policy=policy, **kwargs)
+        self.strategy = AutoFlip(
+            inner, TinyNet(), EXAMPLE, **guided(policy=policy, **kwargs)
+        )
         self.plans: list[Plan] = []
         self.sent: list[dict[str, np.ndarray]] = []
         self.deployed: dict[int, Plan] = {}

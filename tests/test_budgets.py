@@ -6,7 +6,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from federation import EXAMPLE, Client, TinyNet, initial, make_model, plain_app, sgd
+from federation import (
+    EXAMPLE,
+    Client,
+    TinyNet,
+    guided,
+    initial,
+    make_model,
+    plain_app,
+    sgd,
+)
 from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import (
@@ -37,7 +46,7 @@ WEAK = dict.fromkeys(range(100, 106), "macs:0.25")
 
 
 def build(inner: Strategy | None = None, **options: Any) -> AutoFlip:
-    options = {"policy": "dense", "budgets": True, **options}
+    options = guided(**{"policy": "dense", "budgets": True, **options})
     inner = inner or FedAvg(fraction_evaluate=0.0)
     return AutoFlip(inner, TinyNet(), EXAMPLE, **options)
 
@@ -138,7 +147,7 @@ def test_asking_is_a_small_message_once_a_node() -> None:
 
 
 def test_units_go_by_the_policys_own_scores() -> None:
-    strategy = build(policy="autoflip", threshold="auto:0.95")
+    strategy = build(policy="autoflip", threshold="mass:0.95")
 
     run(strategy)
 
@@ -244,7 +253,7 @@ def test_a_run_without_budgets_is_the_same_as_before() -> None:
 
 
 def test_only_nodes_that_carry_the_dense_model_explore() -> None:
-    strategy = build(policy="autoflip", threshold="auto:0.95")
+    strategy = build(policy="autoflip", threshold="mass:0.95")
 
     run(strategy, rounds=2)
 
@@ -255,7 +264,7 @@ def test_only_nodes_that_carry_the_dense_model_explore() -> None:
 
 def test_others_explore_in_the_place_of_weak_nodes() -> None:
     inner = FedAvg(fraction_train=0.5, fraction_evaluate=0.0)
-    strategy = build(inner, policy="autoflip", threshold="auto:0.95")
+    strategy = build(inner, policy="autoflip", threshold="mass:0.95")
 
     run(strategy, {100: "macs:0.5", 101: "macs:0.5"})
 
@@ -299,12 +308,12 @@ def test_weak_nodes_evaluate_what_they_carry() -> None:
     [
         {"preset": "paper", "threshold": 0.6, "exploration_epochs": 2},
         {"preset": "authors-code", "exploration_epochs": 1},
-        {"policy": "autoflip", "threshold": "auto:0.95", "single_weights": 0.1},
+        {"policy": "autoflip", "threshold": "mass:0.95", "single_weights": 0.1},
         {"policy": "random", "threshold": "macs:0.8"},
         {"policy": "eflprune-random", "threshold": "macs:0.8"},
         {"policy": "eflprune-l2", "threshold": "macs:0.8"},
         {"policy": "eflprune-magnitude", "threshold": "2x"},
-        {"policy": "structured-restart"},
+        {"policy": "structured-restart", "threshold": "auto"},
         {"policy": PruneFl(interval=1)},
     ],
     ids=lambda options: str(next(iter(options.values()))),
@@ -340,7 +349,7 @@ def test_only_nodes_with_the_whole_plan_are_probed() -> None:
 def test_late_nodes_that_cannot_explore_still_train() -> None:
     inner = FedAvg(fraction_train=0.5, fraction_evaluate=0.0)
     strategy = build(
-        inner, policy="autoflip", guidance_from="participants", threshold="auto:0.95"
+        inner, policy="autoflip", guidance_from="participants", threshold="mass:0.95"
     )
 
     run(strategy, rounds=6)

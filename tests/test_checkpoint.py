@@ -15,7 +15,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from federation import EXAMPLE, Client, TinyNet, initial, sgd
+from federation import EXAMPLE, Client, TinyNet, guided, initial, sgd
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp.strategy import (
     DifferentialPrivacyServerSideAdaptiveClipping,
@@ -63,7 +63,7 @@ INNERS: dict[str, Callable[[], Strategy]] = {
     ),
 }
 POLICIES: dict[str, dict[str, Any]] = {
-    "autoflip": {"threshold": "auto:0.5", "single_weights": "quantile:0.3"},
+    "autoflip": {"threshold": "mass:0.5", "single_weights": "quantile:0.3"},
     "paper": {
         **{"preset": "paper", "normalization": "layer", "threshold": 0.02},
         **{"exploration_epochs": 1, "exploration_fraction": 0.5},
@@ -152,7 +152,7 @@ class Trial:
             TinyNet(),
             EXAMPLE,
             checkpoint_dir=self.folder,
-            **POLICIES[self.policy],
+            **guided(**POLICIES[self.policy]),
         )
         return self.strategy
 
@@ -384,6 +384,7 @@ def test_without_evaluation_on_the_server(tmp_path: Path) -> None:
             TinyNet(),
             EXAMPLE,
             checkpoint_dir=tmp_path / folder,
+            **guided(),
         )
         grid = LocalGrid(client_app(Client), NODES)
         random.seed(0)
@@ -553,7 +554,7 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "policy": ({"policy": "random"}, r"policy was L1Units\(.*, is RandomUnits\("),
     "option": ({"rescale": False}, "rescale was True, is False"),
     "threshold": ({"threshold": "3x"}, "threshold was '2x', is '3x'"),
-    "dtype": ({"value_dtype": "float16"}, "value_dtype was float32, is float16"),
+    "dtype": ({"value_dtype": "float16"}, "value_dtype was 'float32', is 'float16'"),
     "inner": ({"strategy": FedAvg()}, "strategy was FedAvgM, is FedAvg"),
     "momentum": (
         {"strategy": FedAvgM(server_momentum=0.5)},
@@ -575,7 +576,7 @@ def test_another_run_is_refused_and_the_folder_stays(
             "threshold": "2x",
             "checkpoint_dir": tmp_path,
         }
-        arguments = given | changes
+        arguments = guided(**given | changes)
         arrays = ArrayRecord(arguments["model"].state_dict())
         strategy = AutoFlip(**arguments)
         strategy.start(LocalGrid(client_app(Client), NODES), arrays, num_rounds=0)

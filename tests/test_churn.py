@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from federation import EXAMPLE, Client, TinyNet, initial
+from federation import EXAMPLE, Client, TinyNet, guided, initial
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.serverapp.strategy import FedAvg
 from grid import LocalGrid
@@ -80,7 +80,9 @@ class ChurnGrid(LocalGrid):
 
 def build(**options: Any) -> AutoFlip:
     inner = FedAvg(fraction_evaluate=0.0, min_available_nodes=2, min_train_nodes=1)
-    return AutoFlip(inner, TinyNet(), EXAMPLE, **{"threshold": "auto:0.5", **options})
+    return AutoFlip(
+        inner, TinyNet(), EXAMPLE, **guided(**{"threshold": "mass:0.5", **options})
+    )
 
 
 def by_round(strategy: AutoFlip, phase: str = "train") -> dict[int, dict[int, str]]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from federation import EXAMPLE, Client, TinyNet, config_of, initial, node_data
+from federation import EXAMPLE, Client, TinyNet, config_of, guided, initial, node_data
 from flwr.app import Context, Message, RecordDict
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
@@ -30,7 +30,7 @@ from flwr_autoflip.ledger import node_rows
 def run(app: ClientApp, inner: Strategy, **options: Any) -> tuple[AutoFlip, Any]:
     random.seed(0)  # FedAvg draws nodes from it
     strategy = AutoFlip(
-        inner, TinyNet(), EXAMPLE, **{"threshold": "auto:0.5"} | options
+        inner, TinyNet(), EXAMPLE, **guided(**{"threshold": "mass:0.5"} | options)
     )
     result = strategy.start(LocalGrid(app, 3), initial(), num_rounds=2)
     return strategy, result

@@ -51,7 +51,7 @@ class Watched(AutoFlip):
     """AutoFlip that notes how far each aggregation moves the model."""
 
     def __init__(self, inner: Strategy, policy: str = "autoflip") -> None:
-        threshold = "2x" if policy == "l1" else "auto:0.5"
+        threshold = "2x" if policy == "l1" else "mass:0.5"
         super().__init__(inner, TinyNet(), EXAMPLE, policy=policy, threshold=threshold)
         self.moved: list[dict[str, np.ndarray]] = []
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from federation import EXAMPLE, Client, TinyNet, initial, plain_app
+from federation import EXAMPLE, Client, TinyNet, guided, initial, plain_app
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, Krum, Strategy
 from grid import LocalGrid
@@ -35,7 +35,7 @@ def one_node() -> FedAvg:
 
 def build(inner: Strategy | None = None, **options: Any) -> AutoFlip:
     inner = inner or one_node()
-    options = {"policy": "random", "threshold": "2x", **options}
+    options = guided(**{"policy": "random", "threshold": "2x", **options})
     return AutoFlip(inner, TinyNet(), EXAMPLE, **options)
 
 

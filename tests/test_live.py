@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from federation import EXAMPLE, Client, initial, make_model, plain_app
+from federation import EXAMPLE, Client, guided, initial, make_model, plain_app
 from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import FedAvg
 
@@ -27,7 +27,9 @@ LINE = re.compile(r"AutoFlip: round (\d+)/(\d+), (?:(\S+) ([\d.]+), )?(.*)")
 
 def make_strategy(folder: Path | None = None, **options: Any) -> AutoFlip:
     inner = FedAvg(fraction_train=0.5, fraction_evaluate=0.5, min_available_nodes=4)
-    return AutoFlip(inner, make_model(), EXAMPLE, ledger_dir=folder, **options)
+    return AutoFlip(
+        inner, make_model(), EXAMPLE, **guided(ledger_dir=folder, **options)
+    )
 
 
 def run(strategy: AutoFlip, rounds: int = 3, **kwargs: Any) -> list[re.Match[str]]:

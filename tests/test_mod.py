@@ -8,6 +8,7 @@ from federation import (
     EXAMPLE,
     Client,
     TinyNet,
+    guided,
     initial,
     make_model,
     numpy_app,
@@ -38,7 +39,7 @@ APPS = {"message": plain_app, "numpy": numpy_app}
 
 
 def build(inner: Any = None, **options: Any) -> AutoFlip:
-    options = {"threshold": "auto:0.5", **options}
+    options = guided(**{"threshold": "mass:0.5", **options})
     return AutoFlip(inner or FedAvg(), TinyNet(), EXAMPLE, **options)
 
 

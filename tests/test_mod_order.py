@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from federation import EXAMPLE, Client, TinyNet, initial, numpy_app, plain_app
+from federation import EXAMPLE, Client, TinyNet, guided, initial, numpy_app, plain_app
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import (
@@ -88,7 +88,9 @@ APPS: dict[str, Any] = {
 
 
 def run(app: ClientApp, inner: Strategy, rounds: int = 2, **options: Any) -> AutoFlip:
-    strategy = AutoFlip(inner, TinyNet(), EXAMPLE, threshold="auto:0.5", **options)
+    strategy = AutoFlip(
+        inner, TinyNet(), EXAMPLE, **guided(threshold="mass:0.5", **options)
+    )
     strategy.start(LocalGrid(app, NODES), initial(), num_rounds=rounds)
     return strategy
 
@@ -212,11 +214,33 @@ def test_without_exploring_either_order_trains() -> None:
             EXAMPLE,
             policy="random",
             threshold="2x",
+            value_dtype="float32",
         )
         strategy.start(LocalGrid(plain_app(mods), NODES), initial(), num_rounds=1)
 
         assert {row["status"] for row in node_rows(strategy.ledger.rows)} == {"ok"}
         assert max(watched.norms()[1]) <= NORM * 1.001
+
+
+def test_a_mod_that_stumbles_over_eight_bits_is_told_its_place() -> None:
+    strategy = AutoFlip(wrap("fixed", Watched()), TinyNet(), EXAMPLE)
+    app = plain_app([fixedclipping_mod, autoflip_mod])
+
+    strategy.start(LocalGrid(app, NODES), initial(), num_rounds=1)
+
+    rows = node_rows(strategy.ledger.rows)
+    assert {row["status"] for row in rows} == {"failed"}
+    for words in (r"mods=[autoflip_mod, ...]", "value_dtype='float32'"):
+        assert all(words in row["reason"] for row in rows)
+
+
+def test_the_default_trains_behind_clipping() -> None:
+    strategy = AutoFlip(wrap("fixed", Watched()), TinyNet(), EXAMPLE)
+    app = plain_app([autoflip_mod, fixedclipping_mod])
+
+    strategy.start(LocalGrid(app, NODES), initial(), num_rounds=2)
+
+    assert {row["status"] for row in node_rows(strategy.ledger.rows)} == {"ok"}
 
 
 def test_mods_of_training_alone_leave_evaluation_in_peace() -> None:
@@ -294,7 +318,7 @@ def test_a_mods_own_error_passes() -> None:
 
 def test_metrics_of_the_mods_reach_the_average() -> None:
     inner = wrap("adaptive", FedAvg(fraction_evaluate=0.0))
-    strategy = AutoFlip(inner, TinyNet(), EXAMPLE, threshold="auto:0.5")
+    strategy = AutoFlip(inner, TinyNet(), EXAMPLE, **guided(threshold="mass:0.5"))
     app = plain_app([autoflip_mod, adaptiveclipping_mod])
 
     result = strategy.start(LocalGrid(app, NODES), initial(), num_rounds=1)

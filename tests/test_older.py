@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from federation import EXAMPLE, PlainNumPyClient, TinyNet, initial, make_model
+from federation import EXAMPLE, PlainNumPyClient, TinyNet, guided, initial, make_model
 from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common import FitIns, ndarrays_to_parameters
@@ -31,7 +31,7 @@ def grid() -> LocalGrid:
 
 
 def run(strategy: Any, rounds: int = 3) -> tuple[dict[str, np.ndarray], AutoFlip]:
-    outer = AutoFlip(strategy, TinyNet(), EXAMPLE, client_api="numpy")
+    outer = AutoFlip(strategy, TinyNet(), EXAMPLE, client_api="numpy", **guided())
     result = outer.start(grid(), initial(), num_rounds=rounds)
     return {name: a.numpy() for name, a in result.arrays.items()}, outer
 
@@ -88,7 +88,7 @@ def context() -> Context:
 
 
 def test_a_server_fn_runs_as_it_is(tmp_path: Any) -> None:
-    app = autoflip_server(components(), TinyNet, EXAMPLE, ledger_dir=tmp_path)
+    app = autoflip_server(components(), TinyNet, EXAMPLE, **guided(ledger_dir=tmp_path))
     nodes = grid()
 
     app(nodes, context())

@@ -10,6 +10,7 @@ from federation import (
     EXAMPLE,
     Client,
     TinyNet,
+    guided,
     initial,
     make_model,
     numpy_app,
@@ -65,7 +66,7 @@ def grid_of(app: ClientApp, config: str = "", fault: Any = None) -> LocalGrid:
 
 def start(grid: InProcessGrid, rounds: int = 1, **options: Any) -> AutoFlip:
     inner = FedAvg(fraction_evaluate=0.0)
-    options = {"threshold": "auto:0.5", **BY_UNIT, **options}
+    options = guided(**{"threshold": "mass:0.5", **BY_UNIT, **options})
     strategy = AutoFlip(inner, TinyNet(), EXAMPLE, **options)
     strategy.start(grid, initial(), num_rounds=rounds)
     return strategy

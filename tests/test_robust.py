@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from federation import EXAMPLE, Client, TinyNet, initial, node_data
+from federation import EXAMPLE, Client, TinyNet, guided, initial, node_data
 from flwr.app import Array, ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
@@ -16,7 +16,7 @@ from torch import nn
 
 from flwr_autoflip import AutoFlip, AutoFlipError, autoflip_mod, client_app
 from flwr_autoflip.core.guidance import unit_scores
-from flwr_autoflip.core.threshold import Auto
+from flwr_autoflip.core.threshold import Mass
 from flwr_autoflip.policies.base import unit_plan
 
 NODES, BAD = 6, 2
@@ -43,7 +43,7 @@ def liar(factor: float) -> ClientApp:
 
 
 def run(app: ClientApp, fault: Any = None, **options: Any) -> AutoFlip:
-    options = {"threshold": "auto:0.5", "warm_start": False, **options}
+    options = guided(**{"threshold": "mass:0.5", "warm_start": False, **options})
     inner = FedAvg(fraction_evaluate=0.0)
     strategy = AutoFlip(inner, TinyNet(), EXAMPLE, **options)
     strategy.start(LocalGrid(app, NODES, fault), initial(), num_rounds=1)
@@ -105,7 +105,7 @@ def test_a_warm_start_holds_no_update_that_was_refused() -> None:
                 averaged.extend(r.metadata.src_node_id for r in replies)
             return super().aggregate_train(server_round, replies)
 
-    strategy = AutoFlip(Watched(), TinyNet(), EXAMPLE)
+    strategy = AutoFlip(Watched(), TinyNet(), EXAMPLE, **guided())
     strategy.start(LocalGrid(liar(100.0), NODES), initial(), num_rounds=0)
 
     assert sorted(averaged) == [100, 101, 103, 104, 105]
@@ -187,7 +187,7 @@ def fill(value: float, first: Any = slice(None)) -> Any:
         (fill(0.5), "everything moved alike"),
     ],
 )
-@pytest.mark.parametrize("preset", ["default", "paper"])
+@pytest.mark.parametrize("preset", ["guided", "paper"])
 def test_reports_that_say_nothing_are_refused_and_the_round_goes_on(
     payload: Any, change: Any, reason: str, preset: str
 ) -> None:
@@ -252,7 +252,7 @@ def test_plans_are_those_of_the_plain_formula(combination: str, combine: Any) ->
         guidance[name] = (mean - mean.min()) / (np.ptp(mean) or 1)
     scores = unit_scores(strategy.layout, guidance)
 
-    plan = unit_plan(strategy.layout, scores, Auto(0.5))
+    plan = unit_plan(strategy.layout, scores, Mass(0.5))
     np.testing.assert_array_equal(strategy.deployable_plan().alive, plan.alive)
 
 

@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from federation import EXAMPLE, Client, TinyNet, initial
+from federation import EXAMPLE, Client, TinyNet, guided, initial
 from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp.strategy import FedAvg
 from grid import LocalGrid
@@ -387,11 +387,11 @@ def run(strategy: AutoFlip, rounds: int = 2, nodes: int = 4) -> Any:
 
 
 def build_wide() -> AutoFlip:
-    return AutoFlip(FedAvg(), Wide(), EXAMPLE, guidance_from="participants")
+    return AutoFlip(FedAvg(), Wide(), EXAMPLE, **guided(guidance_from="participants"))
 
 
 def build(**options: Any) -> AutoFlip:
-    return AutoFlip(FedAvg(), TinyNet(), EXAMPLE, **options)
+    return AutoFlip(FedAvg(), TinyNet(), EXAMPLE, **guided(**options))
 
 
 def statuses(strategy: AutoFlip, phase: str, server_round: int) -> dict[int, str]:

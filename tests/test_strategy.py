@@ -7,7 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from federation import EXAMPLE, Client, TinyNet, initial, make_model, plain_app, sgd
+from federation import (
+    EXAMPLE,
+    Client,
+    TinyNet,
+    guided,
+    initial,
+    make_model,
+    plain_app,
+    sgd,
+)
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import (
@@ -46,7 +55,7 @@ INNERS: dict[str, Callable[[], Strategy]] = {
 
 
 def build(inner: Strategy | None = None, **options: Any) -> AutoFlip:
-    options = {"threshold": "auto:0.5", **options}
+    options = guided(**{"threshold": "mass:0.5", **options})
     return AutoFlip(inner or FedAvg(), TinyNet(), EXAMPLE, **options)
 
 
@@ -554,7 +563,7 @@ def test_no_explorer_at_all_is_one_clear_error() -> None:
     [
         ({"threshold": 1.0}, r"must lie in \[0, 1\)"),
         ({"threshold": "0.5x"}, r"\[1, inf\)"),
-        ({"threshold": "auto:0"}, r"\(0, 1\]"),
+        ({"threshold": "mass:0"}, r"\(0, 1\]"),
         ({"threshold": "lots"}, "threshold must be"),
         ({"exploration_fraction": 0}, "exploration_fraction must be"),
         ({"exploration_epochs": 0}, "at least 1"),
@@ -567,7 +576,7 @@ def test_no_explorer_at_all_is_one_clear_error() -> None:
         ({"preset": "best"}, "preset must be"),
         ({"round_to": 0}, "round_to must be at least 1"),
         ({"policy": "magic"}, "policy must be"),
-        ({"policy": "random", "threshold": "auto"}, "give a target"),
+        ({"policy": "random", "threshold": "mass:0.7"}, "give a target"),
         ({"thresold": 0.3}, "did you mean 'threshold'"),
         ({"exclude": ("nowhere",)}, "no module named"),
     ],

@@ -7,13 +7,16 @@ everybody trains the quarter, chosen by the same scores.
 
 from .quickstart_runs import Cases, compare
 
+GUIDED = {"preset": "guided", "value-dtype": "float32"}
+DENSE = {"policy": "dense", "value-dtype": "float32"}
+QUARTER, MOST = {"threshold": "even-macs:0.25"}, {"threshold": "even-macs:0.75"}
 CASES: Cases = {
-    "dense, all whole": {"policy": "dense"},
-    "dense, thirds": {"policy": "dense", "budgets": "thirds"},
-    "l1, all a quarter": {"policy": "l1", "threshold": "even-macs:0.25"},
-    "autoflip, all whole": {"threshold": "even-macs:0.75"},
-    "autoflip, thirds": {"threshold": "even-macs:0.75", "budgets": "thirds"},
-    "autoflip, all a quarter": {"threshold": "even-macs:0.25"},
+    "dense, all whole": DENSE,
+    "dense, thirds": DENSE | {"budgets": "thirds"},
+    "l1, all a quarter": GUIDED | QUARTER | {"policy": "l1"},
+    "guided, all whole": GUIDED | MOST,
+    "guided, thirds": GUIDED | MOST | {"budgets": "thirds"},
+    "guided, all a quarter": GUIDED | QUARTER,
 }
 
 if __name__ == "__main__":

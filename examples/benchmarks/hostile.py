@@ -228,7 +228,14 @@ def run(nodes: int, rounds: int) -> dict[str, Any]:
         memory[server_round] = resident_mb()
 
     inner = FedAvg(fraction_evaluate=0.0, min_available_nodes=nodes)
-    strategy = AutoFlip(inner, Net(), EXAMPLE)
+    strategy = AutoFlip(
+        inner,
+        Net(),
+        EXAMPLE,
+        preset="guided",
+        threshold="mass:0.7",
+        value_dtype="float32",
+    )
     start = time.monotonic()
     with jumping_clock(random.Random(1)):
         arrays = ArrayRecord(Net().state_dict())

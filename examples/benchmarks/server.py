@@ -90,7 +90,8 @@ def autoflip_round(
 ) -> Round:
     """Prepare AutoFLIP's round around a strategy that only averages, or not."""
     inner = (FedAvg if averages else DoesMore)(fraction_evaluate=0.0)
-    strategy = AutoFlip(inner, model, example, policy="l1", rescale=False, **options)
+    options = {"rescale": False, "value_dtype": "float32", **options}
+    strategy = AutoFlip(inner, model, example, **options)
     arrays = ArrayRecord(model.state_dict())
     strategy.start(grid, arrays, num_rounds=0)
     weights = wire.from_arrayrecord(arrays)

@@ -190,7 +190,7 @@ def make_policy(
     PruneFL adjusts every 50 of the paper's 200 rounds; structured pruning may prune in
     as many.
     """
-    name = str(method.options.get("policy", "autoflip"))
+    name = str(method.options["policy"])
     kind, _, detail = name.partition("-")
     size = parse_units(threshold) if threshold else None
     quarter = max(1, scale.rounds // 4)
@@ -219,6 +219,10 @@ def make_strategy(setting: Setting, model: nn.Module, ledger_dir: Path) -> AutoF
     threshold = setting.threshold or options.pop("threshold", "")
     if threshold:
         options["threshold"] = threshold
+    if "policy" in method.options:
+        options["policy"] = make_policy(
+            method, str(threshold), scale, setting.seed, model
+        )
     if method.literal:
         options["exploration_epochs"] = scale.exploration_epochs
     common = {
@@ -237,7 +241,6 @@ def make_strategy(setting: Setting, model: nn.Module, ledger_dir: Path) -> AutoF
         UpdateVariance(SameNodes(inner, setting.seed), names),
         model,
         task.example_input,
-        policy=make_policy(method, str(threshold), scale, setting.seed, model),
         ledger_dir=ledger_dir,
         **options,
     )

@@ -22,8 +22,8 @@ class Method:
     options : mapping
         For :class:`flwr_autoflip.AutoFlip`.
     size : {"own", "units", "parameters"}
-        ``"units"``: as many units a group as AutoFLIP keeps; ``"parameters"``: the
-        compression that AutoFLIP reached, which is how the paper compares.
+        ``"units"``: as many units a group as ``model`` keeps; ``"parameters"``: the
+        compression that it reached, which is how the paper compares.
     round_factor : int
         Rounds over FedAvg's. Small networks are cheaper a round, so they may take
         twice as many to spend what FedAvg spends. The literal presets spend that in
@@ -31,6 +31,8 @@ class Method:
     factors : mapping of str to float
         What nodes do otherwise than FedAvg's: fields of :class:`.tasks.Scale`, times
         so much.
+    model : str
+        The method whose size is copied.
     rival : str
         The method that it has to beat in a study: random units, or the same without
         what it adds. "" is none.
@@ -42,6 +44,7 @@ class Method:
     size: Size = "own"
     round_factor: int = 2
     factors: Mapping[str, float] = field(default_factory=dict, hash=False)
+    model: str = "autoflip"
     rival: str = ""
 
     def tune(self, scale: Scale) -> Scale:
@@ -55,4 +58,4 @@ class Method:
     @property
     def literal(self) -> bool:
         """Whether exploration is the paper's: everybody, for E_exp epochs."""
-        return "preset" in self.options
+        return self.options.get("preset") in ("paper", "authors-code")

@@ -3,17 +3,21 @@
 from .method import Method
 from .studies import STUDIES
 
+EXACT = {"value_dtype": "float32"}
+"""What other methods send: 32 bits, as their papers do."""
 CRITERIA = ("random", "l1", "l2", "similarity", "bn", "magnitude")
 # EFLPrune's abstract: 63 % less compute on CIFAR-10. Magnitude saves parameters only.
 EFLPRUNE_OWN = {c: "even-macs:0.37" for c in CRITERIA} | {"magnitude": "2.7x"}
 
 
 def _all_methods() -> list[Method]:
+    fedavg = {"policy": "dense", **EXACT}
     methods = [
-        Method("fedavg", "FedAvg", {"policy": "dense"}, round_factor=1),
+        Method("fedavg", "FedAvg", fedavg, round_factor=1),
+        Method("fedavg-int8", "FedAvg, 8 bits", {"policy": "dense"}, round_factor=1),
         Method("autoflip", "AutoFLIP"),
+        Method("guided", "AutoFLIP, guided", {"preset": "guided"}),
         Method("random", "random units", {"policy": "random"}, "units"),
-        Method("l1", "L1 units", {"policy": "l1"}, "units"),
         Method(
             "autoflip-paper", "AutoFLIP, paper", {"preset": "paper"}, round_factor=1
         ),
@@ -23,23 +27,28 @@ def _all_methods() -> list[Method]:
             {"preset": "authors-code"},
             round_factor=1,
         ),
-        Method("prunefl", "PruneFL", {"policy": "prunefl"}, "parameters"),
-        Method("prunefl-own", "PruneFL, own size", {"policy": "prunefl"}),
+    ]
+    prunefl = {"policy": "prunefl", **EXACT}
+    methods += [
+        Method("prunefl", "PruneFL", prunefl, "parameters"),
+        Method("prunefl-own", "PruneFL, own size", prunefl),
     ]
     for criterion in CRITERIA:
         policy, title = f"eflprune-{criterion}", f"EFLPrune ({criterion})"
-        own = {"policy": policy, "threshold": EFLPRUNE_OWN[criterion]}
+        options = {"policy": policy, **EXACT}
+        own = options | {"threshold": EFLPRUNE_OWN[criterion]}
         methods += [
-            Method(policy, title, {"policy": policy}, "parameters"),
+            Method(policy, title, options, "parameters"),
             Method(f"{policy}-own", f"{title}, own size", own),
         ]
     for policy, title in (
         ("structured", "Structured, weights kept"),
         ("structured-restart", "Structured"),
     ):
+        options = {"policy": policy, **EXACT}
         methods += [
-            Method(policy, title, {"policy": policy}, "parameters"),
-            Method(f"{policy}-own", f"{title}, own size", {"policy": policy}),
+            Method(policy, title, options, "parameters"),
+            Method(f"{policy}-own", f"{title}, own size", options),
         ]
     return methods
 
@@ -51,7 +60,11 @@ EXPLORATIONS = {
     f"explore-{fraction}-{epochs}": Method(
         f"explore-{fraction}-{epochs}",
         f"{fraction:g} of nodes, {epochs} epochs",
-        {"exploration_fraction": fraction, "exploration_epochs": epochs},
+        {
+            "preset": "guided",
+            "exploration_fraction": fraction,
+            "exploration_epochs": epochs,
+        },
         round_factor=1,
     )
     for fraction in (0.25, 0.5, 0.75, 1.0)
@@ -105,6 +118,6 @@ def find_methods(names: str) -> list[Method]:
         else:
             known = ", ".join(("all", *METHODS, *GROUPS))
             raise ValueError(f"methods: expected some of {known}, got {name!r}.")
-    if any(EVERYTHING[name].size != "own" for name in wanted):
-        wanted.add("autoflip")
+    copies = (EVERYTHING[name] for name in wanted)
+    wanted |= {method.model for method in copies if method.size != "own"}
     return [method for name, method in EVERYTHING.items() if name in wanted]

@@ -62,10 +62,10 @@ class Run:
 
     @property
     def reference(self) -> "Run | None":
-        """AutoFLIP's run of the same seed, if this one copies its size."""
+        """The run of the same seed whose size this one copies, if it does."""
         if self.method.size == "own":
             return None
-        return replace(self, method=EVERYTHING["autoflip"])
+        return replace(self, method=EVERYTHING[self.method.model])
 
     @property
     def label(self) -> str:
@@ -83,7 +83,7 @@ class Run:
         return (self.folder / RESULT).exists()
 
     def setting(self) -> Setting:
-        """Say what is run; AutoFLIP must be done for methods that copy its size."""
+        """Say what is run; a method whose size is copied must be done."""
         threshold = ""
         if self.reference is not None:
             plan = self.reference.result()["plan"]

@@ -60,7 +60,7 @@ class Scored(Policy):
         previous: Previous | None = None,
     ) -> Plan:
         """Make the plan; see :class:`flwr_autoflip.policies.Policy`."""
-        share = MacShare(self.share, even=True)
+        share = MacShare(self.share)
         if self.score == "chance":
             return RandomUnits(share, self.seed)(server_round, layout, weights, reports)
         scores = score_units(self.score, layout, self.initial, weights, reports)

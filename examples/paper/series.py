@@ -13,7 +13,8 @@ from .tables import BASELINE, Cell
 from .tasks import Federation, Scale, find_task, load
 
 PANELS = {
-    "AutoFLIP, random and L1 units": ("autoflip", "random", "l1"),
+    "AutoFLIP, guided, random units": ("autoflip", "guided", "random"),
+    "FedAvg, 8 bits": ("fedavg-int8",),
     "AutoFLIP's presets": ("autoflip-paper", "autoflip-authors"),
     "EFLPrune, AutoFLIP's parameters": [f"eflprune-{c}" for c in EFLPRUNE_OWN],
     "EFLPrune, its own size": [f"eflprune-{c}-own" for c in EFLPRUNE_OWN],

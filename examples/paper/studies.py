@@ -6,6 +6,7 @@ from .method import Method
 from .scores import SCORES
 
 RATIOS = (0.5, 0.25, 0.1, 0.03)
+EXACT, EIGHT_BITS = {"value_dtype": "float32"}, {"value_dtype": "int8"}
 FIRST = (1, 14, 27)
 """First round of each size, where networks grow; FedAvg's 40 rounds in thirds."""
 POLICIES = {"random": "random units", "l1": "L1 units", "autoflip": "AutoFLIP"}
@@ -14,23 +15,44 @@ SIZE = {
     f"{policy}-{ratio:g}": Method(
         f"{policy}-{ratio:g}",
         f"{title}, {ratio:g} of the MACs",
-        {"policy": policy, "threshold": f"even-macs:{ratio:g}"},
+        {"policy": policy, "threshold": f"even-macs:{ratio:g}", **EXACT},
         rival="" if policy == "random" else f"random-{ratio:g}",
     )
     for ratio in RATIOS
     for policy, title in POLICIES.items()
 }
+# The first default: numbers of units by their deviations' mass, for any policy.
+MASS = {
+    "mass": Method(
+        "mass",
+        "AutoFLIP, 70 % of the mass",
+        {"preset": "guided", "threshold": "mass:0.7", **EXACT},
+        rival="random-mass",
+    )
+} | {
+    f"{policy}-mass": Method(
+        f"{policy}-mass",
+        f"{POLICIES[policy]}, as many",
+        {"policy": policy, **EXACT},
+        "units",
+        model="mass",
+        rival="" if policy == "random" else "random-mass",
+    )
+    for policy in ("random", "l1")
+}
 BALANCED = {
     f"{policy}-balanced-{ratio:g}-int8": Method(
         f"{policy}-balanced-{ratio:g}-int8",
         f"{title}, {ratio:g} of the MACs, balanced, values in 8 bits",
-        {"policy": policy, "threshold": f"macs:{ratio:g}", "value_dtype": "int8"},
+        {"policy": policy, "threshold": f"macs:{ratio:g}", **EIGHT_BITS},
         rival="" if policy == "random" else f"random-balanced-{ratio:g}-int8",
     )
     for ratio in RATIOS
     for policy, title in POLICIES.items()
 }
-DENSE = {"dense": Method("dense", "FedAvg", {"policy": "dense"}, round_factor=1)}
+DENSE = {
+    "dense": Method("dense", "FedAvg", {"policy": "dense", **EXACT}, round_factor=1)
+}
 WAYS = {
     "lr2": ("twice the rate", {"lr": 2}),
     "lr3": ("three times the rate", {"lr": 3}),
@@ -56,7 +78,7 @@ SCORE = {
     f"score-{ratio:g}-{score}": Method(
         f"score-{ratio:g}-{score}",
         f"{title}, {ratio:g} of the MACs",
-        {"policy": f"scored-{score}", "share": ratio},
+        {"policy": f"scored-{score}", "share": ratio, **EXACT},
         round_factor=1,
         rival=f"score-{ratio:g}-chance",
     )
@@ -67,7 +89,11 @@ GROWTH = {
     f"grow-{name}{suffix}": Method(
         f"grow-{name}{suffix}",
         f"L1 units, {name.replace('-', ' to ')} of the MACs{title}",
-        {"policy": f"growing{suffix}", "shares": dict(zip(FIRST, shares, strict=True))},
+        {
+            "policy": f"growing{suffix}",
+            "shares": dict(zip(FIRST, shares, strict=True)),
+            **EXACT,
+        },
         rival=f"l1-{shares[0]:g}",
     )
     for name, shares in (
@@ -80,7 +106,7 @@ GROWTH = {
 GROWTH["grow-balanced-0.1-0.25-int8"] = Method(
     "grow-balanced-0.1-0.25-int8",
     "L1 units, 0.1 to 0.25 of the MACs, balanced, values in 8 bits",
-    {"policy": "growing-balanced", "shares": {1: 0.1, 14: 0.25}, "value_dtype": "int8"},
+    {"policy": "growing-balanced", "shares": {1: 0.1, 14: 0.25}, **EIGHT_BITS},
     rival="l1-balanced-0.1-int8",
 )
 QUARTER = SIZE["l1-0.25"]
@@ -98,15 +124,10 @@ OPTIONS = {
         ("unscaled", "no rescaling", {"rescale": False}),
     )
 }
-DENSE_INT8 = Method(
-    "dense-int8",
-    "FedAvg, values in 8 bits",
-    {"policy": "dense", "value_dtype": "int8"},
-    round_factor=1,
-)
 STUDIES = {
     "size": SIZE,
-    "balanced": {DENSE_INT8.name: DENSE_INT8} | BALANCED,
+    "mass": MASS,
+    "balanced": BALANCED,
     "training": TRAINING,
     "score": SCORE,
     "growth": GROWTH,

@@ -42,10 +42,10 @@ from ..simulation import flwr_run, superlink
 APP = Path(__file__).parent
 NODES = 20
 METHODS = {
-    "fedavg": {"policy": "dense"},
-    "autoflip": {"policy": "autoflip"},
+    "fedavg": {"policy": "dense", "value-dtype": "float32"},
+    "autoflip": {},
     "random": {"policy": "random"},  # as many units as autoflip kept
-    "autoflip-paper": {"policy": "autoflip", "preset": "paper"},
+    "autoflip-paper": {"preset": "paper"},
 }
 LABELS = {
     "fedavg": "FedAvg",

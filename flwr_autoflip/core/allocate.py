@@ -75,7 +75,8 @@ class _Costs:
         per_unit, fixed, tensor = [], [], []
         for number, spec in enumerate(layout.tensors):
             for length, owners in zip(spec.shape, spec.owners, strict=True):
-                owned = owners[owners >= 0] if owners is not None else []
+                some = np.zeros(0, np.int64) if owners is None else owners
+                owned = some[some >= 0]
                 counts = np.bincount(group_of[owned], minlength=len(sizes))
                 per_unit.append(counts / sizes)
                 fixed.append(length - len(owned))
@@ -83,10 +84,8 @@ class _Costs:
         macs = np.array([t.macs_per_weight for t in layout.tensors])
         values = np.array([t.size for t in layout.tensors], np.float64)
         trained = np.array([t.trainable for t in layout.tensors], np.float64)
-        weight = macs / max(macs @ values, 1) + trained / max(trained @ values, 1)
-        return cls(
-            np.array(per_unit), np.array(fixed), np.array(tensor), macs, weight
-        )
+        weight = macs / np.maximum(macs @ values, 1) + trained / (trained @ values)
+        return cls(np.array(per_unit), np.array(fixed), np.array(tensor), macs, weight)
 
     def values(self, counts: NDArray[np.float64]) -> NDArray[np.float64]:
         """Count each tensor's elements."""

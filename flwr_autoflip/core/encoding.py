@@ -1,7 +1,7 @@
 """How values travel: in 32, 16 or 8 bits, packed or not."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,10 @@ from .quantize import (
     quantize_with_feedback,
     quantized_size,
 )
-from .values import VALUE_DTYPES, check_values
+from .values import check_values
 
-DTYPES = (*VALUE_DTYPES, "int8")
+ValueDtype = Literal["float32", "float16", "int8"]
+DTYPES: tuple[ValueDtype, ...] = get_args(ValueDtype)
 
 
 @dataclass(frozen=True)

@@ -61,18 +61,18 @@ class MacShare:
 
 
 @dataclass(frozen=True)
-class Auto:
-    """Per layer, keep the smallest set that holds ``share`` of the deviation mass."""
+class Mass:
+    """Per layer, keep the smallest set that holds ``share`` of the scores' sum."""
 
     share: float = 0.7
 
 
-Threshold = Absolute | Quantile | Compression | MacShare | Auto
+Threshold = Absolute | Quantile | Compression | MacShare | Mass
 ThresholdLike = Threshold | float | str
 
 _WAYS = (
-    "'auto', 'auto:0.7', 0.3 (absolute T_p), 'quantile:0.3', 'global-quantile:0.3', "
-    "'2x' (parameters), 'macs:0.25' or 'even-macs:0.25'"
+    "'macs:0.25', 'even-macs:0.25', '2x' (parameters), 'mass:0.7', 0.3 (absolute T_p), "
+    "'quantile:0.3' or 'global-quantile:0.3'"
 )
 
 
@@ -82,9 +82,8 @@ def parse_threshold(value: ThresholdLike) -> Threshold:
     Parameters
     ----------
     value : Threshold, float or str
-        ``"auto"``, ``"auto:SHARE"``, a float for T_p, ``"quantile:SHARE"``,
-        ``"global-quantile:SHARE"``, ``"FACTORx"``, ``"macs:SHARE"`` or
-        ``"even-macs:SHARE"``.
+        ``"macs:SHARE"``, ``"even-macs:SHARE"``, ``"FACTORx"``, ``"mass:SHARE"``, a
+        float for T_p, ``"quantile:SHARE"`` or ``"global-quantile:SHARE"``.
 
     Returns
     -------
@@ -99,8 +98,8 @@ def parse_threshold(value: ThresholdLike) -> Threshold:
     --------
     >>> parse_threshold("2x")
     Compression(factor=2.0)
-    >>> parse_threshold("auto:0.5")
-    Auto(share=0.5)
+    >>> parse_threshold("mass:0.5")
+    Mass(share=0.5)
     """
     threshold = _parse_text(value) if isinstance(value, str) else value
     if isinstance(threshold, (int, float)) and not isinstance(threshold, bool):
@@ -108,7 +107,7 @@ def parse_threshold(value: ThresholdLike) -> Threshold:
     match threshold:
         case Absolute(number) | Quantile(number):
             inside, bounds = 0 <= number < 1, "[0, 1)"
-        case MacShare(number) | Auto(number):
+        case MacShare(number) | Mass(number):
             inside, bounds = 0 < number <= 1, "(0, 1]"
         case Compression(number):
             inside, bounds = 1 <= number < np.inf, "[1, inf)"
@@ -125,8 +124,8 @@ def _parse_text(text: str) -> Threshold | float:
         if not number and kind.endswith("x"):
             return Compression(float(kind[:-1]))
         match kind:
-            case "auto":
-                return Auto(float(number)) if number else Auto()
+            case "mass":
+                return Mass(float(number))
             case "quantile":
                 return Quantile(float(number))
             case "global-quantile":
@@ -165,7 +164,7 @@ def select(scores: Scores, threshold: Threshold, cost: Mapping[type, Cost]) -> K
             }
         case Quantile(share, _):
             return _above_global_quantile(scores, share)
-        case Auto(share):
+        case Mass(share):
             return {n: keep_top(s, mass_count(s, share)) for n, s in scores.items()}
         case Compression(factor):
             return keep_even(scores, cost[Compression], 1 / factor)

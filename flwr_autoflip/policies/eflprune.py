@@ -17,7 +17,7 @@ from ..core.errors import AutoFlipError
 from ..core.guidance import Report, split_by_group, sum_by_unit, unit_scores
 from ..core.layout import Arrays, Group, Layout, TensorSpec
 from ..core.plan import Plan, dense_plan
-from ..core.threshold import Threshold, select
+from ..core.threshold import MacShare, Threshold, select
 from .base import (
     Policy,
     Previous,
@@ -61,10 +61,12 @@ class EflPrune(Policy):
                 f"criterion must be one of {get_args(Criterion)}, got "
                 f"{self.criterion!r}."
             )
-        if self.criterion == "magnitude" and isinstance(self.threshold, Mapping):
+        if self.criterion == "magnitude" and isinstance(
+            self.threshold, Mapping | MacShare
+        ):
             raise AutoFlipError(
                 "criterion='magnitude' prunes single weights, so it takes a threshold "
-                "such as '2x', not units a group."
+                "such as '2x', not units a group or a share of the MACs."
             )
 
     def __call__(
@@ -76,7 +78,9 @@ class EflPrune(Policy):
         previous: Previous | None = None,
     ) -> Plan:
         """Make the plan of the weights at hand; see :class:`.base.Policy`."""
-        if self.criterion == "magnitude" and not isinstance(self.threshold, Mapping):
+        if self.criterion == "magnitude" and not isinstance(
+            self.threshold, Mapping | MacShare
+        ):
             whole = dense_plan(layout)
             sizes = {t.name: np.abs(weights[t.name]) for t in weight_tensors(layout)}
             mask = select(sizes, self.threshold, weight_costs(layout, whole))

@@ -50,6 +50,7 @@ from .reply import (
     read_reply,
     seal_report,
     train_reply,
+    with_way_out,
 )
 from .request import (
     Held,
@@ -108,4 +109,5 @@ __all__ = [
     "starting_values",
     "to_arrayrecord",
     "train_reply",
+    "with_way_out",
 ]

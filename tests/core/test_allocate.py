@@ -1,6 +1,6 @@
 """How many units each layer keeps, against an exhaustive search."""
 
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from flwr_autoflip.core.trace import trace
 def linear_layout(*widths: int) -> Layout:
     """Linear layers in a row."""
     layers: list[nn.Module] = []
-    for before, after in zip(widths, widths[1:], strict=False):
+    for before, after in pairwise(widths):
         layers += [nn.Linear(before, after), nn.ReLU()]
     return trace(nn.Sequential(*layers[:-1]), torch.zeros(1, widths[0]))
 

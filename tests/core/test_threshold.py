@@ -11,11 +11,11 @@ from hypothesis.extra import numpy as hnp
 from flwr_autoflip.core.errors import AutoFlipError
 from flwr_autoflip.core.threshold import (
     Absolute,
-    Auto,
     Compression,
     Cost,
     Kept,
     MacShare,
+    Mass,
     Quantile,
     Threshold,
     keep_even,
@@ -122,18 +122,18 @@ def test_global_quantile_drops_all_ties() -> None:
 
 def test_auto_keeps_the_smallest_set_that_holds_the_mass() -> None:
     # Sum 1: .5 + .25 = .75 >= .7 with two, .5 < .7 with one.
-    assert chosen([0.05, 0.5, 0.2, 0.25], Auto(0.7)) == [1, 3]
+    assert chosen([0.05, 0.5, 0.2, 0.25], Mass(0.7)) == [1, 3]
 
 
 def test_auto_includes_the_one_that_reaches_the_share() -> None:
     # .5 + .25 is .75 exactly: a third is not needed.
-    assert chosen([0.5, 0.25, 0.25], Auto(0.75)) == [0, 1]
+    assert chosen([0.5, 0.25, 0.25], Mass(0.75)) == [0, 1]
 
 
 def test_auto_decides_a_layer_at_a_time() -> None:
     scores = {"a": np.array([0.8, 0.1, 0.1]), "b": np.array([0.25] * 4)}
 
-    kept = select(scores, Auto(0.7), {})
+    kept = select(scores, Mass(0.7), {})
 
     # a: .8 of 1 is enough; b: 3 of 4 quarters are needed.
     np.testing.assert_array_equal(kept["a"], [True, False, False])
@@ -141,7 +141,7 @@ def test_auto_decides_a_layer_at_a_time() -> None:
 
 
 def test_auto_keeps_a_layer_that_did_not_move() -> None:
-    assert chosen([0, 0, 0], Auto(0.7)) == [0, 1, 2]
+    assert chosen([0, 0, 0], Mass(0.7)) == [0, 1, 2]
 
 
 @settings(deadline=None)
@@ -329,8 +329,8 @@ def test_even_share_matches_a_loop_over_all_ratios(
 @pytest.mark.parametrize(
     ("text", "threshold"),
     [
-        ("auto", Auto(0.7)),
-        ("auto:0.5", Auto(0.5)),
+        ("mass:0.7", Mass(0.7)),
+        ("mass:0.5", Mass(0.5)),
         (0.3, Absolute(0.3)),
         ("0.3", Absolute(0.3)),
         (0, Absolute(0.0)),
@@ -339,6 +339,7 @@ def test_even_share_matches_a_loop_over_all_ratios(
         ("2x", Compression(2.0)),
         ("1.5x", Compression(1.5)),
         ("macs:0.25", MacShare(0.25)),
+        ("even-macs:0.25", MacShare(0.25, even=True)),
         (MacShare(1.0), MacShare(1.0)),
     ],
 )
@@ -349,12 +350,12 @@ def test_short_forms(text: float | str, threshold: Threshold) -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        *("", "x", "autos", "auto:x", "quantile", "macs:", "2x:3", "macs"),
+        *("", "x", "auto", "mass", "mass:x", "quantile", "macs:", "2x:3", "macs"),
         *(True, None, [0.3]),
     ],
 )
 def test_what_is_no_threshold_is_refused(value: object) -> None:
-    with pytest.raises(AutoFlipError, match="threshold must be 'auto'"):
+    with pytest.raises(AutoFlipError, match=r"threshold must be 'macs:0\.25'"):
         parse_threshold(value)  # type: ignore[arg-type]
 
 
@@ -362,7 +363,7 @@ def test_what_is_no_threshold_is_refused(value: object) -> None:
     "value",
     [
         *(1.0, -0.1, float("nan"), "quantile:1", "global-quantile:-0.1", "0.5x"),
-        *("macs:0", "macs:1.1", "auto:0", "auto:2", Auto(0.0), Compression(0.0)),
+        *("macs:0", "macs:1.1", "mass:0", "mass:2", Mass(0.0), Compression(0.0)),
         *("infx", "nanx"),
     ],
 )

@@ -17,9 +17,9 @@ from flwr_autoflip.core.layout import Layout
 from flwr_autoflip.core.plan import Plan
 from flwr_autoflip.core.threshold import (
     Absolute,
-    Auto,
     Compression,
     MacShare,
+    Mass,
     Quantile,
     Threshold,
 )
@@ -83,8 +83,8 @@ def plan_of(policy: AutoFlipPolicy, *reports: Report) -> Plan:
         (Absolute(0.38), [1]),
         (Quantile(0.25), [1, 2, 3]),  # one of four goes
         (Quantile(0.5, "global"), [1, 2]),  # above the median (.3125 + .375) / 2
-        (Auto(0.7), [1, 2]),  # sum 1.6875: 1 is .59, 1.375 is .81
-        (Auto(0.55), [1]),
+        (Mass(0.7), [1, 2]),  # sum 1.6875: 1 is .59, 1.375 is .81
+        (Mass(0.55), [1]),
         # n neurons have 3n + n + 2n + 2 parameters of 26: 8, 14, 20, 26.
         (Compression(2), [1]),
         (Compression(26 / 14), [1, 2]),

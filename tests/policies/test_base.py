@@ -9,7 +9,7 @@ from models import flat_layout, layout_of, mlp_layout, random_arrays
 
 from flwr_autoflip.core.errors import AutoFlipError
 from flwr_autoflip.core.guidance import Report
-from flwr_autoflip.core.threshold import Absolute, Auto, Compression, MacShare, Quantile
+from flwr_autoflip.core.threshold import Absolute, Compression, MacShare, Mass, Quantile
 from flwr_autoflip.policies import (
     AutoFlipPolicy,
     Dense,
@@ -108,7 +108,7 @@ def test_targets_by_hand() -> None:
         ("conv1=8,fc1=32", {"conv1": 8, "fc1": 32}),
         (" conv1 = 8 , block.0=2 ", {"conv1": 8, "block.0": 2}),
         ({"conv1": 8}, {"conv1": 8}),
-        ("auto", Auto()),
+        ("mass:0.7", Mass()),
         ("quantile:0.5", Quantile(0.5)),
         (0.3, Absolute(0.3)),
     ],
@@ -127,7 +127,7 @@ def test_units_are_rounded_up_to_a_multiple() -> None:
     layout = layout_of("conv_flat")
     scores = {g.name: np.arange(g.size) / g.size for g in layout.groups}
 
-    for threshold in (Auto(0.3), Compression(4), Absolute(0.9)):
+    for threshold in (Mass(0.3), Compression(4), Absolute(0.9)):
         exact = unit_plan(layout, scores, threshold)
         plan = unit_plan(layout, scores, threshold, round_to=3)
 

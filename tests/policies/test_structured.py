@@ -8,7 +8,7 @@ from models import flat_layout, mlp_layout
 
 from flwr_autoflip.core.errors import AutoFlipError
 from flwr_autoflip.core.plan import Plan, dense_plan
-from flwr_autoflip.core.threshold import Absolute, Auto, Compression, MacShare
+from flwr_autoflip.core.threshold import Absolute, Compression, MacShare, Mass
 from flwr_autoflip.policies import Previous, Structured
 from flwr_autoflip.policies.structured import distance_to_mean, unit_sums
 
@@ -122,7 +122,7 @@ def test_restart_is_an_option() -> None:
     ("options", "message"),
     [
         ({"threshold": Absolute(0.3)}, "takes its own limits"),
-        ({"threshold": Auto()}, "takes its own limits"),
+        ({"threshold": Mass()}, "takes its own limits"),
         ({"k": 0.0}, "k must be above 0"),
     ],
 )

@@ -22,7 +22,8 @@ def main(grid: Grid, context: Context) -> None:
     random.seed(seed)
     torch.manual_seed(seed)
     model = Net()
-    options = {"threshold": run["threshold"]} if run["threshold"] else {}
+    given = ("policy", "threshold", "value-dtype")
+    options = {name.replace("-", "_"): run[name] for name in given if run[name]}
     strategy = AutoFlip(
         FedAvg(
             fraction_train=float(run["fraction-train"]),
@@ -31,9 +32,7 @@ def main(grid: Grid, context: Context) -> None:
         model=model,
         example_input=torch.zeros(1, 1, 28, 28),
         preset=str(run["preset"]),
-        policy=str(run["policy"]),
         budgets=run["budgets"] != "none",
-        value_dtype=str(run["value-dtype"]),
         ledger_dir=str(run["ledger-dir"]) or None,
         checkpoint_dir=str(run["checkpoint-dir"]) or None,
         **options,

@@ -12,7 +12,7 @@ from flwr_autoflip import AutoFlip
 from flwr_autoflip.core.guidance import Report
 from flwr_autoflip.core.layout import Arrays, Layout
 from flwr_autoflip.core.plan import Plan, dense_plan
-from flwr_autoflip.core.threshold import Auto
+from flwr_autoflip.core.threshold import Mass
 from flwr_autoflip.policies import AutoFlipPolicy
 from flwr_autoflip.policies.base import Previous
 
@@ -52,7 +52,8 @@ def main(grid: Grid, context: Context) -> None:
         FedAvg(fraction_train=1.0, fraction_evaluate=0.0),
         model=model,
         example_input=torch.zeros(1, 1, 28, 28),
-        policy=InTurns(Auto(0.7)),
+        policy=InTurns(Mass(0.7)),
+        value_dtype="float32",
         ledger_dir=str(run["ledger-dir"]),
     )
     strategy.start(
