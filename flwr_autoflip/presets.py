@@ -359,6 +359,21 @@ def _autoflip(threshold: Threshold | UnitCounts, options: Options) -> AutoFlipPo
     )
 
 
+_OF_EXPLORERS = (
+    *("normalization", "client_scale", "combination", "guidance_from", "warm_start"),
+    *("exploration_fraction", "exploration_epochs", "exploration_payload"),
+)
+
+
+def check_used(policy: Policy, changes: Options) -> None:
+    """Raise ``AutoFlipError`` if a user's options wait for explorers in vain."""
+    if unused := [n for n in changes if n in _OF_EXPLORERS and not policy.explores]:
+        raise AutoFlipError(
+            f"{unused[0]} is about explorers, and {type(policy).__name__} needs none; "
+            "leave it out, or use preset='guided'."
+        )
+
+
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise ``AutoFlipError`` unless a setting is one of its choices."""
     if value not in choices:

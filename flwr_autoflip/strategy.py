@@ -31,7 +31,13 @@ from .keeper import Keeper
 from .ledger import Ledger
 from .live import Live
 from .planner import Planner
-from .presets import Options, check_choice, resolve_options, resolve_policy
+from .presets import (
+    Options,
+    check_choice,
+    check_used,
+    resolve_options,
+    resolve_policy,
+)
 from .resume import Resumable
 from .snapshot import KINDS
 from .store import ReportStore
@@ -103,6 +109,7 @@ class AutoFlip(Strategy):
         self.strategy = strategy
         self.options = resolve_options(preset, options)
         self.policy = resolve_policy(self.options)
+        check_used(self.policy, options)
         self.encoding = Encoding(self.options["value_dtype"], compress)
         check_choice("client_api", client_api, ("message", "numpy"))
         check_inner(strategy, self.options["budgets"])

@@ -577,6 +577,7 @@ def test_no_explorer_at_all_is_one_clear_error() -> None:
         ({"round_to": 0}, "round_to must be at least 1"),
         ({"policy": "magic"}, "policy must be"),
         ({"policy": "random", "threshold": "mass:0.7"}, "give a target"),
+        ({"policy": "l1", "warm_start": False}, "warm_start is about explorers"),
         ({"thresold": 0.3}, "did you mean 'threshold'"),
         ({"exclude": ("nowhere",)}, "no module named"),
     ],

@@ -54,7 +54,7 @@ MOD_ORDER = (
 )
 
 EIGHT_BITS = (
-    "Values travel in 8 bits, which no mod can clip or noise: put that mod behind ours, "
+    "Values travel in 8 bits, which no mod can clip or noise: put it behind ours, "
     "mods=[autoflip_mod, ...], or set AutoFlip(..., value_dtype='float32')."
 )
 

@@ -115,7 +115,7 @@ def test_every_method_runs_and_is_booked(
     if size == "parameters":
         share = result["plan"]["parameters"] / autoflip["plan"]["parameters"]
         assert 0.7 < share < 1.05  # no method can always hit it to the last unit
-    explores = METHODS[method].literal or method.startswith(("autoflip", "prunefl"))
+    explores = METHODS[method].literal or method.startswith(("guided", "prunefl"))
     assert (result["exploration"]["macs"] > 0) == explores
     assert dense["exploration"]["macs"] == 0
     assert result["plan"]["dense_parameters"] == dense["plan"]["parameters"]

@@ -85,25 +85,25 @@ def test_an_empty_folder_is_one_line(tmp_path: Path) -> None:
 def test_a_damaged_run_is_named_and_skipped(
     two_seeds: Path, tmp_path: Path, damage: dict, said: str
 ) -> None:
-    write_run(two_seeds, "l1", TWICE, 4, changes=damage)
+    write_run(two_seeds, "guided", TWICE, 4, changes=damage)
     page = page_of(two_seeds, tmp_path / "out")
 
-    assert f"Damaged and skipped: mnist/l1/seed0: {said}" in page.replace(
+    assert f"Damaged and skipped: mnist/guided/seed0: {said}" in page.replace(
         "ValueError: ", ""
     )
-    assert "| L1 units |" not in page
+    assert "| AutoFLIP, guided |" not in page
 
 
 def test_a_cut_file_a_refusal_and_a_run_under_way(
     two_seeds: Path, tmp_path: Path
 ) -> None:
-    cut = write_run(two_seeds, "l1", TWICE, 4) / "run.json"
+    cut = write_run(two_seeds, "guided", TWICE, 4) / "run.json"
     cut.write_text(cut.read_text()[:50])
     refusal = write_run(two_seeds, "eflprune-bn", TWICE, 4) / "run.json"
     refusal.write_text(json.dumps({"refused": "no BatchNorm here"}))
     (write_run(two_seeds, "random", TWICE, 4) / "run.json").unlink()
     page = page_of(two_seeds, tmp_path / "out")
 
-    assert "Damaged and skipped: mnist/l1/seed0: JSONDecodeError" in page
+    assert "Damaged and skipped: mnist/guided/seed0: JSONDecodeError" in page
     assert "Refused, mnist, EFLPrune (bn): no BatchNorm here" in page
     assert "1 run(s) are not finished" in page

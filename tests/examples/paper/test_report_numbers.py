@@ -201,7 +201,9 @@ def tables_of(**cells: dict[int, float]) -> dict:
 
 
 def test_the_better_method_and_both_figures_are_named() -> None:
-    tables = tables_of(autoflip={0: 0.5, 1: 0.7}, fedavg={0: 0.6, 1: 0.9}, l1={1: 0.69})
+    tables = tables_of(
+        autoflip={0: 0.5, 1: 0.7}, fedavg={0: 0.6, 1: 0.9}, guided={1: 0.69}
+    )
 
     lines = where_autoflip_loses({"mnist": tables}, {"mnist": 1.25})
 
@@ -210,10 +212,10 @@ def test_the_better_method_and_both_figures_are_named() -> None:
         "mnist, training step: takes 1.25 of the dense one's time, so its smaller "
         "network saves none",
     ]
-    # L1 has one seed; AutoFLIP has .7 there
-    better = tables_of(autoflip={0: 0.5, 1: 0.7}, l1={1: 0.71})
+    # Guided has one seed; AutoFLIP has .7 there
+    better = tables_of(autoflip={0: 0.5, 1: 0.7}, guided={1: 0.71})
     [line] = where_autoflip_loses({"mnist": better}, {})
-    assert line.endswith("L1 units, 0.710 against 0.700 on 1 of 2 seeds")
+    assert line.endswith("AutoFLIP, guided, 0.710 against 0.700 on 1 of 2 seeds")
 
 
 def test_random_units_within_a_standard_deviation_are_said() -> None:
@@ -260,7 +262,7 @@ def test_series_by_hand(two_seeds: Path) -> None:
     write_run(two_seeds, "prunefl", TWICE, 4)
     panels = curves(mnist(two_seeds))
     assert {title: list(panel) for title, panel in panels.items()} == {
-        "AutoFLIP, random and L1 units": ["fedavg", "autoflip"],
+        "AutoFLIP, guided, random units": ["fedavg", "autoflip"],
         "PruneFL": ["fedavg", "autoflip", "prunefl"],
     }
     assert panels["PruneFL"]["prunefl"]["mean"][3:6] == [
