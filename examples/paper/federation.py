@@ -35,6 +35,7 @@ from .around import SameNodes
 from .growing import Growing
 from .method import Method
 from .methods import EVERYTHING
+from .powers import Powers
 from .scores import Scored
 from .tasks import Federation, Scale, Task, find_task, load
 from .training import evaluate, train
@@ -199,6 +200,7 @@ def make_policy(
         "scored": lambda: Scored(
             detail, method.options["share"], arrays_of(model), seed
         ),
+        "powers": lambda: Powers(method.options["share"], method.options["exponent"]),
         "growing": lambda: Growing(
             method.options["shares"], detail != "initial", detail != "balanced"
         ),
@@ -214,7 +216,7 @@ def make_policy(
 def make_strategy(setting: Setting, model: nn.Module, ledger_dir: Path) -> AutoFlip:
     """Build the strategy of a run."""
     task, scale, method = setting.parts
-    ours = ("policy", "share", "shares")
+    ours = ("policy", "share", "shares", "exponent")
     options = {k: v for k, v in method.options.items() if k not in ours}
     threshold = setting.threshold or options.pop("threshold", "")
     if threshold:

@@ -21,6 +21,16 @@ SIZE = {
     for ratio in RATIOS
     for policy, title in POLICIES.items()
 }
+POWERS = {
+    f"l1-{ratio:g}^{exponent:g}": Method(
+        f"l1-{ratio:g}^{exponent:g}",
+        f"L1 units, {ratio:g} of the MACs, by width to the power of {exponent:g}",
+        {"policy": "powers", "share": ratio, "exponent": exponent, **EXACT},
+        rival=f"l1-{ratio:g}",
+    )
+    for ratio in (0.25, 0.1)
+    for exponent in (0.75, 0.5, 0.25)
+}
 # The first default: numbers of units by their deviations' mass, for any policy.
 MASS = {
     "mass": Method(
@@ -128,6 +138,7 @@ STUDIES = {
     "size": SIZE,
     "mass": MASS,
     "balanced": BALANCED,
+    "powers": POWERS,
     "training": TRAINING,
     "score": SCORE,
     "growth": GROWTH,
