@@ -87,7 +87,7 @@ TRAINING = {
 SCORE = {
     f"score-{ratio:g}-{score}": Method(
         f"score-{ratio:g}-{score}",
-        f"{title}, {ratio:g} of the MACs",
+        f"{title}, {ratio:g} of the MACs, after a dense round",
         {"policy": f"scored-{score}", "share": ratio, **EXACT},
         round_factor=1,
         rival=f"score-{ratio:g}-chance",
