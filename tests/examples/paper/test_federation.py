@@ -125,7 +125,7 @@ def test_a_seed_repeats_a_run(data_dir: Path, tmp_path: Path) -> None:
     results = []
     for folder in ("a", "b"):
         one = Run(
-            tmp_path / folder, "mnist", "tiny", METHODS["autoflip"], 3, str(data_dir)
+            tmp_path / folder, "mnist", "tiny", METHODS["guided"], 3, str(data_dir)
         )
         execute(one)
         results.append(one.result())
@@ -140,7 +140,7 @@ def test_flwr_run_gives_the_same_result(data_dir: Path, tmp_path: Path) -> None:
     results = {}
     for backend in ("in-process", "flwr"):
         root = tmp_path / backend
-        one = Run(root, "mnist", "tiny", METHODS["autoflip"], 0, str(data_dir))
+        one = Run(root, "mnist", "tiny", METHODS["guided"], 0, str(data_dir))
         execute(one, backend)
         results[backend] = one.result()
 
