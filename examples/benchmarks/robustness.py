@@ -6,7 +6,7 @@ combining what they report. A plan's overlap is the share of units in common wit
 plan that the same rule makes of honest explorers (Jaccard); accuracy is the deployable
 model's after ``--rounds`` rounds of honest training, mean of the last five evaluations.
 Nobody's update starts the model (``warm_start=False``), so that a bad report can do
-nothing but make a bad plan; ``--warm`` measures the default's warm start, which
+nothing but make a bad plan; ``--warm`` measures the guided preset's warm start, which
 averages explorers' updates as any round does. Cells that are in the results already
 are not run again.
 """
@@ -42,7 +42,7 @@ from .explored import (
 NODES = 20
 RULES: dict[str, dict[str, Any]] = {
     "raw mean": {"client_scale": "raw"},
-    "default": {},
+    "guided": {},
     "trimmed-mean:0.2": {"combination": "trimmed-mean:0.2"},
     "median": {"combination": "median"},
 }
@@ -173,7 +173,7 @@ def measure_cell(
 def measure_warm(
     results: Results, rule: str, kind: str, percent: int, seed: int, rounds: int
 ) -> dict[str, Any]:
-    """Measure a cell with the default's warm start."""
+    """Measure a cell with the guided preset's warm start."""
     attack = attack_of(kind, []) if percent else None
     bad = bad_nodes(seed, percent)
     cell = Cell(seed, RULES[rule], NODES, bad, bool(percent and kind == "flip"))

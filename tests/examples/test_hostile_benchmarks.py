@@ -97,7 +97,7 @@ def test_a_cell_is_not_run_twice(
 @pytest.mark.slow
 def test_the_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["robustness", "--seeds", "1", "--rounds", "0", "--percents", "20"]
-    words += ["--attacks", "huge", "silent", "--rules", "default"]
+    words += ["--attacks", "huge", "silent", "--rules", "guided"]
     monkeypatch.setattr("sys.argv", [*words, "--out", str(tmp_path)])
     monkeypatch.setattr(robustness, "NODES", 10)
 
@@ -109,7 +109,7 @@ def test_the_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cells["| huge, 20 %"] == cells["| silent, 20 %"] != ["1.00 |"]
     rows = Results(tmp_path / "cells.jsonl").rows.values()
     refused = {(r["cell"]["rule"], r["cell"]["attack"]): r["refused"] for r in rows}
-    assert refused["default", "huge"] == 2
+    assert refused["guided", "huge"] == 2
 
 
 @pytest.mark.slow
