@@ -49,7 +49,7 @@ def main() -> None:
         train(explorer, images, labels)
         moved = arrays_of(explorer)
         reports.append({n: deviation(weights[n], moved[n]) for n in weights})
-    policy = AutoFlipPolicy(Mass(0.7))  # Eqs. 10 and 11, the default's version
+    policy = AutoFlipPolicy(Mass(0.7))  # Eqs. 10 and 11, as we read them
     plan = policy(1, layout, weights, reports)
     weights = rescale_fan_in(weights, plan)
     values = pack(weights, plan)  # down: values and a few bytes of plan

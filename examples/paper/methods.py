@@ -1,10 +1,8 @@
 """Every method of the comparison, as options of one strategy."""
 
 from .method import Method
-from .studies import STUDIES
+from .studies import EXACT, STUDIES
 
-EXACT = {"value_dtype": "float32"}
-"""What other methods send: 32 bits, as their papers do."""
 CRITERIA = ("random", "l1", "l2", "similarity", "bn", "magnitude")
 # EFLPrune's abstract: 63 % less compute on CIFAR-10. Magnitude saves parameters only.
 EFLPRUNE_OWN = {c: "even-macs:0.37" for c in CRITERIA} | {"magnitude": "2.7x"}

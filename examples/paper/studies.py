@@ -7,6 +7,7 @@ from .scores import SCORES
 
 RATIOS = (0.5, 0.25, 0.1, 0.03)
 EXACT, EIGHT_BITS = {"value_dtype": "float32"}, {"value_dtype": "int8"}
+"""What other papers' methods send, and what the default does."""
 FIRST = (1, 14, 27)
 """First round of each size, where networks grow; FedAvg's 40 rounds in thirds."""
 POLICIES = {"random": "random units", "l1": "L1 units", "autoflip": "AutoFLIP"}
