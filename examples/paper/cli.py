@@ -51,7 +51,12 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m examples.paper")
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="make runs that are not made yet")
-    run.add_argument("--task", default="all", help=f"all, or of {', '.join(TASKS)}")
+    run.add_argument(
+        "--task",
+        default="all",
+        help=f"all, or of {', '.join(TASKS)}; with another partition of the labels: "
+        "mnist@dirichlet-0.1, cifar100@pathological",
+    )
     run.add_argument(
         "--methods",
         default="all",

@@ -18,6 +18,7 @@ from torch.utils.data import TensorDataset
 
 from flwr_autoflip import AutoFlip, AutoFlipClient, client_app
 from flwr_autoflip.core.guidance import normalize
+from flwr_autoflip.core.layout import Arrays, Layout
 from flwr_autoflip.core.shrink import arrays_of, load_arrays_inplace, shrink
 from flwr_autoflip.policies import (
     EflPrune,
@@ -32,11 +33,13 @@ from flwr_autoflip.report import WINDOW
 from flwr_autoflip.wire import from_arrayrecord
 
 from .around import SameNodes
+from .blended import Blended
 from .growing import Growing
+from .later import Later, activation_scores
 from .method import Method
 from .methods import EVERYTHING
 from .powers import Powers
-from .scores import Scored
+from .scores import Scored, UnitScores
 from .tasks import Federation, Scale, Task, find_task, load
 from .training import evaluate, train
 from .watch import UpdateVariance, guidance_histogram
@@ -183,26 +186,35 @@ def make_client_app() -> ClientApp:
 # --- The server ---
 
 
-def make_policy(
-    method: Method, threshold: str, scale: Scale, seed: int, model: nn.Module
-) -> Any:
+def make_policy(setting: Setting, threshold: str, model: nn.Module) -> Any:
     """Build the policy of a method; a quarter of the rounds is its time unit.
 
     PruneFL adjusts every 50 of the paper's 200 rounds; structured pruning may prune in
     as many.
     """
-    name = str(method.options["policy"])
+    _, scale, method = setting.parts
+    options, seed = method.options, setting.seed
+    name = str(options["policy"])
     kind, _, detail = name.partition("-")
     size = parse_units(threshold) if threshold else None
     quarter = max(1, scale.rounds // 4)
     policies: dict[str, Callable[[], Policy]] = {
         "random": lambda: RandomUnits(size, seed),
-        "scored": lambda: Scored(
-            detail, method.options["share"], arrays_of(model), seed
+        "scored": lambda: Scored(detail, options["share"], arrays_of(model), seed),
+        "later": lambda: Later(
+            detail,
+            options["dense_rounds"],
+            options["share"],
+            arrays_of(model),
+            seed,
+            partial(activations, setting),
         ),
-        "powers": lambda: Powers(method.options["share"], method.options["exponent"]),
+        "blended": lambda: Blended(
+            options["share"], options["blend"], arrays_of(model)
+        ),
+        "powers": lambda: Powers(options["share"], options["exponent"]),
         "growing": lambda: Growing(
-            method.options["shares"], detail != "initial", detail != "balanced"
+            options["shares"], detail != "initial", detail != "balanced"
         ),
         "eflprune": lambda: EflPrune(detail, size, seed),  # type: ignore[arg-type]
         "prunefl": lambda: PruneFl(size, interval=quarter),  # type: ignore[arg-type]
@@ -213,18 +225,27 @@ def make_policy(
     return policies[kind]() if kind in policies else name
 
 
+def activations(setting: Setting, layout: Layout, weights: Arrays) -> UnitScores:
+    """Look at units' outputs on ten training examples of every node.
+
+    No message carries that, so whoever plans by it knows more than a server does, and
+    pays nothing.
+    """
+    inputs = torch.cat([node.tensors[0][:10] for node in setting.load().train])
+    model = model_fn(setting.task, setting.scale)()
+    return activation_scores(model, layout, weights, inputs)
+
+
 def make_strategy(setting: Setting, model: nn.Module, ledger_dir: Path) -> AutoFlip:
     """Build the strategy of a run."""
     task, scale, method = setting.parts
-    ours = ("policy", "share", "shares", "exponent")
+    ours = ("policy", "share", "shares", "exponent", "blend", "dense_rounds")
     options = {k: v for k, v in method.options.items() if k not in ours}
     threshold = setting.threshold or options.pop("threshold", "")
     if threshold:
         options["threshold"] = threshold
     if "policy" in method.options:
-        options["policy"] = make_policy(
-            method, str(threshold), scale, setting.seed, model
-        )
+        options["policy"] = make_policy(setting, str(threshold), model)
     if method.literal:
         options["exploration_epochs"] = scale.exploration_epochs
     common = {

@@ -31,6 +31,8 @@ class Method:
     factors : mapping of str to float
         What nodes do otherwise than FedAvg's: fields of :class:`.tasks.Scale`, times
         so much.
+    changes : mapping of str to float
+        Likewise, but what such a field is instead.
     model : str
         The method whose size is copied.
     rival : str
@@ -44,12 +46,13 @@ class Method:
     size: Size = "own"
     round_factor: int = 2
     factors: Mapping[str, float] = field(default_factory=dict, hash=False)
+    changes: Mapping[str, float] = field(default_factory=dict, hash=False)
     model: str = "autoflip"
     rival: str = ""
 
     def tune(self, scale: Scale) -> Scale:
-        """Apply ``factors``; whole numbers stay whole."""
-        changed = {}
+        """Apply ``factors`` and ``changes``; whole numbers stay whole."""
+        changed: dict[str, Any] = dict(self.changes)
         for name, factor in self.factors.items():
             value = getattr(scale, name)
             changed[name] = type(value)(value * factor)

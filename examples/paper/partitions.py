@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,17 +41,33 @@ def pathological(
     return _parts(partitioner, _subset(rows, examples, seed))
 
 
-def dirichlet(
-    rows: Dataset, num_nodes: int, seed: int, examples: int | None = None
-) -> list[Dataset]:
-    """Draw each class's shares from a Dirichlet distribution; alpha is 1.
+def dirichlet(alpha: float) -> Partition:
+    """Make a partition that draws each class's shares from Dirichlet(alpha).
 
-    The paper does not state alpha; 1 is what the authors' commands say.
+    Raises
+    ------
+    ValueError
+        If alpha is not positive.
     """
-    partitioner = DirichletPartitioner(
-        num_partitions=num_nodes, partition_by="label", alpha=1.0, seed=seed
-    )
-    return _parts(partitioner, _subset(rows, examples, seed))
+    if alpha <= 0:
+        raise ValueError(f"partition: Dirichlet's alpha must be positive, got {alpha}.")
+
+    def partition(
+        rows: Dataset, num_nodes: int, seed: int, examples: int | None = None
+    ) -> list[Dataset]:
+        partitioner = DirichletPartitioner(
+            num_partitions=num_nodes,
+            partition_by="label",
+            alpha=alpha,
+            min_partition_size=MIN_EXAMPLES,
+            seed=seed,
+        )
+        with warnings.catch_warnings():
+            # It draws anew until everybody has enough, and warns of each draw.
+            warnings.filterwarnings("ignore", "The specified min_partition_size")
+            return _parts(partitioner, _subset(rows, examples, seed))
+
+    return partition
 
 
 def natural(column: str) -> Partition:
@@ -80,6 +97,24 @@ def natural(column: str) -> Partition:
         return [_share(part, share, generator) for part in parts]
 
     return partition
+
+
+def find_partition(name: str) -> Partition:
+    """Find a partition of labels by its name.
+
+    Raises
+    ------
+    ValueError
+        With what was expected.
+    """
+    if name == "pathological":
+        return pathological
+    if found := re.fullmatch(r"dirichlet-(\d*\.?\d+)", name):
+        return dirichlet(float(found[1]))
+    raise ValueError(
+        "partition: expected pathological or dirichlet-ALPHA, such as dirichlet-0.1, "
+        f"got {name!r}."
+    )
 
 
 def _parts(partitioner: Partitioner, rows: Dataset) -> list[Dataset]:

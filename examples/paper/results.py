@@ -13,7 +13,7 @@ from flwr_autoflip.report import Curve
 
 from .methods import EVERYTHING
 from .runs import CONFIG, RESULT
-from .tasks import TASKS
+from .tasks import TASKS, find_task
 
 PER_ROUND = ("top1", "dense_top1", "local_top1", "bytes", "macs")
 SINGLE = ("exploration", "plan", "plan_bytes", "lost", "seconds", "training_seconds")
@@ -99,16 +99,20 @@ def read_runs(folder: Path) -> Found:
             "python -m examples.paper run."
         )
     tasks, methods = list(TASKS), list(EVERYTHING)
-    found.outcomes.sort(
-        key=lambda one: (tasks.index(one.task), methods.index(one.method), one.seed)
-    )
+
+    def place(one: Outcome) -> tuple[int, str, int, int]:
+        base = tasks.index(find_task(one.task).data)
+        return base, one.task, methods.index(one.method), one.seed
+
+    found.outcomes.sort(key=place)
     return found
 
 
 def _add(found: Found, path: Path) -> None:
     task, method, seed = path.parent.parts[-3:]
-    if task not in TASKS or method not in EVERYTHING:
-        raise ValueError("no such task or method")
+    find_task(task)
+    if method not in EVERYTHING:
+        raise ValueError("no such method")
     result = json.loads(path.read_text())
     if "refused" in result:
         found.refused[task, method] = str(result["refused"])

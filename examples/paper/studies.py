@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from .later import LATER
 from .method import Method
 from .scores import SCORES
 
@@ -85,6 +86,17 @@ TRAINING = {
     for name, method in (SIZE | DENSE | BALANCED).items()
     for way, (title, factors) in WAYS.items()
 }
+MOMENTUM = {
+    f"{name}-momentum{momentum:g}": replace(
+        method,
+        name=f"{name}-momentum{momentum:g}",
+        title=f"{method.title}, server momentum {momentum:g}",
+        changes={"server_momentum": momentum},
+        rival="fedavg" if name == "dense" else name,
+    )
+    for name, method in (DENSE | BALANCED).items()
+    for momentum in (0.5, 0.9)
+}
 SCORE = {
     f"score-{ratio:g}-{score}": Method(
         f"score-{ratio:g}-{score}",
@@ -93,8 +105,40 @@ SCORE = {
         round_factor=1,
         rival=f"score-{ratio:g}-chance",
     )
-    for ratio in (0.25, 0.1)
+    for ratio in RATIOS
     for score, title in SCORES.items()
+}
+LATER_PLANS = {
+    f"later-{rounds}-{score}": Method(
+        f"later-{rounds}-{score}",
+        f"{title}, 0.25 of the MACs, after {rounds} dense rounds",
+        {
+            "policy": f"later-{score}",
+            "share": 0.25,
+            "dense_rounds": rounds,
+            **EXACT,
+        },
+        round_factor=1,
+        rival=f"later-{rounds}-chance",
+    )
+    for rounds in (1, 2, 5)
+    for score, title in LATER.items()
+}
+BLENDED = {
+    f"blended-{blend:g}": Method(
+        f"blended-{blend:g}",
+        f"0.25 of the MACs, {blend:g} of a unit's rank by the round's participants",
+        {
+            "policy": "blended",
+            "share": 0.25,
+            "blend": blend,
+            "exploration_fraction": 1.0,
+            **EXACT,
+        },
+        round_factor=1,
+        rival="blended-0",
+    )
+    for blend in (0, 0.25, 0.5, 1)
 }
 GROWTH = {
     f"grow-{name}{suffix}": Method(
@@ -141,7 +185,10 @@ STUDIES = {
     "balanced": BALANCED,
     "powers": POWERS,
     "training": TRAINING,
+    "momentum": MOMENTUM,
     "score": SCORE,
+    "later": LATER_PLANS,
+    "blended": BLENDED,
     "growth": GROWTH,
     "options": OPTIONS,
 }

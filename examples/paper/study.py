@@ -2,7 +2,7 @@
 
 ``python -m examples.paper.study --out runs/studies`` reads the runs that
 ``python -m examples.paper run --methods fedavg,size --evaluate-on validation --out
-runs/studies`` made. A task without FedAvg's run has no table.
+runs/studies`` made. A task needs FedAvg's run.
 """
 
 import argparse
@@ -72,6 +72,8 @@ def main() -> None:
         methods = by_method(found.outcomes, task)
         if BASELINE in methods:
             print(f"### {task}\n\n{study_markdown(compare(methods, rivals))}")
+        else:
+            print(f"### {task}\n\nno table: run --methods {BASELINE}, too\n")
 
 
 if __name__ == "__main__":

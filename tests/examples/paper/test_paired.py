@@ -1,13 +1,14 @@
 """Differences seed by seed, by hand."""
 
+import sys
 from pathlib import Path
 
 import pytest
-from paper_runs import RISING, TWICE, write_run
+from paper_runs import RISING, TWICE, write_run, write_two_seeds
 
 from examples.paper.paired import Difference, compare, difference
 from examples.paper.results import by_method, read_runs
-from examples.paper.study import study_markdown
+from examples.paper.study import main, study_markdown
 from examples.paper.tables import Cell
 
 
@@ -50,3 +51,17 @@ def test_a_sure_difference_is_bold(tmp_path: Path) -> None:
         "| random units, 0.1 of the MACs | 0.400 | +0.0 ±0.0 | - | 0.40 | 0.40 | 2 |"
         in text
     )
+
+
+def test_the_program_prints_a_table_a_task(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_two_seeds(tmp_path)
+    write_run(tmp_path, "autoflip", TWICE, 4, task="cifar10")
+    monkeypatch.setattr(sys, "argv", ["study", "--out", str(tmp_path)])
+
+    main()
+
+    mnist, cifar10 = capsys.readouterr().out.split("### ")[1:]
+    assert mnist.startswith("mnist\n\n| method")
+    assert cifar10 == "cifar10\n\nno table: run --methods fedavg, too\n\n"

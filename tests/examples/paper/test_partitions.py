@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from examples.paper.partitions import dirichlet, natural, pathological, split_node
+from examples.paper.partitions import (
+    dirichlet,
+    find_partition,
+    natural,
+    pathological,
+    split_node,
+)
 
 
 def rows(count: int, classes: int = 10) -> Dataset:
@@ -35,14 +41,34 @@ def test_pathological_nodes_have_two_classes(seed: int) -> None:
 
 
 def test_dirichlet_nodes_have_unequal_shares_of_all_rows() -> None:
-    parts = dirichlet(rows(4000, classes=20), 10, 0)
+    parts = dirichlet(1.0)(rows(4000, classes=20), 10, 0)
 
     assert flat(parts) == list(range(4000))
     shares = np.array([np.bincount(part["label"], minlength=20) for part in parts])
     assert shares.std() > 0.5 * shares.mean()  # of Dirichlet(1): nearly its mean
 
 
-@pytest.mark.parametrize("partition", [pathological, dirichlet])
+def test_a_smaller_alpha_is_less_equal() -> None:
+    def spread(name: str) -> float:
+        parts = find_partition(name)(rows(4000), 10, 0)
+        shares = np.array([np.bincount(p["label"], minlength=10) for p in parts])
+        return float(shares.std())
+
+    assert spread("dirichlet-0.1") > spread("dirichlet-0.5") > spread("dirichlet-5")
+
+
+@pytest.mark.parametrize("name", ["iid", "dirichlet", "dirichlet-x", "dirichlet--1"])
+def test_an_unknown_partition_says_what_was_expected(name: str) -> None:
+    with pytest.raises(ValueError, match="expected pathological or dirichlet-ALPHA"):
+        find_partition(name)
+
+
+def test_alpha_is_positive() -> None:
+    with pytest.raises(ValueError, match="must be positive, got 0"):
+        find_partition("dirichlet-0.0")
+
+
+@pytest.mark.parametrize("partition", [pathological, dirichlet(1.0)])
 def test_seed_decides_and_subset_is_as_large_as_asked(partition) -> None:
     first, again, other = (partition(rows(2000), 10, s, 800) for s in (0, 0, 1))
 

@@ -41,6 +41,34 @@ def test_an_unknown_task_is_one_line_with_the_known_ones() -> None:
     assert "\n" not in message
 
 
+def test_a_task_with_another_partition(data_dir: Path) -> None:
+    task = find_task("mnist@dirichlet-0.5")
+    scale = replace(task.scales["small"], **FEW["mnist"])
+
+    assert task is find_task("mnist@dirichlet-0.5")  # so that its data stay loaded
+    assert task.title == "MNIST, six-layer CNN, dirichlet-0.5"
+    own, other = (
+        load(TASKS["mnist"], scale, 0, data_dir),
+        load(task, scale, 0, data_dir),
+    )
+    assert max(len(part.tensors[1].unique()) for part in own.train) == 2
+    assert max(len(part.tensors[1].unique()) for part in other.train) > 2
+    assert fingerprints(own.test) == fingerprints(other.test)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mnist@iid", "expected pathological or dirichlet-ALPHA"),
+        ("femnist@pathological", "split by its people only"),
+        ("letters@pathological", "expected one of mnist"),
+    ],
+)
+def test_a_partition_that_does_not_go(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        find_task(name)
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_the_papers_scale_is_table_two(name: str) -> None:
     scale = TASKS[name].scales["paper"]

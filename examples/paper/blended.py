@@ -1,0 +1,66 @@
+"""A round's participants have a say in the plan of everybody: tried."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from flwr_autoflip.core.guidance import Report, unit_scores
+from flwr_autoflip.core.layout import Arrays, Layout
+from flwr_autoflip.core.plan import Plan
+from flwr_autoflip.core.threshold import MacShare
+from flwr_autoflip.policies import Policy, Previous
+from flwr_autoflip.policies.base import unit_plan
+
+
+@dataclass(frozen=True, eq=False)
+class Blended(Policy):
+    """Keep units by initial weights, and by the round's participants' deviations.
+
+    Parameters
+    ----------
+    share : float
+        Of the dense MACs.
+    blend : float
+        Weight of the participants' ranking (Eq. 7) in [0, 1]; the other one, by initial
+        weights, is the same in every round and has the rest.
+    initial : mapping of str to ndarray
+        Dense weights before exploring.
+    """
+
+    share: float
+    blend: float
+    initial: Arrays
+
+    explores = True
+
+    @property
+    def per_round(self) -> bool:
+        """Participants decide."""
+        return True
+
+    def __call__(
+        self,
+        server_round: int,
+        layout: Layout,
+        weights: Arrays,
+        reports: Sequence[Report],
+        previous: Previous | None = None,
+    ) -> Plan:
+        """Make the plan; see :class:`flwr_autoflip.policies.Policy`."""
+        names = [t.name for t in layout.tensors if t.trainable]
+        stable = unit_scores(layout, {n: np.abs(self.initial[n]) for n in names})
+        mean = {n: np.mean([r[n] for r in reports], 0) for n in names}
+        moved = unit_scores(layout, mean)
+        scores = {
+            name: (1 - self.blend) * _ranks(stable[name]) + self.blend * _ranks(found)
+            for name, found in moved.items()
+        }
+        return unit_plan(layout, scores, MacShare(self.share))
+
+
+def _ranks(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Give ranks over their number, so that two kinds of scores are comparable."""
+    return rankdata(scores) / scores.size
