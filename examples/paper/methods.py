@@ -78,8 +78,12 @@ THRESHOLDS = {
     )
     for value in (0.1, 0.2, 0.3, 0.4, 0.5)
 }
+# As many rounds as it takes a quarter of the MACs to spend what FedAvg spends.
+LONGER = {
+    "autoflip-4x": Method("autoflip-4x", "AutoFLIP, 4 times the rounds", round_factor=4)
+}
 ABLATIONS = {"exploration": EXPLORATIONS, "threshold": THRESHOLDS}
-GROUPS = ABLATIONS | STUDIES
+GROUPS = ABLATIONS | {"longer": LONGER} | STUDIES
 """Name on the command line -> methods."""
 EVERYTHING = METHODS | {
     name: method for group in GROUPS.values() for name, method in group.items()
