@@ -1,35 +1,18 @@
-"""AutoFlip's options, their presets, and the policies they name."""
+"""AutoFlip's options and their presets."""
 
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Any, Literal, TypedDict, cast, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 from .core.encoding import DTYPES, ValueDtype
 from .core.errors import AutoFlipError
 from .core.exploration import PAYLOADS, WITH_MODEL, Payload
 from .core.guidance import ClientScale, Normalization
 from .core.robust import parse_combination
-from .core.threshold import (
-    Compression,
-    MacShare,
-    Mass,
-    Threshold,
-    ThresholdLike,
-    parse_threshold,
-)
-from .policies import (
-    AutoFlipPolicy,
-    Dense,
-    EflPrune,
-    L1Units,
-    Policy,
-    PruneFl,
-    RandomUnits,
-    Structured,
-)
+from .core.threshold import ThresholdLike
+from .policies import Policy
 from .policies.autoflip import Units
-from .policies.base import UnitCounts, parse_units
-from .policies.eflprune import Criterion
+from .policies.base import UnitCounts
 
 Priority = Literal["accuracy", "bandwidth", "compute", "memory"]
 
@@ -48,7 +31,7 @@ class Options(TypedDict, total=False):
     Attributes
     ----------
     policy : Policy or str
-        Who stays: a name in :data:`POLICIES`, or your own.
+        Who stays: a name in :data:`.policy_names.POLICIES`, or your own.
     priority : {"accuracy", "bandwidth", "compute", "memory"}
         What matters most, where ``threshold`` is ``"auto"``; see :data:`MAC_SHARES`.
     threshold : float, str, Threshold or mapping
@@ -221,16 +204,16 @@ def resolve_options(preset: str, changes: Options) -> Options:
             hint = f"did you mean {near[0]!r}?" if near else f"use {sorted(_GUIDED)}."
             raise AutoFlipError(f"AutoFlip has no option {name!r}; {hint}")
     options: Options = {**PRESETS[preset], **changes}
-    _check_choice(options, "priority", get_args(Priority))
+    check_choice("priority", options["priority"], get_args(Priority))
     if "priority" in changes and options["threshold"] != "auto":
         raise AutoFlipError(
             f"priority={options['priority']!r} chooses the threshold, which is "
             f"{options['threshold']!r} already; leave one of them out."
         )
-    _check_choice(options, "value_dtype", DTYPES)
-    _check_choice(options, "untrained", ("keep", "zero"))
-    _check_choice(options, "exploration_payload", PAYLOADS)
-    _check_choice(options, "client_scale", ("tensor", "raw"))
+    check_choice("value_dtype", options["value_dtype"], DTYPES)
+    check_choice("untrained", options["untrained"], ("keep", "zero"))
+    check_choice("exploration_payload", options["exploration_payload"], PAYLOADS)
+    check_choice("client_scale", options["client_scale"], ("tensor", "raw"))
     parse_combination(options["combination"])
     fraction, epochs = options["exploration_fraction"], options["exploration_epochs"]
     if fraction != "round" and not (_is_real(fraction) and 0 < fraction <= 1):
@@ -257,121 +240,8 @@ def resolve_options(preset: str, changes: Options) -> Options:
     return options
 
 
-def _check_choice(options: Options, name: str, choices: tuple[str, ...]) -> None:
-    value = dict(options)[name]
-    if value not in choices:
-        raise AutoFlipError(f"{name} must be one of {choices}, got {value!r}.")
-
-
 def _is_real(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-POLICIES = (
-    *("autoflip", "random", "l1", "dense", "prunefl"),
-    *(f"eflprune-{criterion}" for criterion in get_args(Criterion)),
-    *("structured", "structured-restart"),
-)
-"""Names of policies; those after "dense" are other papers' methods."""
-
-
-def resolve_policy(options: Options) -> Policy:
-    """Give the policy that the options name and mean.
-
-    Parameters
-    ----------
-    options : Options
-        Complete. A policy object is taken as it is. With ``threshold="auto"``
-        "prunefl" and "structured" go by their own rules, others by ``priority``.
-        "structured-restart" throws weights away when units go.
-
-    Returns
-    -------
-    Policy
-
-    Raises
-    ------
-    AutoFlipError
-        On an unknown name, or a threshold that the policy cannot use.
-    """
-    policy = options["policy"]
-    if not isinstance(policy, str):
-        return policy
-    if policy not in POLICIES:
-        raise AutoFlipError(
-            f"policy must be {', '.join(map(repr, POLICIES))} or a Policy object, got "
-            f"{policy!r}."
-        )
-    kind, _, detail = policy.partition("-")
-    own = None if options["threshold"] == "auto" else parse_units(options["threshold"])
-    threshold = own or MacShare(MAC_SHARES[options["priority"]])
-    if policy in ("random", "eflprune-random") and isinstance(threshold, Mass):
-        raise AutoFlipError(
-            f"policy={policy!r} has no scores with a mass; give a target such as "
-            "threshold='2x', 'macs:0.25' or {'conv1': 8, ...}."
-        )
-    match kind:
-        case "dense":
-            return Dense()
-        case "random":
-            return RandomUnits(threshold, round_to=options["round_to"])
-        case "l1":
-            return L1Units(threshold, options["round_to"])
-        case "prunefl":
-            return _prunefl(own, options)
-        case "eflprune":
-            criterion = cast(Criterion, detail)
-            return EflPrune(criterion, threshold, round_to=options["round_to"])
-        case "structured":
-            return Structured(threshold=own, restart=detail == "restart")
-        case _:
-            return _autoflip(threshold, options)
-
-
-def _prunefl(threshold: Threshold | UnitCounts | None, options: Options) -> PruneFl:
-    if not isinstance(threshold, Compression | None):
-        raise AutoFlipError(
-            "policy='prunefl' takes threshold='auto' (its own density) or a number of "
-            f"parameters such as '2x', got {threshold!r}."
-        )
-    if options["exploration_payload"] == "units":
-        raise AutoFlipError(
-            "policy='prunefl' reads single weights from its explorer; use "
-            "exploration_payload='update' or 'deviation'."
-        )
-    return PruneFl(threshold)
-
-
-def _autoflip(threshold: Threshold | UnitCounts, options: Options) -> AutoFlipPolicy:
-    if isinstance(threshold, Mapping):
-        raise AutoFlipError("policy='autoflip' takes a threshold, not units a group.")
-    single = options["single_weights"]
-    return AutoFlipPolicy(
-        threshold,
-        options["normalization"],
-        options["units"],
-        None if single is None else parse_threshold(single),
-        options["guidance_from"],
-        options["keep_output"],
-        options["round_to"],
-        options["client_scale"],
-        parse_combination(options["combination"]),
-    )
-
-
-_OF_EXPLORERS = (
-    *("normalization", "client_scale", "combination", "guidance_from", "warm_start"),
-    *("exploration_fraction", "exploration_epochs", "exploration_payload"),
-)
-
-
-def check_used(policy: Policy, changes: Options) -> None:
-    """Raise ``AutoFlipError`` if a user's options wait for explorers in vain."""
-    if unused := [n for n in changes if n in _OF_EXPLORERS and not policy.explores]:
-        raise AutoFlipError(
-            f"{unused[0]} is about explorers, and {type(policy).__name__} needs none; "
-            "leave it out, or use preset='guided'."
-        )
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

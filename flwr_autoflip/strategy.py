@@ -31,13 +31,8 @@ from .keeper import Keeper
 from .ledger import Ledger
 from .live import Live
 from .planner import Planner
-from .presets import (
-    Options,
-    check_choice,
-    check_used,
-    resolve_options,
-    resolve_policy,
-)
+from .policy_names import check_used, resolve_policy
+from .presets import Options, check_choice, resolve_options
 from .resume import Resumable
 from .snapshot import KINDS
 from .store import ReportStore

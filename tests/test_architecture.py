@@ -33,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "client": {"wire", "private", "core"},
     "mod": {"wire", "client", "private", "core"},
     "presets": {"policies", "core"},
+    "policy_names": {"presets", "policies", "core"},
     "hosts": {"wire", "core"},
     "inprocess": set(),
     "checkpoint": {"core"},
@@ -51,7 +52,7 @@ ALLOWED: dict[str, set[str]] = {
     "strategy": {
         *("budgets", "costs", "explorer", "exchange", "hosts", "planner", "presets"),
         *("aggregation", "wire", "ledger", "live", "policies", "core"),
-        *("checkpoint", "keeper", "snapshot", "resume", "store"),
+        *("checkpoint", "keeper", "policy_names", "snapshot", "resume", "store"),
     },
     "older": {"strategy", "wire", "core"},
     "": {"core", "client", "files", "mod", "older", "presets", "strategy"},

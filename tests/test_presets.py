@@ -3,33 +3,15 @@
 import pytest
 
 from flwr_autoflip.core.errors import AutoFlipError
-from flwr_autoflip.core.threshold import Absolute, Compression, MacShare, Quantile
+from flwr_autoflip.core.threshold import Absolute, MacShare, Quantile
 from flwr_autoflip.policies import (
     AutoFlipPolicy,
-    Dense,
-    EflPrune,
     L1Units,
-    Policy,
-    PruneFl,
     RandomUnits,
     Structured,
 )
-from flwr_autoflip.presets import (
-    MAC_SHARES,
-    POLICIES,
-    Options,
-    Priority,
-    resolve_options,
-    resolve_policy,
-)
-
-
-def named(policy: Policy | str, options: Options) -> Policy:
-    return resolve_policy({**options, "policy": policy})
-
-
-def changed(policy: str, **changes: object) -> Policy:
-    return named(policy, resolve_options("default", Options(**changes)))  # type: ignore[typeddict-item]
+from flwr_autoflip.policy_names import resolve_policy
+from flwr_autoflip.presets import MAC_SHARES, Priority, resolve_options
 
 
 def test_default_needs_no_number_from_the_user() -> None:
@@ -55,8 +37,11 @@ def test_priority_says_how_much_of_the_macs_stays(
     options = resolve_options("default", {"priority": priority})
 
     assert resolve_policy(options) == L1Units(MacShare(share))
-    assert changed("random", priority=priority) == RandomUnits(MacShare(share))
-    assert changed("structured", priority=priority) == Structured(restart=False)
+    for policy, expected in (
+        ("random", RandomUnits(MacShare(share))),
+        ("structured", Structured(restart=False)),  # goes by its own rules
+    ):
+        assert resolve_policy({**options, "policy": policy}) == expected
 
 
 def test_priority_beside_a_threshold_is_refused() -> None:
@@ -71,7 +56,7 @@ def test_priority_beside_a_threshold_is_refused() -> None:
 def test_paper_is_algorithm_1_and_table_2() -> None:
     options = resolve_options("paper", {})
 
-    assert named("autoflip", options) == AutoFlipPolicy(
+    assert resolve_policy(options) == AutoFlipPolicy(
         Absolute(0.3),
         normalization="client",
         units="all",
@@ -90,7 +75,7 @@ def test_paper_is_algorithm_1_and_table_2() -> None:
 def test_authors_code_masks_a_global_quantile_and_lets_zeros_regrow() -> None:
     options = resolve_options("authors-code", {})
 
-    assert named("autoflip", options) == AutoFlipPolicy(
+    assert resolve_policy(options) == AutoFlipPolicy(
         Quantile(0.3, "global"), units="none", keep_output=False, client_scale="raw"
     )
     assert options["regrow"]
@@ -100,31 +85,11 @@ def test_authors_code_masks_a_global_quantile_and_lets_zeros_regrow() -> None:
 def test_changes_lie_over_the_preset() -> None:
     options = resolve_options("paper", {"threshold": "quantile:0.4"})
 
-    policy = named("autoflip", options)
+    policy = resolve_policy(options)
 
     assert isinstance(policy, AutoFlipPolicy)
     assert policy.threshold == Quantile(0.4)
     assert policy.normalization == "client"
-
-
-def test_policies_by_name() -> None:
-    options = resolve_options("default", {"threshold": "macs:0.25"})
-    counts = resolve_options("default", {"threshold": "conv1=8, fc1=4"})
-
-    assert named("random", options) == RandomUnits(MacShare(0.25))
-    assert named("l1", options) == L1Units(MacShare(0.25))
-    assert named("dense", options) == Dense()
-    eights = resolve_options("default", {"threshold": "2x", "round_to": 8})
-    assert named("random", eights) == RandomUnits(Compression(2), round_to=8)
-    assert named("l1", eights) == L1Units(Compression(2), 8)
-    assert named("random", counts) == RandomUnits({"conv1": 8, "fc1": 4})
-    own = RandomUnits(MacShare(0.1), seed=3)
-    assert named(own, options) is own
-
-
-def test_autoflip_takes_no_counts() -> None:
-    with pytest.raises(AutoFlipError, match="takes a threshold, not units a group"):
-        changed("autoflip", threshold="a=1")
 
 
 def test_units_payload_cannot_choose_single_weights() -> None:
@@ -137,56 +102,3 @@ def test_units_payload_cannot_choose_single_weights() -> None:
                 "single_weights": 0.3,
             },
         )
-
-
-def test_baselines_by_name() -> None:
-    assert changed("prunefl") == PruneFl()
-    assert changed("prunefl", threshold="3x") == PruneFl(Compression(3))
-    assert changed("structured") == Structured(restart=False)
-    assert changed("structured-restart") == Structured(restart=True)
-    assert changed("structured", threshold="macs:0.5") == Structured(
-        threshold=MacShare(0.5), restart=False
-    )
-    assert changed("eflprune-bn", threshold="2x", round_to=8) == EflPrune(
-        "bn", Compression(2), round_to=8
-    )
-    for criterion in ("random", "l1", "l2", "similarity", "bn", "magnitude"):
-        assert changed(f"eflprune-{criterion}", threshold="2x") == EflPrune(
-            criterion, Compression(2)
-        )
-
-
-def test_every_name_is_a_policy_and_no_other_is() -> None:
-    for name in POLICIES:
-        assert callable(changed(name, threshold="2x"))
-    for name in (
-        "eflprune",
-        "eflprune-",
-        "eflprune-l3",
-        "structured-fresh",
-        "prunefl-1",
-    ):
-        with pytest.raises(AutoFlipError, match="policy must be 'autoflip'"):
-            changed(name, threshold="2x")
-
-
-@pytest.mark.parametrize(
-    ("policy", "changes", "message"),
-    [
-        ("prunefl", {"threshold": "macs:0.5"}, "takes threshold='auto'"),
-        ("prunefl", {"threshold": {"a": 1}}, "takes threshold='auto'"),
-        (
-            "prunefl",
-            {"exploration_payload": "units", "warm_start": False},
-            "reads single weights",
-        ),
-        ("structured", {"threshold": 0.3}, "takes its own limits"),
-        ("eflprune-random", {"threshold": "mass:0.7"}, "give a target"),
-        ("eflprune-magnitude", {"threshold": {"a": 1}}, "prunes single weights"),
-    ],
-)
-def test_thresholds_that_a_baseline_cannot_use(
-    policy: str, changes: dict[str, object], message: str
-) -> None:
-    with pytest.raises(AutoFlipError, match=message):
-        changed(policy, **changes)
