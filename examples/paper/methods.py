@@ -80,7 +80,7 @@ THRESHOLDS = {
 }
 # As many rounds as it takes a quarter of the MACs to spend what FedAvg spends.
 LONGER = {
-    "autoflip-4x": Method("autoflip-4x", "AutoFLIP, 4 times the rounds", round_factor=4)
+    "autoflip-4x": Method("autoflip-4x", "AutoFLIP, 4x the rounds", round_factor=4)
 }
 ABLATIONS = {"exploration": EXPLORATIONS, "threshold": THRESHOLDS}
 GROUPS = ABLATIONS | {"longer": LONGER} | STUDIES

@@ -19,7 +19,7 @@ from .markdown import (
     published_markdown,
     size_markdown,
 )
-from .methods import EVERYTHING, METHODS
+from .methods import EVERYTHING, LONGER, METHODS
 from .published import REASONS, SMALL_SCALE
 from .results import Found, Outcome, by_method, read_runs, tasks_of
 from .runs import write_atomically
@@ -92,14 +92,19 @@ def write_report(
         task: {name: some for name, some in methods.items() if name in METHODS}
         for task, methods in tasks.items()
     }
-    accuracy = {task: accuracy_table(methods) for task, methods in compared.items()}
+    accuracy = {
+        task: accuracy_table(
+            {n: some for n, some in methods.items() if n in METHODS | LONGER}
+        )
+        for task, methods in tasks.items()
+    }
     cost = {task: cost_table(methods) for task, methods in compared.items()}
     sizes, unbuilt = measure_sizes(compared)
     drawn, numbers, skipped = draw_figures(tasks, results, data)
     text = [
         *_first_lines(runs.name, accuracy, cost, sizes),
         *_what_was_run(runs, found, hardware or this_machine()),
-        *_tables(runs, compared, accuracy, cost, sizes),
+        *_tables(runs, found, compared, accuracy, cost, sizes),
         *_figures(drawn, unbuilt + skipped),
     ]
     write_atomically(results / "report.md", "\n".join(text) + "\n")
@@ -202,17 +207,27 @@ def _what_was_run(runs: Path, found: Found, hardware: str) -> list[str]:
 
 def _tables(
     runs: Path,
+    found: Found,
     compared: Mapping[str, Methods],
     accuracy: Mapping[str, Table],
     cost: Mapping[str, Table],
     sizes: Mapping[str, Any],
 ) -> list[str]:
     reasons = (*REASONS, SMALL_SCALE) if runs.name == "small" else REASONS
+
+    def by_task(write: Callable[[str, int], str]) -> list[str]:
+        lines = []
+        for task, methods in compared.items():
+            if methods:  # else ablations only
+                seeds = max(len(some) for some in methods.values())
+                command = _command(runs, task, accuracy[task], found)
+                lines += [f"### {task}, {seeds} seed(s)", "", command, ""]
+                lines.append(write(task, seeds))
+        return lines
+
     return [
         *("## Table III: accuracy", "", MEASURED_BY["III"], ""),
-        *_by_task(
-            runs, compared, lambda t, seeds: accuracy_markdown(accuracy[t], seeds)
-        ),
+        *by_task(lambda task, seeds: accuracy_markdown(accuracy[task], seeds)),
         *("### Beside the paper's, at equal rounds", ""),
         *(published_markdown(accuracy), BESIDE, ""),
         *(f"- {reason}" for reason in reasons),
@@ -220,30 +235,20 @@ def _tables(
         *(f"`{_report_command(runs)}`, on the runs of Table III.", ""),
         size_markdown(sizes) if sizes else "No run of AutoFLIP.\n",
         *("## Table V: communication", "", MEASURED_BY["V"], ""),
-        *_by_task(runs, compared, lambda t, _: cost_markdown(cost[t])),
+        *by_task(lambda task, _: cost_markdown(cost[task])),
         published_cost_markdown(list(compared)),
     ]
 
 
-def _by_task(
-    runs: Path, compared: Mapping[str, Methods], write: Callable[[str, int], str]
-) -> list[str]:
-    lines = []
-    for task, methods in compared.items():
-        if not methods:  # ablations only
-            continue
-        seeds = max(len(some) for some in methods.values())
-        lines += [f"### {task}, {seeds} seed(s)", "", _command(runs, task, methods), ""]
-        lines.append(write(task, seeds))
-    return lines
-
-
-def _command(runs: Path, task: str, methods: Methods) -> str:
+def _command(runs: Path, task: str, table: Table, found: Found) -> str:
     """Give the command that makes a task's runs, and then this page."""
-    seeds = 1 + max(one.seed for some in methods.values() for one in some)
-    names = "all" if set(METHODS) <= set(methods) else ",".join(methods)
+    seeds = 1 + max(seed for row in table.values() for seed in row["rounds"].values)
+    tried = {name for of_task, name in found.refused if of_task == task} | set(table)
+    names = [name for name in table if name in METHODS]
+    names = ["all"] if set(METHODS) <= tried else names
+    names += [group for group in ("longer",) if set(LONGER) <= set(table)]
     return (
-        f"`python -m examples.paper run --task {task} --methods {names} "
+        f"`python -m examples.paper run --task {task} --methods {','.join(names)} "
         f"--seeds {seeds} --scale {runs.name}`, then `{_report_command(runs)}`"
     )
 

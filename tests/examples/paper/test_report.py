@@ -7,6 +7,7 @@ import pytest
 from paper_runs import RISING, TWICE, write_run, write_two_seeds
 from rich.console import Console
 
+from examples.paper.methods import METHODS
 from examples.paper.report import write_report
 
 
@@ -107,3 +108,22 @@ def test_a_cut_file_a_refusal_and_a_run_under_way(
     assert "Damaged and skipped: mnist/guided/seed0: JSONDecodeError" in page
     assert "Refused, mnist, EFLPrune (bn): no BatchNorm here" in page
     assert "1 run(s) are not finished" in page
+
+
+def test_a_longer_run_is_in_table_three_but_no_rival(
+    two_seeds: Path, tmp_path: Path
+) -> None:
+    longer = [*TWICE, *[0.9] * 12]
+    for seed in (0, 1):
+        write_run(two_seeds, "autoflip-4x", longer, 4, 5, seed=seed)
+    for name in set(METHODS) - {"fedavg", "autoflip", "eflprune-bn"}:
+        write_run(two_seeds, name, [0.0] * 13, 4)
+    refusal = write_run(two_seeds, "eflprune-bn", TWICE, 4) / "run.json"
+    refusal.write_text(json.dumps({"refused": "no BatchNorm here"}))
+
+    page = page_of(two_seeds, tmp_path / "out")
+
+    first, third = page.split("## What was run")[0], page.split("## Table")[1]
+    assert "| AutoFLIP, 4x the rounds |" in third
+    assert "4x the rounds" not in first
+    assert "--task mnist --methods all,longer --seeds 2" in page
