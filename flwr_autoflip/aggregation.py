@@ -11,6 +11,7 @@ from . import wire
 from .core.aggregate import settle, stand_in
 from .core.layout import Arrays
 from .core.plan import Plan
+from .core.robust import far_outside, root_mean_square
 from .core.values import expand
 from .exchange import Answer
 from .hosts import only_averages, update_inplace, weight_key
@@ -18,10 +19,37 @@ from .hosts import only_averages, update_inplace, weight_key
 Aggregated = tuple[ArrayRecord | None, MetricRecord | None]
 
 
+def size_of(reply: wire.Reply, orders: wire.Orders) -> float:
+    """Measure what a node trained, for :func:`refuse_diverged`."""
+    return root_mean_square(reply.values)
+
+
+def refuse_diverged(sizes: list[float]) -> dict[int, str]:
+    """Say whose training went astray, which would end everybody's: place to reason.
+
+    Parameters
+    ----------
+    sizes : list of float
+        Of the round's replies.
+
+    Returns
+    -------
+    dict of int to str
+    """
+    median, limit = far_outside(sizes)
+    return {
+        place: f"values: their root mean square is {size:.3g}, the round's median is "
+        f"{median:.3g}; up to {limit:.3g} is taken. If training diverged, lower the "
+        "learning rate or clip gradients."
+        for place, size in enumerate(sizes)
+        if size > limit
+    }
+
+
 def aggregate(
     inner: Strategy,
     server_round: int,
-    answers: list[Answer[None]],
+    answers: list[Answer[float]],
     weights: Arrays,
     *,
     zero: bool,
@@ -67,7 +95,7 @@ def aggregate(
     return aggregated, metrics
 
 
-def _compact(answers: list[Answer[None]], key: str) -> list[Message]:
+def _compact(answers: list[Answer[float]], key: str) -> list[Message]:
     """Give messages of kept values, one flat array each."""
     messages = []
     for answer in _emptying(answers):
@@ -77,7 +105,7 @@ def _compact(answers: list[Answer[None]], key: str) -> list[Message]:
     return messages
 
 
-def _dense(answers: list[Answer[None]], key: str, weights: Arrays) -> list[Message]:
+def _dense(answers: list[Answer[float]], key: str, weights: Arrays) -> list[Message]:
     """Give messages of dense models, with others' averages where nodes trained not."""
     base = stand_in(
         weights,
@@ -94,7 +122,7 @@ def _dense(answers: list[Answer[None]], key: str, weights: Arrays) -> list[Messa
     return messages
 
 
-def _emptying(answers: list[Answer[None]]) -> Iterator[Answer[None]]:
+def _emptying(answers: list[Answer[float]]) -> Iterator[Answer[float]]:
     answers.reverse()
     while answers:
         yield answers.pop()

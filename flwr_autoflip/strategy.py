@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from . import wire
-from .aggregation import aggregate
+from .aggregation import aggregate, refuse_diverged, size_of
 from .budgets import Budgets
 from .checkpoint import CheckpointFolder
 from .core.encoding import Encoding
@@ -335,7 +335,7 @@ class AutoFlip(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Expand valid replies and let the inner strategy average them."""
-        answers = self._exchange.replies(replies, lambda reply, orders: None)
+        answers = self._exchange.replies(replies, size_of, refuse_diverged)
         if not answers:
             LOGGER.warning("\t> no valid reply: the global model stays as it was")
             return None, None

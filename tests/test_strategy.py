@@ -442,6 +442,8 @@ def _tampered(kind: str, message: Message) -> Message | None:
         values = values[:-1]
     elif kind == "nan":
         values[3] = np.nan
+    elif kind == "diverged":
+        values *= 1e6
     elif kind == "digest":
         receipt["autoflip-plan-digest"] = bytes(16)
     elif kind == "model":
@@ -461,6 +463,7 @@ FAULTS = {
     "failed": "failed",
     "length": "refused",
     "nan": "refused",
+    "diverged": "refused",
     "digest": "refused",
     "model": "refused",
     "weight": "refused",

@@ -309,6 +309,22 @@ def test_what_rounding_left_stays_until_the_plan_changes() -> None:
     assert wire.RESIDUAL not in state
 
 
+def test_what_a_diverged_training_left_is_forgotten() -> None:
+    encoding = Encoding("int8")
+    orders = wire.Orders.of("train", PLAN, ARRAYS, encoding)
+    state, fresh = RecordDict(), RecordDict()
+    noise = np.random.default_rng(0).standard_normal(PLAN.num_values)
+    step = noise.astype(np.float32)
+
+    wire.encode_trained(orders, orders.values + 1e6 * step, state)
+    after = wire.encode_trained(orders, orders.values + step, state)
+    expected = wire.encode_trained(orders, orders.values + step, fresh)
+
+    np.testing.assert_array_equal(after, expected)
+    again = wire.encode_trained(orders, orders.values + step, state)
+    assert (again != expected).any()  # what the last one left is in
+
+
 # --- Plan changes ---
 
 

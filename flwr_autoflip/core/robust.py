@@ -1,8 +1,9 @@
-"""One explorer must not decide alone: robust means, and scales far outside.
+"""One node must not decide alone: robust means, and scales far outside.
 
-A client says what it likes. What it says is brought to the others' scale before it is
-combined (:mod:`.statistics`), may be trimmed, and is refused if it moved far more than
-the others did.
+A client says what it likes. What an explorer says is brought to the others' scale
+before it is combined (:mod:`.statistics`), may be trimmed, and is refused if it moved
+far more than the others did. What a node trained is refused if it is far larger than
+what the others trained.
 """
 
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ FAR = 10.0
 SPREADS = 5.0
 """Where norms differ more: so many standard deviations of their logarithms."""
 
+_TINY = 1e-150
 _WAYS = "'mean', 'median' or 'trimmed-mean:0.2', a share below 0.5"
 
 
@@ -88,24 +90,24 @@ def trimmed_mean(values: NDArray[np.floating], trim: float) -> NDArray[np.float6
 
 
 def far_outside(norms: Sequence[float]) -> tuple[float, float]:
-    """Say how far explorers can have moved.
+    """Say how large the norms of nodes that mean well can be.
 
     Norms are compared by their logarithms, with median and median absolute deviation,
-    which fewer than half of the explorers cannot move far. Where clients differ much,
+    which fewer than half of the nodes cannot move far. Where clients differ much,
     as they do when some have a hundred times the data of others, the limit is wider.
 
     Parameters
     ----------
     norms : sequence of float
-        L2 norms of explorers' updates, positive.
+        Of explorers' updates, or of what nodes trained; positive.
 
     Returns
     -------
     median : float
     limit : float
-        The largest norm that is not far outside; infinite for fewer than three
-        explorers. There is no lower one: few data move little, and scaled reports that
-        moved little count no more than others.
+        The largest norm that is not far outside; infinite for fewer than three nodes.
+        There is no lower one: few data move little, and scaled reports that moved
+        little count no more than others.
 
     Examples
     --------
@@ -120,3 +122,29 @@ def far_outside(norms: Sequence[float]) -> tuple[float, float]:
     spread = 1.4826 * float(np.median(np.abs(logs - median)))
     limit = median + max(np.log(FAR), SPREADS * spread)
     return float(np.exp(median)), float(np.exp(min(limit, 700.0)))
+
+
+def root_mean_square(values: NDArray[np.floating]) -> float:
+    """Give the typical size of values, in one pass and without memory.
+
+    Parameters
+    ----------
+    values : ndarray
+        ``(size,)``, at least one, finite.
+
+    Returns
+    -------
+    float
+        Positive: for zeros the smallest number that has a square.
+
+    Examples
+    --------
+    >>> root_mean_square(np.array([3.0, 5.0, -4.0, 0.0]))
+    3.5355339059327378
+    """
+    wide = values if values.dtype.itemsize >= 4 else values.astype(np.float32)
+    squares = float(np.vdot(wide, wide))
+    if not np.isfinite(squares):  # 32 bits end at 2^128
+        wide = values.astype(np.float64)
+        squares = float(np.vdot(wide, wide))
+    return max(float(np.sqrt(squares / values.size)), _TINY)

@@ -53,9 +53,12 @@ def encode_trained(
     if encoding.dtype != "int8":
         return encoding.encode(trained, orders.reply_plan)
     update = trained - starting_values(orders)
-    data, residual = encoding.encode_update(
-        update, _residual(state, update.shape), orders.reply_plan
-    )
+    left = _residual(state, update.shape)
+    # Rounding leaves less than a hundredth of the largest change. What is larger than
+    # this round's is of training that went astray, and would drag the model along.
+    if left is not None and _largest(left) > _largest(update):
+        left = None
+    data, residual = encoding.encode_update(update, left, orders.reply_plan)
     state[RESIDUAL] = to_arrayrecord({VALUES: residual})
     return data
 
@@ -66,6 +69,10 @@ def _residual(state: RecordDict, shape: tuple[int, ...]) -> NDArray[np.float32] 
         return None
     residual = as_numpy(records[RESIDUAL][VALUES])
     return residual if residual.shape == shape else None
+
+
+def _largest(values: NDArray[Any]) -> float:
+    return max(float(values.max(initial=0)), -float(values.min(initial=0)))
 
 
 def decode_trained(orders: Orders, data: NDArray[Any]) -> NDArray[Any]:

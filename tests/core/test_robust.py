@@ -10,7 +10,12 @@ from hypothesis.extra import numpy as hnp
 
 from flwr_autoflip.core.errors import AutoFlipError
 from flwr_autoflip.core.guidance import normalize
-from flwr_autoflip.core.robust import far_outside, parse_combination, trimmed_mean
+from flwr_autoflip.core.robust import (
+    far_outside,
+    parse_combination,
+    root_mean_square,
+    trimmed_mean,
+)
 
 
 def test_trimmed_mean_by_hand() -> None:
@@ -140,3 +145,14 @@ def test_honest_norms_of_any_amount_of_data_pass_beside_attackers(
 
     assert honest.max() <= limit
     assert limit < 1e5
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_root_mean_square_by_hand(dtype: str) -> None:
+    assert root_mean_square(np.array([1, 7, 5, 5], dtype)) == pytest.approx(5)
+    assert 0 < root_mean_square(np.zeros(3, dtype)) < 1e-100
+
+
+def test_root_mean_square_of_the_largest_and_smallest_that_are_taken() -> None:
+    assert root_mean_square(np.full(300, 2.0**60, np.float32)) == 2.0**60
+    assert root_mean_square(np.full(3, 60000, np.float16)) == pytest.approx(60000, 1e-3)
