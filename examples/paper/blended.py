@@ -7,12 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from flwr_autoflip.core.guidance import Report, unit_scores
+from flwr_autoflip.core.guidance import Report
 from flwr_autoflip.core.layout import Arrays, Layout
 from flwr_autoflip.core.plan import Plan
 from flwr_autoflip.core.threshold import MacShare
 from flwr_autoflip.policies import Policy, Previous
 from flwr_autoflip.policies.base import unit_plan
+
+from .scores import score_units
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,10 +52,10 @@ class Blended(Policy):
         previous: Previous | None = None,
     ) -> Plan:
         """Make the plan; see :class:`flwr_autoflip.policies.Policy`."""
-        names = [t.name for t in layout.tensors if t.trainable]
-        stable = unit_scores(layout, {n: np.abs(self.initial[n]) for n in names})
-        mean = {n: np.mean([r[n] for r in reports], 0) for n in names}
-        moved = unit_scores(layout, mean)
+        stable, moved = (
+            score_units(kind, layout, self.initial, weights, reports)
+            for kind in ("initial", "deviation")
+        )
         scores = {
             name: (1 - self.blend) * _ranks(stable[name]) + self.blend * _ranks(found)
             for name, found in moved.items()

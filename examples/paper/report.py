@@ -246,7 +246,8 @@ def _command(runs: Path, task: str, table: Table, found: Found) -> str:
     tried = {name for of_task, name in found.refused if of_task == task} | set(table)
     names = [name for name in table if name in METHODS]
     names = ["all"] if set(METHODS) <= tried else names
-    names += [group for group in ("longer",) if set(LONGER) <= set(table)]
+    if set(LONGER) <= set(table):
+        names.append("longer")
     return (
         f"`python -m examples.paper run --task {task} --methods {','.join(names)} "
         f"--seeds {seeds} --scale {runs.name}`, then `{_report_command(runs)}`"
