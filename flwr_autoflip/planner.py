@@ -87,7 +87,7 @@ class Planner:
         weights : mapping of str to ndarray
             Global dense arrays at the start of the round.
         rescale : bool
-            Whether weights that start again make up for lost inputs.
+            Whether weights that start again, or come in, make up for lost inputs.
 
         Returns
         -------
@@ -103,7 +103,7 @@ class Planner:
         self._previous = Previous(plan, server_round)
         match self.policy.on_change:
             case "grow" if before is not None:
-                return grow(weights, before.plan, plan)
+                return grow(weights, before.plan, plan, rescale)
             case "restart" if rescale:
                 return rescale_fan_in(self.initial, plan)
             case "restart":

@@ -103,16 +103,17 @@ def test_weights_start_again_if_the_policy_asks_for_that(rescale: bool) -> None:
     assert planner.renew(2, trained, rescale) is None  # the plan held
 
 
-def test_units_come_in_if_the_policy_asks_for_that() -> None:
+@pytest.mark.parametrize("rescale", [True, False])
+def test_units_come_in_if_the_policy_asks_for_that(rescale: bool) -> None:
     policy = Spy([2, 4])
     policy.on_change = "grow"
     planner = Planner(policy, LAYOUT, stored({}))
     before = planner.start(WEIGHTS)
 
-    grown = planner.renew(1, WEIGHTS, rescale=True)
+    grown = planner.renew(1, WEIGHTS, rescale)
 
     assert grown is not None
-    for name, array in grow(WEIGHTS, before, planner.held).items():
+    for name, array in grow(WEIGHTS, before, planner.held, rescale).items():
         np.testing.assert_array_equal(grown[name], array)
 
 

@@ -11,13 +11,15 @@ from .plan import Plan
 from .rescale import rescale_fan_in
 
 
-def grow(arrays: Arrays, before: Plan, after: Plan) -> dict[str, NDArray[Any]]:
+def grow(
+    arrays: Arrays, before: Plan, after: Plan, rescale: bool = True
+) -> dict[str, NDArray[Any]]:
     """Set the weights that units need to come in.
 
     Whoever was there does not listen to the new units at first: those inputs are zero,
     and learn from the first step on. The new units' own weights stay as they are, which
-    is as they were initialised, times ``sqrt(full fan-in / kept fan-in)`` as in
-    :func:`.rescale.rescale_fan_in`. So the larger network computes what the smaller one
+    is as they were initialised, if ``rescale`` times ``sqrt(full fan-in / kept fan-in)``
+    as in :func:`.rescale.rescale_fan_in`. So the larger network computes what the smaller one
     did, unless it normalises over an axis that grew. Not in the paper.
 
     Parameters
@@ -26,6 +28,8 @@ def grow(arrays: Arrays, before: Plan, after: Plan) -> dict[str, NDArray[Any]]:
         Dense arrays; left untouched.
     before, after : Plan
         Of one layout; units that only ``before`` has are of no matter.
+    rescale : bool (default: True)
+        Whether new units make up for the inputs they lack.
 
     Returns
     -------
@@ -33,7 +37,7 @@ def grow(arrays: Arrays, before: Plan, after: Plan) -> dict[str, NDArray[Any]]:
         Dense arrays; only layers that gained inputs, or units that read some but not
         all inputs, are new.
     """
-    grown = rescale_fan_in(arrays, after)
+    grown = rescale_fan_in(arrays, after) if rescale else dict(arrays)
     for spec in after.layout.tensors:
         if not spec.input_axes:
             continue

@@ -98,6 +98,10 @@ def test_new_units_start_as_they_would_in_a_network_of_that_size() -> None:
     for name in ("conv.weight", "norm.weight", "fc1.bias"):
         np.testing.assert_array_equal(grown[name], 1)
 
+    as_they_were = grow(arrays, before, after, rescale=False)
+    np.testing.assert_array_equal(as_they_were["fc1.weight"], 1)
+    np.testing.assert_array_equal(as_they_were["fc2.weight"], grown["fc2.weight"])
+
 
 def test_nothing_new_changes_nothing() -> None:
     layout = flat_layout()
