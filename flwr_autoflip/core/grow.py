@@ -18,9 +18,10 @@ def grow(
 
     Whoever was there does not listen to the new units at first: those inputs are zero,
     and learn from the first step on. The new units' own weights stay as they are, which
-    is as they were initialised, if ``rescale`` times ``sqrt(full fan-in / kept fan-in)``
-    as in :func:`.rescale.rescale_fan_in`. So the larger network computes what the smaller one
-    did, unless it normalises over an axis that grew. Not in the paper.
+    is as they were initialised; if ``rescale``, times
+    ``sqrt(full fan-in / kept fan-in)`` as in :func:`.rescale.rescale_fan_in`. So the
+    larger network computes what the smaller one did, unless it normalises over an axis
+    that grew. Not in the paper.
 
     Parameters
     ----------
