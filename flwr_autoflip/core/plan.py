@@ -1,5 +1,6 @@
 """A plan: which units stay and, only if asked for, which single weights in them."""
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -132,7 +133,7 @@ class Plan:
         """How many values of a tensor are kept: these travel."""
         if name in self.small_mask:
             return int(np.count_nonzero(self.small_mask[name]))
-        return int(np.prod(self.small_shape(name), dtype=np.int64))
+        return math.prod(self.small_shape(name))
 
     @cached_property
     def num_values(self) -> int:
@@ -151,7 +152,7 @@ class Plan:
         Single zeros inside it are computed like any other weight, so they count.
         """
         return sum(
-            t.macs_per_weight * float(np.prod(self.small_shape(t.name)))
+            t.macs_per_weight * math.prod(self.small_shape(t.name))
             for t in self.layout.tensors
         )
 
