@@ -6,7 +6,7 @@ from typing import Any
 from .methods import EVERYTHING
 from .published import AUTHORS_FILES, TABLE_III, TABLE_IV, TABLE_V
 from .sizes import VARIANTS
-from .tables import ACCURACY, COST, Cell, Table, best_methods
+from .tables import ACCURACY, COST, Cell, Row, Table, best_methods
 
 FULLY_USED = 0.995
 SIZE_HEADER = (
@@ -51,6 +51,32 @@ def accuracy_markdown(table: Table, seeds: int) -> str:
         for name, row in table.items()
     ]
     return markdown_table(("method", *ACCURACY.values()), rows)
+
+
+def summary_markdown(accuracy: Table, cost: Table, seeds: int) -> str:
+    """Write a task in short: accuracy at equal costs, cost to FedAvg's accuracy."""
+    columns = ("rounds", "macs", "bytes")
+    best = {column: best_methods(accuracy, column, seeds) for column in columns}
+    rows = [
+        [
+            EVERYTHING[name].title,
+            *(show_accuracy(row[c], seeds, name in best[c]) for c in columns),
+            *_shares_to_target(cost.get(name)),
+        ]
+        for name, row in accuracy.items()
+    ]
+    header = (*(ACCURACY[column] for column in columns), "there", "MACs", "bytes")
+    return markdown_table(("method", *header), rows)
+
+
+def _shares_to_target(row: Row | None) -> list[str]:
+    """Write how many seeds got there, and for what share of FedAvg's costs."""
+    if row is None:
+        return ["", "", ""]
+    saved = [row["macs_saved"], row["bytes_saved"]]
+    there = f"{len(saved[0].values)}/{len(row['target'].values)}"
+    shares = (f"{1 - cell.mean:.2f}" if cell.values else "-" for cell in saved)
+    return [there, *shares]
 
 
 def cost_markdown(table: Table) -> str:

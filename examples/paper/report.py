@@ -18,6 +18,7 @@ from .markdown import (
     published_cost_markdown,
     published_markdown,
     size_markdown,
+    summary_markdown,
 )
 from .methods import EVERYTHING, LONGER, METHODS
 from .published import REASONS, SMALL_SCALE
@@ -30,6 +31,10 @@ from .verdict import OURS, where_autoflip_loses
 Methods = dict[str, list[Outcome]]
 
 MEASURED_BY = {
+    "short": (
+        "Columns 1 to 3 as in Table III, the others as in Table V: how many seeds got "
+        "to FedAvg's final accuracy, and what it took over what it took FedAvg."
+    ),
     "III": (
         "Global test top-1 of the deployable network: mean of the last five "
         "evaluations, then mean ± sample standard deviation over seeds. Equal rounds: "
@@ -101,10 +106,14 @@ def write_report(
     cost = {task: cost_table(methods) for task, methods in compared.items()}
     sizes, unbuilt = measure_sizes(compared)
     drawn, numbers, skipped = draw_figures(tasks, results, data)
+    hardware = hardware or this_machine()
+    made_by = {
+        task: _made_by(runs, task, accuracy[task], found, hardware) for task in tasks
+    }
     text = [
         *_first_lines(runs.name, accuracy, cost, sizes),
-        *_what_was_run(runs, found, hardware or this_machine()),
-        *_tables(runs, found, compared, accuracy, cost, sizes),
+        *_what_was_run(runs, found, hardware),
+        *_tables(runs, made_by, compared, accuracy, cost, sizes),
         *_figures(drawn, unbuilt + skipped),
     ]
     write_atomically(results / "report.md", "\n".join(text) + "\n")
@@ -207,7 +216,7 @@ def _what_was_run(runs: Path, found: Found, hardware: str) -> list[str]:
 
 def _tables(
     runs: Path,
-    found: Found,
+    made_by: Mapping[str, str],
     compared: Mapping[str, Methods],
     accuracy: Mapping[str, Table],
     cost: Mapping[str, Table],
@@ -220,37 +229,45 @@ def _tables(
         for task, methods in compared.items():
             if methods:  # else ablations only
                 seeds = max(len(some) for some in methods.values())
-                command = _command(runs, task, accuracy[task], found)
-                lines += [f"### {task}, {seeds} seed(s)", "", command, ""]
-                lines.append(write(task, seeds))
+                lines += [f"### {task}, {seeds} seed(s)", "", write(task, seeds)]
+                lines += [made_by[task], ""]
         return lines
 
     return [
+        *("## In short", "", MEASURED_BY["short"], ""),
+        *by_task(lambda t, seeds: summary_markdown(accuracy[t], cost[t], seeds)),
         *("## Table III: accuracy", "", MEASURED_BY["III"], ""),
         *by_task(lambda task, seeds: accuracy_markdown(accuracy[task], seeds)),
         *("### Beside the paper's, at equal rounds", ""),
         *(published_markdown(accuracy), BESIDE, ""),
         *(f"- {reason}" for reason in reasons),
         *("", "## Table IV: size and speed", "", MEASURED_BY["IV"], ""),
-        *(f"`{_report_command(runs)}`, on the runs of Table III.", ""),
         size_markdown(sizes) if sizes else "No run of AutoFLIP.\n",
+        *(f"`{_report_command(runs)}`, on the runs of Table III.", ""),
         *("## Table V: communication", "", MEASURED_BY["V"], ""),
         *by_task(lambda task, _: cost_markdown(cost[task])),
         published_cost_markdown(list(compared)),
     ]
 
 
-def _command(runs: Path, task: str, table: Table, found: Found) -> str:
-    """Give the command that makes a task's runs, and then this page."""
-    seeds = 1 + max(seed for row in table.values() for seed in row["rounds"].values)
+def _made_by(runs: Path, task: str, table: Table, found: Found, hardware: str) -> str:
+    """Give the command that makes a task's runs, what they cost, and where."""
     tried = {name for of_task, name in found.refused if of_task == task} | set(table)
     names = [name for name in table if name in METHODS]
     names = ["all"] if set(METHODS) <= tried else names
     if set(LONGER) <= set(table):
         names.append("longer")
+    outcomes = [
+        one for one in found.outcomes if one.task == task and one.method in table
+    ]
+    seeds = 1 + max((one.seed for one in outcomes), default=0)
+    totals = ledger_totals(outcomes)
     return (
         f"`python -m examples.paper run --task {task} --methods {','.join(names)} "
-        f"--seeds {seeds} --scale {runs.name}`, then `{_report_command(runs)}`"
+        f"--seeds {seeds} --scale {runs.name}`: {totals['runs']} runs, "
+        f"{totals['bytes'] / 1e9:,.2f} GB, {totals['macs'] / 1e12:,.3f} TMACs, "
+        f"{totals['lost_replies']} replies lost; {hardware}. Then "
+        f"`{_report_command(runs)}`."
     )
 
 

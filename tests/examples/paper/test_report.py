@@ -37,7 +37,14 @@ def test_the_page_the_numbers_and_the_pictures(two_seeds: Path, tmp_path: Path) 
     assert "- Hardware: two cores." in page
     assert "| FedAvg | **0.410 ±0.014** | 0.410 ±0.014 |" in page
     assert "| AutoFLIP | 2 of 2 | 0.410 | 6.5 | 0.0 | 0.0 | 48 % | 48 % |" in page
-    assert "--task mnist --methods fedavg,autoflip,random --seeds 2" in page
+    # 2 * 60 + 2 * 53 + 48 bytes of five runs; the ablations are not in the tables
+    assert (
+        "--task mnist --methods fedavg,autoflip,random --seeds 2 --scale small`: "
+        "5 runs, 0.00 GB, 0.000 TMACs, 0 replies lost; two cores."
+    ) in page
+    short = page.split("## In short")[1].split("## Table")[0]
+    assert "| FedAvg | **0.410 ±0.014** | 0.410 ±0.014 |" in short
+    assert "| 2/2 | 0.52 | 0.52 |" in short
     assert "0.400 / 0.995 / 0.344" in page
     # the fake runs' plan has no units, which is said, and the rest is there
     assert "Table IV, mnist, is left out" in page
@@ -124,6 +131,9 @@ def test_a_longer_run_is_in_table_three_but_no_rival(
     page = page_of(two_seeds, tmp_path / "out")
 
     first, third = page.split("## What was run")[0], page.split("## Table")[1]
+    short = page.split("## In short")[1].split("## Table")[0]
+    line = next(line for line in short.splitlines() if "4x the rounds" in line)
+    assert line.endswith("|  |  |  |")
     assert "| AutoFLIP, 4x the rounds |" in third
     assert "4x the rounds" not in first
     assert "--task mnist --methods all,longer --seeds 2" in page
