@@ -50,6 +50,7 @@ def test_a_plan_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     again = cost_of.share(Plan(LAYOUT, dict(KEEP)), "macs")
 
     assert again == pytest.approx(MACS)
+    assert cost_of.plan(dense_plan(LAYOUT)) == cost_of.dense()  # nothing to shrink
 
 
 def test_a_node_that_built_another_model_is_refused() -> None:
