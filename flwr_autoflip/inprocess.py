@@ -17,6 +17,8 @@ from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
+from . import wire
+
 SERVER = 1
 FIRST_NODE = 100
 """Node ids are this and up, in the order of partition ids."""
@@ -146,13 +148,13 @@ def over_the_wire(content: RecordDict) -> RecordDict:
     TypeError
         If it cannot be sent.
     """
-    arrays = content.array_records
+    arrays = wire.records_of(content, ArrayRecord)
     empty = {name: _with_data(record, {}) for name, record in arrays.items()}
     data = recorddict_to_proto(RecordDict({**content, **empty})).SerializeToString()
     read = recorddict_from_proto(ProtoRecordDict.FromString(data))
-    for name, record in arrays.items():
-        values = {key: array.data for key, array in record.items()}
-        read[name] = _with_data(read.array_records[name], values)
+    for name, record in wire.records_of(read, ArrayRecord).items():
+        values = {key: array.data for key, array in arrays[name].items()}
+        read[name] = _with_data(record, values)
     return read
 
 

@@ -35,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "presets": {"policies", "core"},
     "policy_names": {"presets", "policies", "core"},
     "hosts": {"wire", "core"},
-    "inprocess": set(),
+    "inprocess": {"wire"},
     "checkpoint": {"core"},
     "snapshot": {"policies", "core"},
     "store": {"core"},
