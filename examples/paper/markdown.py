@@ -57,14 +57,12 @@ def summary_markdown(accuracy: Table, cost: Table, seeds: int) -> str:
     """Write a task in short: accuracy at equal costs, cost to FedAvg's accuracy."""
     columns = ("rounds", "macs", "bytes")
     best = {column: best_methods(accuracy, column, seeds) for column in columns}
-    rows = [
-        [
-            EVERYTHING[name].title,
-            *(show_accuracy(row[c], seeds, name in best[c]) for c in columns),
-            *_shares_to_target(cost.get(name)),
-        ]
-        for name, row in accuracy.items()
-    ]
+    rows = []
+    for name, row in accuracy.items():
+        title = EVERYTHING[name].title + count_of(row["rounds"], seeds)
+        run = len(row["rounds"].values)
+        shown = (show_accuracy(row[c], run, name in best[c]) for c in columns)
+        rows.append([title, *shown, *_shares_to_target(cost.get(name))])
     header = (*(ACCURACY[column] for column in columns), "there", "MACs", "bytes")
     return markdown_table(("method", *header), rows)
 

@@ -45,6 +45,7 @@ def test_the_page_the_numbers_and_the_pictures(two_seeds: Path, tmp_path: Path) 
     short = page.split("## In short")[1].split("## Table")[0]
     assert "| FedAvg | **0.410 ±0.014** | 0.410 ±0.014 |" in short
     assert "| 2/2 | 0.52 | 0.52 |" in short
+    assert "| random units [1 of 2 seeds] | 0.400 |" in short
     assert "0.400 / 0.995 / 0.344" in page
     # the fake runs' plan has no units, which is said, and the rest is there
     assert "Table IV, mnist, is left out" in page
