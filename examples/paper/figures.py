@@ -167,12 +167,17 @@ def draw_exploration(tasks: Mapping[str, Sequence[Any]], path: Path) -> None:
                 label=f"{fraction:g} of the nodes explore",
             )
         axis.set_xticks(sorted({point["epochs"] for point in points}))
-        axis.set_title(find_task(task).title, fontsize=9)
+        axis.set_title(_title_of(task, points), fontsize=9)
         axis.set_xlabel("exploration epochs")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
     axes[0].set_ylabel("global test top-1 at equal rounds")
     save(figure, "Figure 8: how many explore, and for how long; mean ± sd", path)
+
+
+def _title_of(task: str, points: Sequence[Mapping[str, Any]]) -> str:
+    seeds = max(len(point["top1"]["values"]) for point in points)
+    return f"{find_task(task).title}, {seeds} seed{'s' * (seeds > 1)}"
 
 
 def draw_thresholds(tasks: Mapping[str, Sequence[Any]], path: Path) -> None:
@@ -198,7 +203,7 @@ def draw_thresholds(tasks: Mapping[str, Sequence[Any]], path: Path) -> None:
         ):
             y = [point[key] for point in points]
             below.plot(x, y, color=colour, linestyle=style, marker="o", label=label)
-        above.set_title(find_task(task).title, fontsize=9)
+        above.set_title(_title_of(task, points), fontsize=9)
         above.set_ylabel("top-1 at equal rounds")
         below.set_ylabel("share of parameters")
         below.set_ylim(0, 1.05)

@@ -153,8 +153,8 @@ def thresholds(methods: Mapping[str, Sequence[Outcome]]) -> list[dict[str, Any]]
         if name in methods:
             plans = [one.result["plan"] for one in methods[name]]
             dense = [plan["dense_parameters"] for plan in plans]
-            built = [plan["parameters"] for plan in plans]
-            filled = [plan["parameters"] - plan["zeros"] for plan in plans]
+            filled = [plan["parameters"] for plan in plans]  # what travels
+            built = [plan["parameters"] + plan["zeros"] for plan in plans]
             points.append(
                 {
                     "threshold": EVERYTHING[name].options["threshold"],

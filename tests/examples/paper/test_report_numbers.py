@@ -274,7 +274,7 @@ def test_series_by_hand(two_seeds: Path) -> None:
 
 def test_ablations_by_hand(tmp_path: Path) -> None:
     write_run(tmp_path, "explore-0.5-2", RISING, 10, 20)
-    plan = {"parameters": 40, "zeros": 10, "dense_parameters": 100, "units": {}}
+    plan = {"parameters": 30, "zeros": 10, "dense_parameters": 100, "units": {}}
     write_run(tmp_path, "threshold-0.3", RISING, 10, plan=plan)
     methods = mnist(tmp_path)
 
