@@ -92,8 +92,7 @@ def test_dtypes_that_numpy_lacks(tmp_path: Path, dtype: str) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(struct.pack("<Q", len(head)) + head + bytes(size))
 
-    # Another package (onnx) may have taught numpy these since; the file is still none.
-    with pytest.raises(DamagedFileError, match=r"cannot be read|have its checksum"):
+    with pytest.raises(DamagedFileError, match="cannot be read"):
         read_arrays(path)
     with pytest.raises(AutoFlipError, match="no whole pruned model"):
         load_pruned(path, TinyNet)

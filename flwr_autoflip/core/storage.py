@@ -98,11 +98,19 @@ def read_arrays(path: Path) -> tuple[dict[str, NDArray[np.generic]], dict[str, s
         with safe_open(path, "numpy") as file:
             metadata = dict(file.metadata() or {})
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            _refuse_foreign(arrays)
     except UNREADABLE as error:
         raise DamagedFileError(f"{path} cannot be read: {error}") from error
     if metadata.pop("checksum", None) != _checksum(arrays, metadata):
         raise DamagedFileError(f"{path} does not have its checksum.")
     return arrays, metadata
+
+
+def _refuse_foreign(arrays: Arrays) -> None:
+    """Refuse dtypes that NumPy lacks, also where another package taught it them."""
+    for name, array in arrays.items():
+        if array.dtype.kind not in "biufc":
+            raise TypeError(f"{name} is of dtype {array.dtype}.")
 
 
 def _checksum(arrays: Arrays, metadata: Mapping[str, str]) -> str:
