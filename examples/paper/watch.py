@@ -8,6 +8,8 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
+from flwr_autoflip.wire import from_arrayrecord
+
 from .around import Around
 
 BINS = 50
@@ -60,9 +62,9 @@ def update_variance(records: list[ArrayRecord], names: Iterable[str]) -> float:
     -------
     float
     """
-    spread = 0.0
+    nodes, spread = [from_arrayrecord(record) for record in records], 0.0
     for name in names:
-        values = [record[name].numpy().ravel() for record in records]
+        values = [node[name].ravel() for node in nodes]
         mean = sum(values) / len(values)
         spread += sum(float(np.vdot(v - mean, v - mean)) for v in values)
     return spread / max(1, len(records))

@@ -1,6 +1,7 @@
 """A small model without ever allocating the dense one."""
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -34,7 +35,18 @@ def build_small(model_fn: Callable[[], nn.Module], plan: Plan) -> nn.Module:
     skeleton = _small_skeleton(model_fn, plan)
     if skeleton is None:
         return shrink(model_fn(), plan)
-    return copy.deepcopy(skeleton).to_empty(device="cpu")
+    return _copy(skeleton).to_empty(device="cpu")
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """Copy a model; most of what it holds are empty dictionaries, which are remade."""
+    empty = (
+        value
+        for module in model.modules()
+        for value in vars(module).values()
+        if type(value) in (dict, OrderedDict) and not value
+    )
+    return copy.deepcopy(model, {id(value): type(value)() for value in empty})
 
 
 @lru_cache(maxsize=8)

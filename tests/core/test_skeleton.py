@@ -74,6 +74,8 @@ def test_a_plan_already_built_is_reused_but_never_its_values() -> None:
     plan = random_plan(layout_of("conv_flat"), 0)
     first = build_small(model_fn, plan)
     first.mark = "the user's own"
+    for module in first.modules():
+        module.register_forward_hook(lambda *_: None)
     with torch.no_grad():
         for parameter in first.parameters():
             parameter.fill_(7.0)
@@ -81,6 +83,7 @@ def test_a_plan_already_built_is_reused_but_never_its_values() -> None:
 
     assert len(calls) == 1
     assert not hasattr(second, "mark")
+    assert not any(module._forward_hooks for module in second.modules())
     ours = {p.data_ptr() for p in first.parameters()}
     assert ours.isdisjoint(p.data_ptr() for p in second.parameters())
 
