@@ -197,11 +197,8 @@ def _first_lines(
 
 
 def _what_was_run(runs: Path, found: Found, hardware: str) -> list[str]:
-    totals = ledger_totals(found.outcomes)
     lines = [
-        f"{totals['runs']} runs at scale {runs.name}: {totals['bytes'] / 1e9:,.2f} GB "
-        f"moved, {totals['macs'] / 1e12:,.3f} TMACs computed, "
-        f"{totals['seconds']:,.0f} s, {totals['lost_replies']} replies lost.",
+        f"Scale {runs.name}: {_totals(found.outcomes)}.",
         f"Hardware: {hardware}.",
     ]
     if found.unfinished:
@@ -261,13 +258,19 @@ def _made_by(runs: Path, task: str, table: Table, found: Found, hardware: str) -
         one for one in found.outcomes if one.task == task and one.method in table
     ]
     seeds = 1 + max((one.seed for one in outcomes), default=0)
-    totals = ledger_totals(outcomes)
     return (
         f"`python -m examples.paper run --task {task} --methods {','.join(names)} "
-        f"--seeds {seeds} --scale {runs.name}`: {totals['runs']} runs, "
-        f"{totals['bytes'] / 1e9:,.2f} GB, {totals['macs'] / 1e12:,.3f} TMACs, "
-        f"{totals['lost_replies']} replies lost; {hardware}. Then "
+        f"--seeds {seeds} --scale {runs.name}`: {_totals(outcomes)}; {hardware}. Then "
         f"`{_report_command(runs)}`."
+    )
+
+
+def _totals(outcomes: list[Outcome]) -> str:
+    totals = ledger_totals(outcomes)
+    return (
+        f"{totals['runs']} runs, {totals['bytes'] / 1e9:,.2f} GB moved, "
+        f"{totals['macs'] / 1e12:,.3f} TMACs computed, {totals['seconds']:,.0f} s, "
+        f"{totals['lost_replies']} replies lost"
     )
 
 

@@ -33,14 +33,14 @@ def test_the_page_the_numbers_and_the_pictures(two_seeds: Path, tmp_path: Path) 
     assert lines[0] == "# Where AutoFLIP loses, scale small"
     assert lines[2].startswith("- mnist, equal rounds: better are FedAvg, 0.410")
     # 2 * 60 + 2 * 53 + 48 + 4 * 65 bytes; 9 runs of two seconds
-    assert "- 9 runs at scale small: 0.00 GB moved, 0.000 TMACs computed, 18 s" in page
+    assert "- Scale small: 9 runs, 0.00 GB moved, 0.000 TMACs computed, 18 s, " in page
     assert "- Hardware: two cores." in page
     assert "| FedAvg | **0.410 ±0.014** | 0.410 ±0.014 |" in page
     assert "| AutoFLIP | 2 of 2 | 0.410 | 6.5 | 0.0 | 0.0 | 48 % | 48 % |" in page
     # 2 * 60 + 2 * 53 + 48 bytes of five runs; the ablations are not in the tables
     assert (
         "--task mnist --methods fedavg,autoflip,random --seeds 2 --scale small`: "
-        "5 runs, 0.00 GB, 0.000 TMACs, 0 replies lost; two cores."
+        "5 runs, 0.00 GB moved, 0.000 TMACs computed, 10 s, 0 replies lost; two cores."
     ) in page
     short = page.split("## In short")[1].split("## Table")[0]
     assert "| FedAvg | **0.410 ±0.014** | 0.410 ±0.014 |" in short
