@@ -1,5 +1,6 @@
 """Flower's records <-> NumPy, and what a record weighs."""
 
+from functools import lru_cache
 from io import BytesIO
 from itertools import count
 from typing import Any, Literal, TypeVar
@@ -7,7 +8,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.lib.format import (
-    header_data_from_array_1_0,
+    dtype_to_descr,
     read_array_header_1_0,
     read_magic,
     write_array_header_1_0,
@@ -28,6 +29,9 @@ ID = 64
 _DTYPES = ("float32", "uint8", "float16", "float64")
 _HEAD = 128
 """Bytes before the values of a flat array, as NumPy saves it."""
+
+_HEAD_LENGTH = slice(8, 10)
+"""Where NumPy's format, version 1, says how long the rest of its head is."""
 
 
 def records_of(content: RecordDict, kind: type[R]) -> dict[str, R]:
@@ -67,7 +71,7 @@ def single_array(arrays: ArrayRecord) -> NDArray[Any]:
         raise WireError(f"the array cannot be read: its type is {array.stype[:40]!r}.")
     for dtype in map(np.dtype, _DTYPES):
         size = max(0, len(array.data) - _HEAD) // dtype.itemsize
-        head = _npy_head(dtype, size)
+        head = _npy_head(dtype, (size,))
         if (
             array.data.startswith(head)
             and len(array.data) == _HEAD + size * dtype.itemsize
@@ -79,12 +83,24 @@ def single_array(arrays: ArrayRecord) -> NDArray[Any]:
     )
 
 
-def _npy_head(dtype: np.dtype[Any], size: int) -> bytes:
-    """Give what ``np.save`` writes before the values of a flat array."""
+# Deep networks are hundreds of small arrays, the same ones in every round.
+@lru_cache(maxsize=1024)
+def _npy_head(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    """Give what ``np.save`` writes before an array's values, row by row."""
     head = BytesIO()
-    about = {"descr": dtype.str, "fortran_order": False, "shape": (size,)}
+    about = {"descr": dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     write_array_header_1_0(head, about)
     return head.getvalue()
+
+
+@lru_cache(maxsize=1024)
+def _read_npy_head(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Give shape, whether it goes column by column, and dtype."""
+    file = BytesIO(head)
+    if read_magic(file) != (1, 0):
+        raise ValueError("it is of another version.")
+    shape, by_column, dtype = read_array_header_1_0(file)
+    return shape, by_column, dtype
 
 
 def check_single(count: int) -> None:
@@ -115,18 +131,18 @@ def as_numpy(array: Array) -> NDArray[Any]:
     WireError
         If the bytes are not those of one array of numbers, no more and no less.
     """
-    file = BytesIO(array.data)
     try:
-        if array.stype != NUMPY or read_magic(file) != (1, 0):
-            raise ValueError(f"it is {array.stype!r}, or of another version.")
-        shape, by_column, dtype = read_array_header_1_0(file)
+        if array.stype != NUMPY:
+            raise ValueError(f"it is {array.stype!r}.")
+        start = _HEAD_LENGTH.stop + int.from_bytes(array.data[_HEAD_LENGTH], "little")
+        shape, by_column, dtype = _read_npy_head(array.data[:start])
         if dtype.kind not in "biufc":
             raise ValueError(f"dtype {dtype} is not one of numbers.")
         order: Literal["C", "F"] = "F" if by_column else "C"
-        view = np.ndarray(shape, dtype, array.data, file.tell(), order=order)
+        view = np.ndarray(shape, dtype, array.data, start, order=order)
     except (TypeError, ValueError, EOFError, OverflowError) as error:
         raise WireError(f"an array cannot be read: {error}") from error
-    if file.tell() + view.nbytes != len(array.data):
+    if start + view.nbytes != len(array.data):
         raise WireError("an array cannot be read: bytes follow it.")
     return view
 
@@ -134,9 +150,8 @@ def as_numpy(array: Array) -> NDArray[Any]:
 def as_array(array: NDArray[Any]) -> Array:
     """Put an array into Flower's, in one copy; ``Array(array)`` makes three."""
     array = np.asarray(array, order="C")
-    head = BytesIO()
-    write_array_header_1_0(head, header_data_from_array_1_0(array))
-    data = b"".join((head.getvalue(), array.reshape(-1).view(np.uint8).data))
+    head = _npy_head(array.dtype, array.shape)
+    data = b"".join((head, array.reshape(-1).view(np.uint8).data))
     return Array(str(array.dtype), array.shape, NUMPY, data)
 
 
