@@ -7,10 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
 
 from flwr_autoflip.core.errors import AutoFlipError
 from flwr_autoflip.core.guidance import normalize
 from flwr_autoflip.core.robust import (
+    FAR,
+    SPREADS,
     far_outside,
     parse_combination,
     root_mean_square,
@@ -132,19 +135,36 @@ def test_two_explorers_cannot_be_compared() -> None:
     assert far_outside([1.0, 1e9])[1] == far_outside([])[1] == np.inf
 
 
+def honest_norms(seed: int, count: int) -> NDArray[np.float64]:
+    """Draw norms of nodes with few data, or a hundred times as many."""
+    return np.sqrt(np.random.default_rng(seed).integers(5, 500, count))
+
+
 @settings(deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), share=st.integers(0, 6))
 def test_honest_norms_of_any_amount_of_data_pass_beside_attackers(
     seed: int, share: int
 ) -> None:
-    rng = np.random.default_rng(seed)
-    honest = np.sqrt(rng.integers(5, 500, 20 - share))  # few data, or a hundred times
-    norms = [*honest, *np.full(share, 1e5)]
+    honest = honest_norms(seed, 20 - share)
 
-    _, limit = far_outside(norms)
+    _, limit = far_outside([*honest, *np.full(share, 1e5)])
 
-    assert honest.max() <= limit
-    assert limit < 1e5
+    # Median and spread are within those of the honest, who are more than half.
+    widest = (honest.max() / honest.min()) ** (1.4826 * SPREADS)
+    assert honest.max() <= limit <= honest.max() * max(FAR, widest) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(("share", "most"), [(2, 0), (4, 0), (6, 5)])
+def test_attackers_are_found_but_for_few_draws_of_the_others(
+    share: int, most: int
+) -> None:
+    attackers = np.full(share, 1e5)
+    draws = (honest_norms(seed, 20 - share) for seed in range(2000))
+
+    limits = [far_outside([*honest, *attackers])[1] for honest in draws]
+
+    assert sum(limit >= 1e5 for limit in limits) <= most  # of 2,000
+    assert min(limits) < 1e3
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
