@@ -41,6 +41,7 @@ from .methods import EVERYTHING
 from .powers import Powers
 from .scores import Scored, UnitScores
 from .tasks import Federation, Scale, Task, find_task, load
+from .tempered import Tempered
 from .training import evaluate, train
 from .watch import UpdateVariance, guidance_histogram
 
@@ -213,6 +214,7 @@ def make_policy(setting: Setting, threshold: str, model: nn.Module) -> Any:
             options["share"], options["blend"], arrays_of(model)
         ),
         "powers": lambda: Powers(options["share"], options["exponent"]),
+        "tempered": lambda: Tempered(options["share"], options["exponent"]),
         "growing": lambda: Growing(
             options["shares"], detail != "initial", detail != "balanced"
         ),

@@ -62,6 +62,16 @@ BALANCED = {
     for ratio in RATIOS
     for policy, title in POLICIES.items()
 }
+TEMPERED = {
+    f"l1-tempered{exponent:g}-0.25-int8": Method(
+        f"l1-tempered{exponent:g}-0.25-int8",
+        f"L1 units, 0.25 of the MACs, lost shares to the power of {exponent:g}, "
+        "values in 8 bits",
+        {"policy": "tempered", "share": 0.25, "exponent": exponent, **EIGHT_BITS},
+        rival="l1-balanced-0.25-int8",
+    )
+    for exponent in (0.5, 3)
+}
 DENSE = {
     "dense": Method("dense", "FedAvg", {"policy": "dense", **EXACT}, round_factor=1)
 }
@@ -184,6 +194,7 @@ STUDIES = {
     "mass": MASS,
     "balanced": BALANCED,
     "powers": POWERS,
+    "tempered": TEMPERED,
     "training": TRAINING,
     "momentum": MOMENTUM,
     "score": SCORE,

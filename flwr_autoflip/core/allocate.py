@@ -11,21 +11,23 @@ _SWEEPS = 60
 _HALVINGS = 60
 
 
-def allocate(layout: Layout, share: float) -> dict[str, int]:
+def allocate(layout: Layout, share: float, exponent: float = 1.0) -> dict[str, int]:
     """Cut each layer as far as what that saves is worth.
 
     Of all networks with at most this share of the MACs, look for the one that loses
-    least, where a group of units that keeps k of its n loses n / k, and where saved
-    parameters count as much as saved MACs (both as shares of the dense model's). So a
-    narrow layer that costs next to nothing, such as an embedding or the squeeze of a
-    squeeze-and-excitation, stays whole, and what is wide and dear goes first. An even
-    share of every layer would cut all alike.
+    least, where a group of units that keeps k of its n loses (n / k) ** exponent, and
+    where saved parameters count as much as saved MACs (both as shares of the dense
+    model's). So a narrow layer that costs next to nothing, such as an embedding or the
+    squeeze of a squeeze-and-excitation, stays whole, and what is wide and dear goes
+    first. An even share of every layer would cut all alike.
 
     Parameters
     ----------
     layout : Layout
     share : float
         Largest share of the dense model's MACs, in (0, 1].
+    exponent : float (default: 1)
+        Above 0. The larger, the nearer dear layers come to an even share.
 
     Returns
     -------
@@ -43,7 +45,7 @@ def allocate(layout: Layout, share: float) -> dict[str, int]:
         counts = np.ones_like(sizes)
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
-            found = np.floor(costs.best(sizes, 2.0**middle) + 1e-9)
+            found = np.floor(costs.best(sizes, 2.0**middle, exponent) + 1e-9)
             if costs.macs(found) <= share * dense * (1 + 1e-12):
                 high, counts = middle, found
             else:
@@ -102,11 +104,17 @@ class _Costs:
         terms = (self.weight * self.values(counts))[self.tensor]
         return (terms / lengths) @ self.per_unit
 
-    def best(self, sizes: NDArray[np.float64], price: float) -> NDArray[np.float64]:
-        """Minimise the sum of n / k plus price times cost: n / k**2 = price * slope."""
+    def best(
+        self, sizes: NDArray[np.float64], price: float, exponent: float
+    ) -> NDArray[np.float64]:
+        """Minimise the sum of (n / k)**p plus p times price times cost.
+
+        There n**p / k**(p + 1) = price * slope.
+        """
         counts = sizes
         for _ in range(_SWEEPS):
-            wanted = np.sqrt(sizes / (price * self.slopes(counts) + 1e-300))
+            slopes = price * self.slopes(counts) + 1e-300
+            wanted = (sizes**exponent / slopes) ** (1 / (exponent + 1))
             # Halfway on a logarithmic scale: layers' wishes depend on each other.
             counts = np.clip(np.sqrt(counts * wanted), 1, sizes)
         return counts

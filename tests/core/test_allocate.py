@@ -28,9 +28,9 @@ def plan_of(layout: Layout, counts: dict[str, int]) -> Plan:
     return Plan(layout, {name: np.arange(n) for name, n in counts.items()})
 
 
-def loss(layout: Layout, counts: dict[str, int]) -> float:
+def loss(layout: Layout, counts: dict[str, int], exponent: float = 1) -> float:
     """What is to be as small as possible."""
-    return sum(group.size / counts[group.name] for group in layout.groups)
+    return sum((g.size / counts[g.name]) ** exponent for g in layout.groups)
 
 
 def cost(layout: Layout, counts: dict[str, int]) -> float:
@@ -39,12 +39,13 @@ def cost(layout: Layout, counts: dict[str, int]) -> float:
     return plan.macs / dense.macs + plan.num_parameters / dense.num_parameters
 
 
-def least_loss(layout: Layout, most: float) -> float:
+def least_loss(layout: Layout, most: float, exponent: float) -> float:
     """Try every network that costs at most so much."""
     names = [group.name for group in layout.groups]
     every = product(*(range(1, group.size + 1) for group in layout.groups))
     found = (dict(zip(names, counts, strict=True)) for counts in every)
-    return min(loss(layout, c) for c in found if cost(layout, c) <= most * (1 + 1e-9))
+    fitting = (c for c in found if cost(layout, c) <= most * (1 + 1e-9))
+    return min(loss(layout, c, exponent) for c in fitting)
 
 
 def test_one_layer_keeps_what_fits() -> None:
@@ -84,16 +85,33 @@ def test_one_unit_a_layer_stays_even_above_the_target() -> None:
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.lists(st.integers(2, 7), min_size=3, max_size=5), st.floats(0.1, 1))
-def test_no_network_loses_less_at_that_cost(widths: list[int], share: float) -> None:
+@given(
+    st.lists(st.integers(2, 7), min_size=3, max_size=5),
+    st.floats(0.1, 1),
+    st.sampled_from([0.5, 1, 3]),
+)
+def test_no_network_loses_less_at_that_cost(
+    widths: list[int], share: float, exponent: float
+) -> None:
     layout = linear_layout(*widths)
-    counts = allocate(layout, share)
+    counts = allocate(layout, share, exponent)
     # The optimum lies between whole numbers, so less than a unit a layer above.
     above = {g.name: min(counts[g.name] + 1, g.size) for g in layout.groups}
 
-    best = least_loss(layout, cost(layout, counts))
+    best = least_loss(layout, cost(layout, counts), exponent)
 
-    assert loss(layout, above) <= best + 1e-9
+    assert loss(layout, above, exponent) <= best + 1e-9
+
+
+def test_a_larger_exponent_is_nearer_to_an_even_share() -> None:
+    # The wide layers are dearest; of the even share each would keep 16.
+    layout = linear_layout(2, 32, 256, 32, 2)
+    shares = [
+        [allocate(layout, 0.25, p)[g.name] / g.size for g in layout.groups]
+        for p in (0.5, 1, 3)
+    ]
+
+    assert all(np.ptp(later) < np.ptp(earlier) for earlier, later in pairwise(shares))
 
 
 @pytest.mark.parametrize("name", ZOO)
