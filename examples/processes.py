@@ -11,7 +11,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 BIN = Path(sys.executable).parent
 START_SECONDS = 60
@@ -165,12 +166,23 @@ def _kill(pid: int) -> None:
 def running(
     command: Sequence[Any], environment: Mapping[str, str], log: Path
 ) -> Iterator[Process]:
-    """Keep a process running; see :func:`start` and :func:`stop`."""
+    """Keep a process running; see :func:`start` and :func:`stop`.
+
+    A SIGTERM to this process ends both: the other is in a session of its own and would
+    live on.
+    """
+    before = signal.signal(signal.SIGTERM, _exit)
     process = start(command, environment, log)
     try:
         yield process
     finally:
         stop(process)
+        signal.signal(signal.SIGTERM, before)
+
+
+def _exit(number: int, frame: FrameType | None) -> NoReturn:
+    """Unwind the stack where a signal would end us on the spot."""
+    sys.exit(128 + number)
 
 
 def wait_for_port(port: int, process: Process, log: Path) -> None:
