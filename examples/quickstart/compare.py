@@ -333,7 +333,7 @@ def table_rows(summary: dict[str, Any]) -> list[list[str]]:
         rows.append(
             [
                 LABELS[name],
-                f"{np.mean(m['top1']):.3f} ±{np.std(m['top1']):.3f}",
+                _mean(m["top1"]),
                 f"{100 * m['params_kept']:.0f} %",
                 f"{100 * m['macs_kept']:.0f} %",
                 f"{np.mean(moved):.2f}",
@@ -343,6 +343,12 @@ def table_rows(summary: dict[str, Any]) -> list[list[str]]:
             ]
         )
     return rows
+
+
+def _mean(values: list[float]) -> str:
+    """Write mean and sample standard deviation; one seed says nothing of the latter."""
+    text = f"{np.mean(values):.3f}"
+    return text if len(values) < 2 else f"{text} ±{np.std(values, ddof=1):.3f}"
 
 
 def markdown(summary: dict[str, Any]) -> str:
@@ -363,10 +369,10 @@ def show(summary: dict[str, Any], console: Console) -> None:
     console.print(table)
     step = summary["training_step"]
     console.print(
-        "top-1: global test accuracy of the deployable model at equal rounds. params, "
-        "MACs: of the dense model's. Totals and costs to target: of FedAvg's, "
-        "exploration included; the target is FedAvg's own "
-        f"{statistics.mean(summary['target_top1']):.3f}. random units: as many as "
+        "top-1: global test accuracy of the deployable model at equal rounds, ± sample "
+        "standard deviation over seeds. params, MACs: of the dense model's. Totals and "
+        "costs to target: of FedAvg's, exploration included; the target is FedAvg's "
+        f"own {statistics.mean(summary['target_top1']):.3f}. random units: as many as "
         "AutoFLIP keeps.\n"
         f"a training step takes {step['time_ratio']:.2f} of the dense one's time at "
         f"{step['macs_ratio']:.2f} of its MACs ({step['macs_ratio_thop']:.2f} by THOP)."

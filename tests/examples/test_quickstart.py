@@ -77,6 +77,35 @@ def test_flwr_run_end_to_end(tmp_path: Path) -> None:
     assert {name: len(kept) for name, kept in plan.keep.items()} == units
 
 
+def test_the_table_by_hand() -> None:
+    from examples.quickstart.compare import markdown
+
+    # .7 and .8: sample deviation .0707; the second seed never gets to the target.
+    one = {
+        "top1": [0.7, 0.8],
+        "params_kept": 0.5,
+        "macs_kept": 0.25,
+        "bytes_down": [30, 30],
+        "bytes_up": [10, 20],
+        "client_macs": [100, 200],
+        "rounds_to_target": [3, None],
+        "bytes_to_target": [20, None],
+        "macs_to_target": [80, None],
+    }
+
+    def table(seeds: int) -> list[str]:
+        method = {k: v[:seeds] if isinstance(v, list) else v for k, v in one.items()}
+        methods = {"fedavg": method}
+        return markdown({"methods": methods, "seeds": [*range(seeds)]}).splitlines()
+
+    assert (
+        table(1)[2]
+        == "| FedAvg | 0.700 | 50 % | 25 % | 1.00 | 1.00 | 1/1 | 0.50 | 0.80 |"
+    )
+    assert table(2)[2].startswith("| FedAvg | 0.750 ±0.071 | 50 % | 25 % ")
+    assert table(2)[2].endswith("| 1.00 | 1.00 | 1/2 | 0.50 | 0.80 |")
+
+
 @pytest.mark.slow
 def test_thirds_of_nodes_train_what_they_carry(tmp_path: Path) -> None:
     from examples.benchmarks.quickstart_runs import run_quickstart
