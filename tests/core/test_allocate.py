@@ -104,7 +104,7 @@ def test_no_network_loses_less_at_that_cost(
 
 
 def test_a_larger_exponent_is_nearer_to_an_even_share() -> None:
-    # The wide layers are dearest; of the even share each would keep 16.
+    # The widest is dearest; an even share would halve each.
     layout = linear_layout(2, 32, 256, 32, 2)
     shares = [
         [allocate(layout, 0.25, p)[g.name] / g.size for g in layout.groups]
