@@ -107,7 +107,7 @@ def make_plan(name: str, share: float) -> Plan:
     if share == 1:
         return dense_plan(layout)
     scores = {g.name: np.linspace(1, 0, g.size) for g in layout.groups}
-    return unit_plan(layout, scores, MacShare(share, even=True))
+    return unit_plan(layout, scores, MacShare(share, exponent=np.inf))
 
 
 def train_step(model: nn.Module, batch: torch.Tensor, labels: torch.Tensor) -> None:

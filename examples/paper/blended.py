@@ -23,8 +23,8 @@ class Blended(Policy):
 
     Parameters
     ----------
-    share : float
-        Of the dense MACs.
+    macs : MacShare
+        How much stays.
     blend : float
         Weight of the participants' ranking (Eq. 7) in [0, 1]; the other one, by initial
         weights, is the same in every round and has the rest.
@@ -32,7 +32,7 @@ class Blended(Policy):
         Dense weights before exploring.
     """
 
-    share: float
+    macs: MacShare
     blend: float
     initial: Arrays
 
@@ -60,7 +60,7 @@ class Blended(Policy):
             name: (1 - self.blend) * _ranks(stable[name]) + self.blend * _ranks(found)
             for name, found in moved.items()
         }
-        return unit_plan(layout, scores, MacShare(self.share))
+        return unit_plan(layout, scores, self.macs)
 
 
 def _ranks(scores: NDArray[np.float64]) -> NDArray[np.float64]:

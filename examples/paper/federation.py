@@ -1,6 +1,7 @@
 """One federated training: the same strategy and client for all methods and backends."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache, partial
@@ -20,6 +21,7 @@ from flwr_autoflip import AutoFlip, AutoFlipClient, client_app
 from flwr_autoflip.core.guidance import normalize
 from flwr_autoflip.core.layout import Arrays, Layout
 from flwr_autoflip.core.shrink import arrays_of, load_arrays_inplace, shrink
+from flwr_autoflip.core.threshold import MacShare, Threshold
 from flwr_autoflip.policies import (
     EflPrune,
     Policy,
@@ -41,7 +43,6 @@ from .methods import EVERYTHING
 from .powers import Powers
 from .scores import Scored, UnitScores
 from .tasks import Federation, Scale, Task, find_task, load
-from .tempered import Tempered
 from .training import evaluate, train
 from .watch import UpdateVariance, guidance_histogram
 
@@ -49,6 +50,8 @@ HeldOut = Literal["test", "validation"]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EXPLORING = 0
 """The round in which nodes explore."""
+OURS = ("policy", "macs", "share", "shares", "exponent", "blend", "dense_rounds")
+"""Options of methods that are for :func:`make_policy`, not for AutoFlip."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,11 @@ class Setting:
         _, scale, method = self.parts
         described = asdict(self) | {"rounds": self.rounds}
         del described["data"]
-        if self.evaluate_on == "test":  # as folders say that were made without it
+        # As folders say that were made without these.
+        if self.evaluate_on == "test":
             del described["evaluate_on"]
+        if method.default_exponent not in (None, 1):
+            described["default_exponent"] = method.default_exponent
         return described | {
             "settings": asdict(scale),
             "options": dict(method.options),
@@ -187,7 +193,7 @@ def make_client_app() -> ClientApp:
 # --- The server ---
 
 
-def make_policy(setting: Setting, threshold: str, model: nn.Module) -> Any:
+def make_policy(setting: Setting, threshold: Threshold | str, model: nn.Module) -> Any:
     """Build the policy of a method; a quarter of the rounds is its time unit.
 
     PruneFL adjusts every 50 of the paper's 200 rounds; structured pruning may prune in
@@ -201,22 +207,21 @@ def make_policy(setting: Setting, threshold: str, model: nn.Module) -> Any:
     quarter = max(1, scale.rounds // 4)
     policies: dict[str, Callable[[], Policy]] = {
         "random": lambda: RandomUnits(size, seed),
-        "scored": lambda: Scored(detail, options["share"], arrays_of(model), seed),
+        "scored": lambda: Scored(detail, size, arrays_of(model), seed),
         "later": lambda: Later(
             detail,
             options["dense_rounds"],
-            options["share"],
+            size,
             arrays_of(model),
             seed,
             partial(activations, setting),
         ),
-        "blended": lambda: Blended(
-            options["share"], options["blend"], arrays_of(model)
-        ),
+        "blended": lambda: Blended(size, options["blend"], arrays_of(model)),
         "powers": lambda: Powers(options["share"], options["exponent"]),
-        "tempered": lambda: Tempered(options["share"], options["exponent"]),
         "growing": lambda: Growing(
-            options["shares"], detail != "initial", detail != "balanced"
+            options["shares"],
+            detail != "initial",
+            1.0 if detail == "balanced" else math.inf,
         ),
         "eflprune": lambda: EflPrune(detail, size, seed),  # type: ignore[arg-type]
         "prunefl": lambda: PruneFl(size, interval=quarter),  # type: ignore[arg-type]
@@ -241,13 +246,14 @@ def activations(setting: Setting, layout: Layout, weights: Arrays) -> UnitScores
 def make_strategy(setting: Setting, model: nn.Module, ledger_dir: Path) -> AutoFlip:
     """Build the strategy of a run."""
     task, scale, method = setting.parts
-    ours = ("policy", "share", "shares", "exponent", "blend", "dense_rounds")
-    options = {k: v for k, v in method.options.items() if k not in ours}
+    options = {k: v for k, v in method.options.items() if k not in OURS}
     threshold = setting.threshold or options.pop("threshold", "")
+    if "macs" in method.options:
+        threshold = MacShare(**method.options["macs"])
     if threshold:
         options["threshold"] = threshold
     if "policy" in method.options:
-        options["policy"] = make_policy(setting, str(threshold), model)
+        options["policy"] = make_policy(setting, threshold, model)
     if method.literal:
         options["exploration_epochs"] = scale.exploration_epochs
     common = {

@@ -23,13 +23,13 @@ class Growing(Policy):
         First round of each size -> share of the dense MACs; 1 is among the keys.
     function_preserving : bool (default: True)
         New units change nothing at first; or come in with their initial weights.
-    even : bool (default: True)
-        Cut all layers alike; see :class:`flwr_autoflip.core.threshold.MacShare`.
+    exponent : float (default: infinite)
+        Of how layers share the cut; see :class:`flwr_autoflip.core.threshold.MacShare`.
     """
 
     shares: Mapping[int, float]
     function_preserving: bool = True
-    even: bool = True
+    exponent: float = np.inf
 
     renewed = "round"
 
@@ -59,4 +59,4 @@ class Growing(Policy):
         if previous is not None:
             for name, kept in previous.plan.keep.items():
                 scores[name][kept] = np.inf  # who is there stays
-        return unit_plan(layout, scores, MacShare(self.shares[max(due)], self.even))
+        return unit_plan(layout, scores, MacShare(self.shares[max(due)], self.exponent))

@@ -37,8 +37,8 @@ class Later(Policy):
         One of :data:`LATER`.
     dense_rounds : int
         How many rounds the dense network is trained for.
-    share : float
-        Of the dense MACs that stay after them.
+    macs : MacShare
+        How much stays after them.
     initial : mapping of str to ndarray
         Dense weights before round 1.
     seed : int
@@ -49,7 +49,7 @@ class Later(Policy):
 
     score: str
     dense_rounds: int
-    share: float
+    macs: MacShare
     initial: Arrays
     seed: int
     activations: Callable[[Layout, Arrays], UnitScores]
@@ -73,17 +73,16 @@ class Later(Policy):
             return dense_plan(layout)
         if server_round > self.dense_rounds + 1:
             return previous.plan
-        share = MacShare(self.share)
         match self.score:
             case "chance":
-                return RandomUnits(share, self.seed)(0, layout, weights, [])
+                return RandomUnits(self.macs, self.seed)(0, layout, weights, [])
             case "gradients":
                 scores = unit_scores(layout, reports[0])
             case "activations":
                 scores = self.activations(layout, weights)
             case _:
                 scores = score_units(self.score, layout, self.initial, weights, [])
-        return unit_plan(layout, scores, share)
+        return unit_plan(layout, scores, self.macs)
 
 
 def activation_scores(

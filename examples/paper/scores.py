@@ -36,8 +36,8 @@ class Scored(Policy):
     ----------
     score : str
         One of :data:`SCORES`.
-    share : float
-        Of the dense MACs.
+    macs : MacShare
+        How much stays.
     initial : mapping of str to ndarray
         Dense weights before exploring.
     seed : int
@@ -45,7 +45,7 @@ class Scored(Policy):
     """
 
     score: str
-    share: float
+    macs: MacShare
     initial: Arrays
     seed: int
 
@@ -60,11 +60,11 @@ class Scored(Policy):
         previous: Previous | None = None,
     ) -> Plan:
         """Make the plan; see :class:`flwr_autoflip.policies.Policy`."""
-        share = MacShare(self.share)
         if self.score == "chance":
-            return RandomUnits(share, self.seed)(server_round, layout, weights, reports)
+            drawn = RandomUnits(self.macs, self.seed)
+            return drawn(server_round, layout, weights, reports)
         scores = score_units(self.score, layout, self.initial, weights, reports)
-        return unit_plan(layout, scores, share)
+        return unit_plan(layout, scores, self.macs)
 
 
 def score_units(

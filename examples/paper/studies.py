@@ -13,6 +13,12 @@ FIRST = (1, 14, 27)
 """First round of each size, where networks grow; FedAvg's 40 rounds in thirds."""
 POLICIES = {"random": "random units", "l1": "L1 units", "autoflip": "AutoFLIP"}
 
+
+def share(ratio: float) -> dict[str, float]:
+    """Fix how layers share a cut, whatever the default will be."""
+    return {"share": ratio, "exponent": 3}
+
+
 SIZE = {
     f"{policy}-{ratio:g}": Method(
         f"{policy}-{ratio:g}",
@@ -52,25 +58,27 @@ MASS = {
     )
     for policy in ("random", "l1")
 }
+# How layers share the cut: 1 is an earlier default, 3 is today's.
 BALANCED = {
     f"{policy}-balanced-{ratio:g}-int8": Method(
         f"{policy}-balanced-{ratio:g}-int8",
         f"{title}, {ratio:g} of the MACs, balanced, values in 8 bits",
-        {"policy": policy, "threshold": f"macs:{ratio:g}", **EIGHT_BITS},
+        {"policy": policy, "macs": {"share": ratio, "exponent": 1}, **EIGHT_BITS},
         rival="" if policy == "random" else f"random-balanced-{ratio:g}-int8",
     )
     for ratio in RATIOS
     for policy, title in POLICIES.items()
 }
 TEMPERED = {
-    f"l1-tempered{exponent:g}-0.25-int8": Method(
-        f"l1-tempered{exponent:g}-0.25-int8",
-        f"L1 units, 0.25 of the MACs, lost shares to the power of {exponent:g}, "
+    f"l1-tempered{exponent:g}-{ratio:g}-int8": Method(
+        f"l1-tempered{exponent:g}-{ratio:g}-int8",
+        f"L1 units, {ratio:g} of the MACs, lost shares to the power of {exponent:g}, "
         "values in 8 bits",
-        {"policy": "tempered", "share": 0.25, "exponent": exponent, **EIGHT_BITS},
-        rival="l1-balanced-0.25-int8",
+        {"policy": "l1", "macs": {"share": ratio, "exponent": exponent}, **EIGHT_BITS},
+        rival=f"l1-balanced-{ratio:g}-int8",
     )
     for exponent in (0.5, 3)
+    for ratio in (0.25, 0.1)
 }
 DENSE = {
     "dense": Method("dense", "FedAvg", {"policy": "dense", **EXACT}, round_factor=1)
@@ -104,14 +112,14 @@ MOMENTUM = {
         changes={"server_momentum": momentum},
         rival="fedavg" if name == "dense" else name,
     )
-    for name, method in (DENSE | BALANCED).items()
+    for name, method in (DENSE | TEMPERED).items()
     for momentum in (0.5, 0.9)
 }
 SCORE = {
     f"score-{ratio:g}-{score}": Method(
         f"score-{ratio:g}-{score}",
         f"{title}, {ratio:g} of the MACs, after a dense round",
-        {"policy": f"scored-{score}", "share": ratio, **EXACT},
+        {"policy": f"scored-{score}", "macs": share(ratio), **EXACT},
         round_factor=1,
         rival=f"score-{ratio:g}-chance",
     )
@@ -124,7 +132,7 @@ LATER_PLANS = {
         f"{title}, 0.25 of the MACs, after {rounds} dense rounds",
         {
             "policy": f"later-{score}",
-            "share": 0.25,
+            "macs": share(0.25),
             "dense_rounds": rounds,
             **EXACT,
         },
@@ -140,7 +148,7 @@ BLENDED = {
         f"0.25 of the MACs, {blend:g} of a unit's rank by the round's participants",
         {
             "policy": "blended",
-            "share": 0.25,
+            "macs": share(0.25),
             "blend": blend,
             "exploration_fraction": 1.0,
             **EXACT,

@@ -11,7 +11,7 @@ _SWEEPS = 60
 _HALVINGS = 60
 
 
-def allocate(layout: Layout, share: float, exponent: float = 1.0) -> dict[str, int]:
+def allocate(layout: Layout, share: float, exponent: float) -> dict[str, int]:
     """Cut each layer as far as what that saves is worth.
 
     Of all networks with at most this share of the MACs, look for the one that loses
@@ -26,8 +26,8 @@ def allocate(layout: Layout, share: float, exponent: float = 1.0) -> dict[str, i
     layout : Layout
     share : float
         Largest share of the dense model's MACs, in (0, 1].
-    exponent : float (default: 1)
-        Above 0. The larger, the nearer dear layers come to an even share.
+    exponent : float
+        Above 0, finite. The larger, the nearer all layers come to an even share.
 
     Returns
     -------
@@ -38,7 +38,7 @@ def allocate(layout: Layout, share: float, exponent: float = 1.0) -> dict[str, i
     costs = _Costs.of(layout)
     sizes = np.array([group.size for group in layout.groups], np.float64)
     dense = costs.macs(sizes)
-    # Prices on a logarithmic scale: at the lowest all stay, at the highest one each.
+    # Widths on a logarithmic scale: at the highest all stay, at the lowest one each.
     low, high = -60.0, 60.0
     counts = sizes
     if share < 1:
@@ -47,9 +47,9 @@ def allocate(layout: Layout, share: float, exponent: float = 1.0) -> dict[str, i
             middle = (low + high) / 2
             found = np.floor(costs.best(sizes, 2.0**middle, exponent) + 1e-9)
             if costs.macs(found) <= share * dense * (1 + 1e-12):
-                high, counts = middle, found
+                low, counts = middle, found
             else:
-                low = middle
+                high = middle
     return {g.name: int(n) for g, n in zip(layout.groups, counts, strict=True)}
 
 
@@ -105,16 +105,17 @@ class _Costs:
         return (terms / lengths) @ self.per_unit
 
     def best(
-        self, sizes: NDArray[np.float64], price: float, exponent: float
+        self, sizes: NDArray[np.float64], width: float, exponent: float
     ) -> NDArray[np.float64]:
-        """Minimise the sum of (n / k)**p plus p times price times cost.
+        """Minimise the sum of (n / k)**p plus cost at a price that ``width`` says.
 
-        There n**p / k**(p + 1) = price * slope.
+        There n**p / k**(p + 1) is as many times the slope in every group, so that
+        k = width * n**(p / (p + 1)) / slope**(1 / (p + 1)).
         """
-        counts = sizes
+        counts, root = sizes, 1 / (exponent + 1)
         for _ in range(_SWEEPS):
-            slopes = price * self.slopes(counts) + 1e-300
-            wanted = (sizes**exponent / slopes) ** (1 / (exponent + 1))
+            slopes = self.slopes(counts) + 1e-300
+            wanted = width * sizes ** (1 - root) / slopes**root
             # Halfway on a logarithmic scale: layers' wishes depend on each other.
             counts = np.clip(np.sqrt(counts * wanted), 1, sizes)
         return counts

@@ -52,12 +52,13 @@ class Compression:
 class MacShare:
     """Keep at most ``share`` of the MACs.
 
-    Layers share the cut by what it saves, see :func:`.allocate.allocate`, or, with
-    ``even``, all keep the largest share of theirs that fits.
+    Layers share the cut by what it saves, see :func:`.allocate.allocate`; the larger
+    the exponent, the more alike, and with an infinite one all keep the largest share
+    of theirs that fits.
     """
 
     share: float = 0.5
-    even: bool = False
+    exponent: float = 3.0
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,8 @@ def parse_threshold(value: ThresholdLike) -> Threshold:
     match threshold:
         case Absolute(number) | Quantile(number):
             inside, bounds = 0 <= number < 1, "[0, 1)"
+        case MacShare(_, exponent) if not exponent > 0:
+            raise AutoFlipError(f"exponent of {value!r} must be above 0.")
         case MacShare(number) | Mass(number):
             inside, bounds = 0 < number <= 1, "(0, 1]"
         case Compression(number):
@@ -130,8 +133,10 @@ def _parse_text(text: str) -> Threshold | float:
                 return Quantile(float(number))
             case "global-quantile":
                 return Quantile(float(number), "global")
-            case "macs" | "even-macs":
-                return MacShare(float(number), even=kind == "even-macs")
+            case "macs":
+                return MacShare(float(number))
+            case "even-macs":
+                return MacShare(float(number), exponent=np.inf)
             case _:
                 return float(text)
     except ValueError:

@@ -208,8 +208,8 @@ def unit_plan(
     Plan
         At least the best unit of every group stays.
     """
-    if isinstance(threshold, MacShare) and not threshold.even:
-        threshold = allocate(layout, threshold.share)
+    if isinstance(threshold, MacShare) and np.isfinite(threshold.exponent):
+        threshold = allocate(layout, threshold.share, threshold.exponent)
     if isinstance(threshold, Mapping):
         _check_counts(layout, threshold)
         kept = {name: keep_top(s, threshold[name]) for name, s in scores.items()}

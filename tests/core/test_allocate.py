@@ -24,6 +24,21 @@ def linear_layout(*widths: int) -> Layout:
     return trace(nn.Sequential(*layers[:-1]), torch.zeros(1, widths[0]))
 
 
+class TwoBranches(nn.Module):
+    """One hidden layer that reads 19 inputs, and one that reads one of them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        sizes = {"dear": (19, width), "cheap": (1, width)}
+        for name, (inputs, outputs) in sizes.items():
+            setattr(self, name, nn.Linear(inputs, outputs, bias=False))
+            setattr(self, f"{name}_out", nn.Linear(outputs, 1, bias=False))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        dear, cheap = self.dear_out(self.dear(x)), self.cheap_out(self.cheap(x[:, :1]))
+        return torch.cat([dear, cheap], 1)
+
+
 def plan_of(layout: Layout, counts: dict[str, int]) -> Plan:
     return Plan(layout, {name: np.arange(n) for name, n in counts.items()})
 
@@ -52,23 +67,34 @@ def test_one_layer_keeps_what_fits() -> None:
     # n of 4 neurons cost 5n of 20 MACs.
     layout = mlp_layout()
 
-    assert [allocate(layout, share)["fc1"] for share in (1, 0.75, 0.74, 0.25)] == [
-        *(4, 3, 2, 1)
-    ]
+    for exponent in (1, 3):
+        shares = (1, 0.75, 0.74, 0.25)
+        kept = [allocate(layout, share, exponent)["fc1"] for share in shares]
+        assert kept == [4, 3, 2, 1]
 
 
 def test_by_hand_two_layers_of_one_price_are_cut_alike() -> None:
     # 4 a + a b + 4 b MACs of 32 at a = b = 4: for a = b = 2, 20.
     layout = linear_layout(4, 4, 4, 4)
 
-    assert list(allocate(layout, 20 / 48).values()) == [2, 2]
+    assert list(allocate(layout, 20 / 48, 3).values()) == [2, 2]
+
+
+def test_by_hand_what_a_layer_costs_decides_how_far_the_exponent_goes() -> None:
+    # A unit of a takes 19 + 1 MACs and as many parameters, one of b 1 + 1, so b keeps
+    # 10 ** (1 / (exponent + 1)) times as many of as many units.
+    layout = trace(TwoBranches(1000), torch.zeros(1, 19))
+
+    for exponent in (1, 3):
+        dear, cheap = allocate(layout, 0.25, exponent).values()
+        assert cheap / dear == pytest.approx(10 ** (1 / (exponent + 1)), rel=0.02)
 
 
 def test_what_is_cheap_and_narrow_stays_whole() -> None:
     # Four units between wide layers: a quarter of the MACs leaves them alone, where
     # an even share would leave two.
     layout = linear_layout(2, 4, 256, 256, 2)
-    narrow, *wide = allocate(layout, 0.25).values()
+    narrow, *wide = allocate(layout, 0.25, 1).values()
 
     assert narrow == 4
     assert all(120 <= count <= 132 for count in wide)
@@ -77,11 +103,11 @@ def test_what_is_cheap_and_narrow_stays_whole() -> None:
 def test_a_share_of_one_keeps_all() -> None:
     layout = linear_layout(3, 5, 7, 2)
 
-    assert list(allocate(layout, 1.0).values()) == [5, 7]
+    assert list(allocate(layout, 1.0, 3).values()) == [5, 7]
 
 
 def test_one_unit_a_layer_stays_even_above_the_target() -> None:
-    assert list(allocate(linear_layout(3, 5, 7, 2), 0.001).values()) == [1, 1]
+    assert list(allocate(linear_layout(3, 5, 7, 2), 0.001, 3).values()) == [1, 1]
 
 
 @settings(deadline=None, max_examples=30)
@@ -120,7 +146,7 @@ def test_more_never_keeps_fewer_and_fits(name: str) -> None:
     dense = dense_plan(layout)
     before = {group.name: 1 for group in layout.groups}
     for share in np.linspace(0.05, 1, 20):
-        counts = allocate(layout, float(share))
+        counts = allocate(layout, float(share), 3)
         fits = plan_of(layout, counts).macs <= share * dense.macs * (1 + 1e-9)
         assert fits or set(counts.values()) == {1}
         assert all(counts[group] >= before[group] for group in counts)

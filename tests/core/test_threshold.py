@@ -339,7 +339,7 @@ def test_even_share_matches_a_loop_over_all_ratios(
         ("2x", Compression(2.0)),
         ("1.5x", Compression(1.5)),
         ("macs:0.25", MacShare(0.25)),
-        ("even-macs:0.25", MacShare(0.25, even=True)),
+        ("even-macs:0.25", MacShare(0.25, exponent=np.inf)),
         (MacShare(1.0), MacShare(1.0)),
     ],
 )
@@ -370,3 +370,9 @@ def test_what_is_no_threshold_is_refused(value: object) -> None:
 def test_out_of_range_is_refused(value: Threshold | float | str) -> None:
     with pytest.raises(AutoFlipError, match="must lie in"):
         parse_threshold(value)
+
+
+@pytest.mark.parametrize("exponent", [0, -1, float("nan")])
+def test_an_exponent_must_be_positive(exponent: float) -> None:
+    with pytest.raises(AutoFlipError, match="must be above 0"):
+        parse_threshold(MacShare(0.5, exponent))

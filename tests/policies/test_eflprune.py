@@ -121,7 +121,7 @@ def test_random_units_differ_by_round_and_seed_and_repeat() -> None:
     layout = layout_of("conv_flat")
 
     def draw(server_round: int, seed: int = 0) -> tuple[bool, ...]:
-        policy = EflPrune("random", MacShare(0.5, even=True), seed)
+        policy = EflPrune("random", MacShare(0.5, exponent=np.inf), seed)
         return tuple(policy(server_round, layout, {}, []).alive)
 
     assert len({draw(r) for r in range(20)}) > 15

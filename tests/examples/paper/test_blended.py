@@ -9,6 +9,7 @@ from models import mlp_layout
 from examples.paper.blended import Blended
 from examples.paper.methods import EVERYTHING
 from examples.paper.runs import LEDGER, Run, execute
+from flwr_autoflip.core.threshold import MacShare
 from flwr_autoflip.ledger import read_ledger
 
 LAYOUT = mlp_layout()
@@ -40,7 +41,7 @@ REPORTS = [report([12, 9, 0, 4]), report([0, 9, 2, 0])]
     ],
 )
 def test_by_hand(blend: float, kept: list[int]) -> None:
-    plan = Blended(0.5, blend, INITIAL)(3, LAYOUT, INITIAL, REPORTS)
+    plan = Blended(MacShare(0.5), blend, INITIAL)(3, LAYOUT, INITIAL, REPORTS)
 
     assert plan.keep["fc1"].tolist() == kept
 

@@ -42,7 +42,7 @@ def active(layout: Layout, weights: Arrays) -> dict[str, np.ndarray]:
 
 
 def later(score: str, dense_rounds: int = 2) -> Later:
-    return Later(score, dense_rounds, 0.5, BEFORE, 3, active)
+    return Later(score, dense_rounds, MacShare(0.5), BEFORE, 3, active)
 
 
 @pytest.mark.parametrize(

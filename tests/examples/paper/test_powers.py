@@ -20,7 +20,7 @@ def plan_of(share: float, exponent: float) -> Plan:
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.7, 1.0])
 def test_power_one_is_an_even_share(share: float) -> None:
     weights = arrays_of(build(NAME))
-    even = L1Units(MacShare(share, even=True))(0, layout_of(NAME), weights, [])
+    even = L1Units(MacShare(share, exponent=np.inf))(0, layout_of(NAME), weights, [])
     found = plan_of(share, 1)
 
     for name, kept in even.keep.items():

@@ -67,8 +67,8 @@ def test_all_are_tested() -> None:
 
 
 def test_the_best_units_stay() -> None:
-    plan = Scored("movement", 0.5, BEFORE, 0)(0, LAYOUT, AFTER, REPORTS)
-    drawn = Scored("chance", 0.5, BEFORE, 3)(0, LAYOUT, AFTER, REPORTS)
+    plan = Scored("movement", MacShare(0.5), BEFORE, 0)(0, LAYOUT, AFTER, REPORTS)
+    drawn = Scored("chance", MacShare(0.5), BEFORE, 3)(0, LAYOUT, AFTER, REPORTS)
 
     assert plan.keep["fc1"].tolist() == [0, 1]
     chance = RandomUnits(MacShare(0.5), 3).rank_units(0, LAYOUT, AFTER, [])
