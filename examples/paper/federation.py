@@ -43,15 +43,13 @@ from .methods import EVERYTHING
 from .powers import Powers
 from .scores import Scored, UnitScores
 from .tasks import Federation, Scale, Task, find_task, load
-from .training import evaluate, train
+from .training import evaluate, recompute_statistics, train
 from .watch import UpdateVariance, guidance_histogram
 
 HeldOut = Literal["test", "validation"]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EXPLORING = 0
 """The round in which nodes explore."""
-OURS = ("policy", "macs", "share", "shares", "exponent", "blend", "dense_rounds")
-"""Options of methods that are for :func:`make_policy`, not for AutoFlip."""
 
 
 @dataclass(frozen=True)
@@ -238,21 +236,25 @@ def activations(setting: Setting, layout: Layout, weights: Arrays) -> UnitScores
     No message carries that, so whoever plans by it knows more than a server does, and
     pays nothing.
     """
-    inputs = torch.cat([node.tensors[0][:10] for node in setting.load().train])
     model = model_fn(setting.task, setting.scale)()
-    return activation_scores(model, layout, weights, inputs)
+    return activation_scores(model, layout, weights, first_inputs(setting, 10))
+
+
+def first_inputs(setting: Setting, count: int) -> torch.Tensor:
+    """Give that many training examples of every node, or all that it has."""
+    return torch.cat([node.tensors[0][:count] for node in setting.load().train])
 
 
 def make_strategy(setting: Setting, model: nn.Module, ledger_dir: Path) -> AutoFlip:
     """Build the strategy of a run."""
     task, scale, method = setting.parts
-    options = {k: v for k, v in method.options.items() if k not in OURS}
+    options = method.package_options
     threshold = setting.threshold or options.pop("threshold", "")
     if "macs" in method.options:
         threshold = MacShare(**method.options["macs"])
     if threshold:
         options["threshold"] = threshold
-    if "policy" in method.options:
+    if "policy" in options:
         options["policy"] = make_policy(setting, threshold, model)
     if method.literal:
         options["exploration_epochs"] = scale.exploration_epochs
@@ -334,6 +336,8 @@ class Evaluation:
         if not (deployable or late):
             return None
         model = self._model(arrays, small=deployable)
+        if count := self.setting.parts[2].options.get("statistics_of"):
+            recompute_statistics(model, first_inputs(self.setting, count), DEVICE)
         held_out = getattr(data, self.setting.evaluate_on)
         loss, top1 = evaluate(model, held_out, DEVICE)
         metrics = {"loss": loss, "top1": top1}

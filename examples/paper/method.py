@@ -12,6 +12,11 @@ from flwr_autoflip.presets import Options, resolve_options
 from .tasks import Scale
 
 Size = Literal["own", "units", "parameters"]
+OURS = (
+    *("macs", "share", "shares", "exponent", "blend", "dense_rounds"),
+    "statistics_of",
+)
+"""Options for policies and evaluation of these examples, not for AutoFlip."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ class Method:
     title : str
         In tables.
     options : mapping
-        For :class:`flwr_autoflip.AutoFlip`.
+        For :class:`flwr_autoflip.AutoFlip`, and :data:`OURS`.
     size : {"own", "units", "parameters"}
         ``"units"``: as many units a group as ``model`` keeps; ``"parameters"``: the
         compression that it reached, which is how the paper compares.
@@ -64,6 +69,11 @@ class Method:
         return replace(scale, **changed)
 
     @property
+    def package_options(self) -> dict[str, Any]:
+        """Those of :class:`flwr_autoflip.AutoFlip`."""
+        return {k: v for k, v in self.options.items() if k not in OURS}
+
+    @property
     def default_exponent(self) -> float | None:
         """How layers share the cut, where that is left to the package's default.
 
@@ -72,7 +82,7 @@ class Method:
         """
         if self.size != "own" or self.options.get("policy", "l1") not in POLICIES:
             return None
-        options = {k: v for k, v in self.options.items() if k != "macs"}
+        options = self.package_options
         preset = options.pop("preset", "default")
         policy = resolve_policy(resolve_options(preset, cast(Options, options)))
         threshold = getattr(policy, "threshold", None)

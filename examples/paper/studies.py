@@ -115,6 +115,17 @@ MOMENTUM = {
     for name, method in (DENSE | TEMPERED).items()
     for momentum in (0.5, 0.9)
 }
+# No message carries statistics of chosen examples: an evaluation that costs nothing.
+STATISTICS = {
+    f"{name}-statistics": replace(
+        method,
+        name=f"{name}-statistics",
+        title=f"{method.title}, BatchNorm by 50 examples a node",
+        options={**method.options, "statistics_of": 50},
+        rival="fedavg" if name == "dense" else name,
+    )
+    for name, method in (DENSE | TEMPERED).items()
+}
 SCORE = {
     f"score-{ratio:g}-{score}": Method(
         f"score-{ratio:g}-{score}",
@@ -205,6 +216,7 @@ STUDIES = {
     "tempered": TEMPERED,
     "training": TRAINING,
     "momentum": MOMENTUM,
+    "statistics": STATISTICS,
     "score": SCORE,
     "later": LATER_PLANS,
     "blended": BLENDED,

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from examples.paper.training import evaluate, train
+from examples.paper.training import evaluate, recompute_statistics, train
 
 
 def data(count: int = 13) -> TensorDataset:
@@ -98,3 +98,28 @@ def test_models_of_images_learn() -> None:
 
     assert evaluate(network, examples)[1] > 0.9
     assert network[0].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_statistics_by_hand_and_nothing_else_changes() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(1), nn.Dropout(0.5))
+    norm = model[0]
+    assert isinstance(norm, nn.BatchNorm2d)
+    norm.running_mean, norm.running_var = torch.tensor([9.0]), torch.tensor([9.0])
+    inputs = torch.tensor([1.0, 2.0, 6.0]).reshape(3, 1, 1, 1)
+
+    recompute_statistics(model, inputs)
+
+    assert norm.running_mean.item() == pytest.approx(3)
+    assert norm.running_var.item() == pytest.approx(7)  # (4 + 1 + 9) / 2
+    assert (norm.momentum, norm.training, model[1].training) == (0.1, False, False)
+    assert norm.weight.item() == 1
+
+
+def test_statistics_of_many_batches_are_their_mean() -> None:
+    norm = nn.BatchNorm2d(1)
+    inputs = torch.arange(128.0).reshape(128, 1, 1, 1)
+
+    recompute_statistics(norm, inputs)
+
+    assert norm.running_mean is not None
+    assert norm.running_mean.item() == pytest.approx(63.5)
