@@ -75,10 +75,12 @@ TEMPERED = {
         f"L1 units, {ratio:g} of the MACs, lost shares to the power of {exponent:g}, "
         "values in 8 bits",
         {"policy": "l1", "macs": {"share": ratio, "exponent": exponent}, **EIGHT_BITS},
-        rival=f"l1-balanced-{ratio:g}-int8",
+        rival="l1-balanced-0.25-int8"
+        if ratio == 0.25
+        else f"l1-tempered{exponent:g}-0.25-int8",
     )
     for exponent in (0.5, 3)
-    for ratio in (0.25, 0.1)
+    for ratio in (0.25, 0.15, 0.1)
 }
 DENSE = {
     "dense": Method("dense", "FedAvg", {"policy": "dense", **EXACT}, round_factor=1)
