@@ -104,11 +104,8 @@ class Setting:
         _, scale, method = self.parts
         described = asdict(self) | {"rounds": self.rounds}
         del described["data"]
-        # As folders say that were made without these.
-        if self.evaluate_on == "test":
+        if self.evaluate_on == "test":  # as folders say that were made without it
             del described["evaluate_on"]
-        if method.default_exponent not in (None, 1):
-            described["default_exponent"] = method.default_exponent
         return described | {
             "settings": asdict(scale),
             "options": dict(method.options),

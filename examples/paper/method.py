@@ -1,13 +1,8 @@
 """What a method of the comparison is: options of one strategy, and its training."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, cast
-
-from flwr_autoflip.core.threshold import MacShare
-from flwr_autoflip.policy_names import POLICIES, resolve_policy
-from flwr_autoflip.presets import Options, resolve_options
+from typing import Any, Literal
 
 from .tasks import Scale
 
@@ -72,23 +67,6 @@ class Method:
     def package_options(self) -> dict[str, Any]:
         """Those of :class:`flwr_autoflip.AutoFlip`."""
         return {k: v for k, v in self.options.items() if k not in OURS}
-
-    @property
-    def default_exponent(self) -> float | None:
-        """How layers share the cut, where that is left to the package's default.
-
-        Of :class:`flwr_autoflip.core.threshold.MacShare`; None where it is not left,
-        or where no share of the MACs is kept.
-        """
-        if self.size != "own" or self.options.get("policy", "l1") not in POLICIES:
-            return None
-        options = self.package_options
-        preset = options.pop("preset", "default")
-        policy = resolve_policy(resolve_options(preset, cast(Options, options)))
-        threshold = getattr(policy, "threshold", None)
-        if "macs" in self.options or not isinstance(threshold, MacShare):
-            return None
-        return threshold.exponent if math.isfinite(threshold.exponent) else None
 
     @property
     def literal(self) -> bool:

@@ -14,9 +14,9 @@ FIRST = (1, 14, 27)
 POLICIES = {"random": "random units", "l1": "L1 units", "autoflip": "AutoFLIP"}
 
 
-def share(ratio: float) -> dict[str, float]:
-    """Fix how layers share a cut, whatever the default will be."""
-    return {"share": ratio, "exponent": 3}
+def share(ratio: float, exponent: float = 3) -> dict[str, float]:
+    """Fix how layers share a cut, whatever the default is."""
+    return {"share": ratio, "exponent": exponent}
 
 
 SIZE = {
@@ -58,7 +58,7 @@ MASS = {
     )
     for policy in ("random", "l1")
 }
-# How layers share the cut: 1 is an earlier default, 3 is today's.
+# How layers share the cut: 1 is the default.
 BALANCED = {
     f"{policy}-balanced-{ratio:g}-int8": Method(
         f"{policy}-balanced-{ratio:g}-int8",
@@ -129,13 +129,15 @@ STATISTICS = {
     for name, method in (DENSE | TEMPERED).items()
 }
 SCORE = {
-    f"score-{ratio:g}-{score}": Method(
-        f"score-{ratio:g}-{score}",
-        f"{title}, {ratio:g} of the MACs, after a dense round",
-        {"policy": f"scored-{score}", "macs": share(ratio), **EXACT},
+    f"score-{cut}{ratio:g}-{score}": Method(
+        f"score-{cut}{ratio:g}-{score}",
+        f"{title}, {ratio:g} of the MACs, lost shares to the power of {exponent}, "
+        "after a dense round",
+        {"policy": f"scored-{score}", "macs": share(ratio, exponent), **EXACT},
         round_factor=1,
-        rival=f"score-{ratio:g}-chance",
+        rival=f"score-{cut}{ratio:g}-chance",
     )
+    for cut, exponent in (("", 3), ("balanced-", 1))
     for ratio in RATIOS
     for score, title in SCORES.items()
 }

@@ -58,7 +58,7 @@ class MacShare:
     """
 
     share: float = 0.5
-    exponent: float = 3.0
+    exponent: float = 1.0
 
 
 @dataclass(frozen=True)
