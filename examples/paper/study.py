@@ -32,7 +32,9 @@ def show_difference(found: Difference | None) -> str:
 
 
 def show_cost(cell: Cell, seeds: int) -> str:
-    """Write a mean share, and how many seeds never got there."""
+    """Write a mean share, and how many of these seeds never got there."""
+    if not seeds:
+        return "-"
     if not cell.values:
         return "never"
     missing = seeds - len(cell.values)
@@ -43,16 +45,17 @@ def study_markdown(compared: Mapping[str, Compared]) -> str:
     """Write one task's table."""
     rows = []
     for name, one in compared.items():
-        seeds = len(one.top1.values)
+        # Where FedAvg has no run there is no accuracy to reach.
+        shared = one.to_baseline.seeds if one.to_baseline else 0
         rows.append(
             [
                 EVERYTHING[name].title,
                 f"{one.top1.mean:.3f}",
                 "" if name == BASELINE else show_difference(one.to_baseline),
                 show_difference(one.to_rival),
-                show_cost(one.macs, seeds),
-                show_cost(one.bytes_moved, seeds),
-                str(seeds),
+                show_cost(one.macs, shared),
+                show_cost(one.bytes_moved, shared),
+                str(len(one.top1.values)),
             ]
         )
     return markdown_table(HEADER, rows)

@@ -53,6 +53,19 @@ def test_a_sure_difference_is_bold(tmp_path: Path) -> None:
     )
 
 
+def test_a_seed_without_fedavg_has_no_cost(tmp_path: Path) -> None:
+    write_run(tmp_path, "fedavg", RISING, 10, seed=0)
+    for seed in (0, 1):
+        write_run(tmp_path, "random-0.1", TWICE, 4, seed=seed)
+    write_run(tmp_path, "random-0.5", TWICE, 4, seed=1)
+    methods = by_method(read_runs(tmp_path / "small").outcomes, "mnist")
+
+    text = study_markdown(compare(methods, {}))
+
+    assert "| 0.400 | +0.0 | - | 0.40 | 0.40 | 2 |" in text
+    assert "| 0.400 | - | - | - | - | 1 |" in text
+
+
 def test_the_program_prints_a_table_a_task(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
