@@ -105,6 +105,7 @@ def compare(
     """
     top1 = {name: row["rounds"] for name, row in accuracy_table(methods).items()}
     costs = cost_table(methods)
+    none = {"macs_saved": Cell({}), "bytes_saved": Cell({})}
     return {
         name: Compared(
             top1[name],
@@ -113,7 +114,9 @@ def compare(
             if rivals.get(name) in top1
             else None,
             *(
-                Cell({s: 1 - v for s, v in costs[name][column].values.items()})
+                Cell(
+                    {s: 1 - v for s, v in costs.get(name, none)[column].values.items()}
+                )
                 for column in ("macs_saved", "bytes_saved")
             ),
         )
