@@ -114,7 +114,7 @@ MOMENTUM = {
         changes={"server_momentum": momentum},
         rival="fedavg" if name == "dense" else name,
     )
-    for name, method in (DENSE | TEMPERED).items()
+    for name, method in (DENSE | BALANCED).items()
     for momentum in (0.5, 0.9)
 }
 # No message carries statistics of chosen examples: an evaluation that costs nothing.
@@ -126,7 +126,7 @@ STATISTICS = {
         options={**method.options, "statistics_of": 50},
         rival="fedavg" if name == "dense" else name,
     )
-    for name, method in (DENSE | TEMPERED).items()
+    for name, method in (DENSE | BALANCED).items()
 }
 SCORE = {
     f"score-{cut}{ratio:g}-{score}": Method(
