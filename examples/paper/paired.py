@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from scipy import stats
 
 from .results import Outcome
-from .tables import BASELINE, Cell, accuracy_table, cost_table
+from .tables import BASELINE, Cell, Table, accuracy_table, cost_table
 
 CONFIDENCE = 0.95
 
@@ -105,7 +105,6 @@ def compare(
     """
     top1 = {name: row["rounds"] for name, row in accuracy_table(methods).items()}
     costs = cost_table(methods)
-    none = {"macs_saved": Cell({}), "bytes_saved": Cell({})}
     return {
         name: Compared(
             top1[name],
@@ -113,12 +112,14 @@ def compare(
             difference(top1[name], top1[rivals[name]])
             if rivals.get(name) in top1
             else None,
-            *(
-                Cell(
-                    {s: 1 - v for s, v in costs.get(name, none)[column].values.items()}
-                )
-                for column in ("macs_saved", "bytes_saved")
-            ),
+            _spent(costs, name, "macs_saved"),
+            _spent(costs, name, "bytes_saved"),
         )
         for name in methods
     }
+
+
+def _spent(costs: Table, name: str, column: str) -> Cell:
+    """Give what was not saved; empty where no seed has FedAvg's run beside."""
+    saved = costs[name][column].values if name in costs else {}
+    return Cell({seed: 1 - share for seed, share in saved.items()})

@@ -1,6 +1,7 @@
 """What was tried for the default: candidates by question, run and compared alike."""
 
 from dataclasses import replace
+from typing import Any
 
 from .later import LATER
 from .method import Method
@@ -17,6 +18,12 @@ POLICIES = {"random": "random units", "l1": "L1 units", "autoflip": "AutoFLIP"}
 def share(ratio: float, exponent: float = 3) -> dict[str, float]:
     """Fix how layers share a cut, whatever the default is."""
     return {"share": ratio, "exponent": exponent}
+
+
+def varied(method: Method, suffix: str, title: str, **changes: Any) -> Method:
+    """Copy a method with something changed; its name and title say so."""
+    name, title = f"{method.name}-{suffix}", f"{method.title}, {title}"
+    return replace(method, name=name, title=title, **changes)
 
 
 SIZE = {
@@ -63,7 +70,7 @@ BALANCED = {
     f"{policy}-balanced-{ratio:g}-int8": Method(
         f"{policy}-balanced-{ratio:g}-int8",
         f"{title}, {ratio:g} of the MACs, balanced, values in 8 bits",
-        {"policy": policy, "macs": {"share": ratio, "exponent": 1}, **EIGHT_BITS},
+        {"policy": policy, "macs": share(ratio, 1), **EIGHT_BITS},
         rival="" if policy == "random" else f"random-balanced-{ratio:g}-int8",
     )
     for ratio in RATIOS
@@ -74,7 +81,7 @@ TEMPERED = {
         f"l1-tempered{exponent:g}-{ratio:g}-int8",
         f"L1 units, {ratio:g} of the MACs, lost shares to the power of {exponent:g}, "
         "values in 8 bits",
-        {"policy": "l1", "macs": {"share": ratio, "exponent": exponent}, **EIGHT_BITS},
+        {"policy": "l1", "macs": share(ratio, exponent), **EIGHT_BITS},
         rival="l1-balanced-0.25-int8"
         if ratio == 0.25
         else f"l1-tempered{exponent:g}-0.25-int8",
@@ -94,10 +101,10 @@ WAYS = {
     "lr2-epochs2": ("twice the rate and epochs", {"lr": 2, "local_epochs": 2}),
 }
 TRAINING = {
-    f"{name}-{way}": replace(
+    f"{name}-{way}": varied(
         method,
-        name=f"{name}-{way}",
-        title=f"{method.title}, {title}",
+        way,
+        title,
         factors=factors,
         # Longer rounds take as long as twice as many.
         round_factor=1 if "local_epochs" in factors else method.round_factor,
@@ -107,10 +114,10 @@ TRAINING = {
     for way, (title, factors) in WAYS.items()
 }
 MOMENTUM = {
-    f"{name}-momentum{momentum:g}": replace(
+    f"{name}-momentum{momentum:g}": varied(
         method,
-        name=f"{name}-momentum{momentum:g}",
-        title=f"{method.title}, server momentum {momentum:g}",
+        f"momentum{momentum:g}",
+        f"server momentum {momentum:g}",
         changes={"server_momentum": momentum},
         rival="fedavg" if name == "dense" else name,
     )
@@ -119,10 +126,10 @@ MOMENTUM = {
 }
 # No message carries statistics of chosen examples: an evaluation that costs nothing.
 STATISTICS = {
-    f"{name}-statistics": replace(
+    f"{name}-statistics": varied(
         method,
-        name=f"{name}-statistics",
-        title=f"{method.title}, BatchNorm by 50 examples a node",
+        "statistics",
+        "BatchNorm by 50 examples a node",
         options={**method.options, "statistics_of": 50},
         rival="fedavg" if name == "dense" else name,
     )
@@ -199,10 +206,10 @@ GROWTH["grow-balanced-0.1-0.25-int8"] = Method(
 )
 QUARTER = SIZE["l1-0.25"]
 OPTIONS = {
-    f"{QUARTER.name}-{name}": replace(
+    f"{QUARTER.name}-{name}": varied(
         QUARTER,
-        name=f"{QUARTER.name}-{name}",
-        title=f"{QUARTER.title}, {title}",
+        name,
+        title,
         options={**QUARTER.options, **options},
         rival=QUARTER.name,
     )
