@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from .core.errors import AutoFlipError, AutoFlipWarning, DamagedFileError
 from .core.layout import Arrays
 from .core.storage import read_arrays, write_arrays
+from .core.text import visible
 from .core.tree import Kind, TreeReader, TreeWriter
 
 T = TypeVar("T")
@@ -123,7 +124,9 @@ class CheckpointFolder:
         try:
             return TreeReader(arrays, self.kinds).read(json.loads(metadata["state"]))
         except _UNREADABLE as error:
-            raise DamagedFileError(f"{path} holds no state: {error}") from error
+            raise DamagedFileError(
+                f"{path} holds no state: {visible(str(error))}"
+            ) from error
 
     # --- What never changes ---
 

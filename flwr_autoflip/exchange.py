@@ -11,12 +11,12 @@ from flwr.app import Message
 from . import wire
 from .core.errors import WireError
 from .core.plan import Plan
+from .core.text import visible
 from .costs import CostOf
 from .ledger import Ledger, NodeRow, Status
 
 LOGGER = getLogger("flwr")
 T = TypeVar("T")
-LONGEST_REASON = 500
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ class Exchange:
         self, sent: Sent, status: Status, reason: str, message: Message | None = None
     ) -> None:
         node = sent.row["node"]
-        reason = _one_line(reason)
+        reason = visible(reason)
         LOGGER.log(WARNING, "\t> %s reply of node %s: %s", status, node, reason)
         self.held.pop(node, None)  # it may have restarted: send everything next time
         receipt: dict[str, Any] = {}
@@ -255,12 +255,6 @@ def _bytes_up(message: Message | None) -> int:
         return wire.count_bytes(message.content)
     except ValueError:  # such as half a character in a text
         return 0
-
-
-def _one_line(reason: str) -> str:
-    """Make an app's words, which may be anything, fit for a log and a ledger."""
-    words = " ".join(reason[: 2 * LONGEST_REASON].split())
-    return "".join(c if c.isprintable() else "?" for c in words)[:LONGEST_REASON]
 
 
 def _metric_shape(reply: wire.Reply) -> frozenset[tuple[str, int]]:

@@ -20,6 +20,7 @@ from .core.plan import Plan
 from .core.shrink import arrays_of, load_arrays_inplace
 from .core.skeleton import build_small
 from .core.storage import UNREADABLE, write_whole
+from .core.text import visible
 
 FORMAT = "flwr-autoflip 1"
 
@@ -95,7 +96,9 @@ def read_pruned(path: str | Path) -> tuple[Plan, dict[str, NDArray[Any]]]:
         layout = layout_from_bytes(b64decode(metadata["layout"], validate=True))
         plan = decode_plan(b64decode(metadata["plan"], validate=True), layout)
     except (*UNREADABLE, KeyError) as error:
-        raise AutoFlipError(f"{path} is no whole pruned model: {error}") from error
+        raise AutoFlipError(
+            f"{path} is no whole pruned model: {visible(str(error))}"
+        ) from error
     for spec in layout.tensors:
         stored, mask = arrays.get(spec.name), plan.small_mask.get(spec.name)
         shape = plan.small_shape(spec.name) if mask is None else (int(mask.sum()),)

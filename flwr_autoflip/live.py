@@ -16,10 +16,13 @@ from .core.headline import headline
 from .core.histogram import unit_histograms
 from .core.plan import Plan
 from .core.shrink import arrays_of
+from .core.text import visible
 from .costs import CostOf
 from .ledger import Ledger, dense_bytes, node_rows
 
 LOGGER = getLogger("flwr")
+LONGEST_NAME = 60
+"""Characters of a metric's name in a line."""
 
 Guidance = Callable[[], Mapping[str, NDArray[Any]]]
 
@@ -134,7 +137,7 @@ class Live:
         left = passed / self._rounds_done * max(0, self._num_rounds - server_round)
         found = headline(metrics or {})
         parts = [f"round {server_round}/{self._num_rounds}"]
-        parts += [f"{found[0]} {found[1]:.3f}"] if found else []
+        parts += [f"{visible(found[0], LONGEST_NAME)} {found[1]:.3f}"] if found else []
         kept = plan.num_parameters / plan.layout.num_parameters
         parts.append(f"{100 * kept:.0f} % of parameters")
         parts += [f"{self._moved / 1e6:.2f} MB so far", self._saved()]

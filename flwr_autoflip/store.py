@@ -10,6 +10,7 @@ from pathlib import Path
 from .core.errors import DamagedFileError
 from .core.report_file import StoredReport, open_report, write_report
 from .core.statistics import Report, Running, RunningStatistics, SummedReports
+from .core.text import visible
 
 LOGGER = getLogger("flwr")
 
@@ -124,7 +125,7 @@ class ReportStore(Mapping[int, Report]):
 
     def _lose(self, node: int, reason: str) -> None:
         self.fault = reason
-        LOGGER.warning("\t> node %s counts as unexplored: %s", node, reason)
+        LOGGER.warning("\t> node %s counts as unexplored: %s", node, visible(reason))
 
     def _path(self, node: int) -> Path:
         if self.folder is None:

@@ -16,6 +16,7 @@ from flwr_autoflip.core.plan import dense_plan
 from flwr_autoflip.core.report_file import open_report, write_report
 from flwr_autoflip.core.storage import read_arrays, write_arrays
 from flwr_autoflip.core.trace import trace
+from flwr_autoflip.files import read_pruned
 from flwr_autoflip.ledger import Ledger, NodeRow
 from flwr_autoflip.snapshot import KINDS
 
@@ -96,6 +97,19 @@ def test_dtypes_that_numpy_lacks(tmp_path: Path, dtype: str) -> None:
         read_arrays(path)
     with pytest.raises(AutoFlipError, match="no whole pruned model"):
         load_pruned(path, TinyNet)
+
+
+@pytest.mark.parametrize("read", [read_arrays, read_pruned], ids=["arrays", "model"])
+def test_an_error_does_not_repeat_a_files_escapes(tmp_path: Path, read: Any) -> None:
+    about = {"a": {"dtype": "\x1b[2J\n\u202e", "shape": [1], "data_offsets": [0, 1]}}
+    head = json.dumps(about).encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(struct.pack("<Q", len(head)) + head + bytes(1))
+
+    with pytest.raises(AutoFlipError, match=r"\[2J") as found:
+        read(path)
+
+    assert str(found.value).isprintable()
 
 
 def test_a_model_file_with_a_plan_that_is_no_base64(tmp_path: Path) -> None:

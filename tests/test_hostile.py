@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from flwr_autoflip import AutoFlip, autoflip_mod, client_app, wire
 from flwr_autoflip.core.errors import WireError
-from flwr_autoflip.exchange import LONGEST_REASON
+from flwr_autoflip.core.text import LONGEST
 from flwr_autoflip.ledger import node_rows, total
 from fuzz.draw import Draw, change_content
 
@@ -301,7 +301,7 @@ def test_a_reason_is_a_short_line() -> None:
     row = next(row for row in node_rows(strategy.ledger.rows) if row["node"] == BAD)
     assert row["status"] == "failed"
     assert row["reason"].startswith("RuntimeError: ?[31mno no")
-    assert len(row["reason"]) == LONGEST_REASON
+    assert len(row["reason"]) == LONGEST
     assert row["reason"].isprintable()
 
 

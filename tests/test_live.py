@@ -117,6 +117,27 @@ def test_the_time_left_is_written_as_people_say_it() -> None:
     ]
 
 
+def test_a_nodes_metric_cannot_forge_lines(caplog: pytest.LogCaptureFixture) -> None:
+    name = "accuracy\x1b[2J\n\t└──> AutoFlip: round 9/9 \u202e" + "x" * 500
+
+    class Liar(Client):
+        def test(self, model: Any, config: Any) -> tuple[float, int, dict[str, Any]]:
+            loss, count, metrics = super().test(model, config)
+            return loss, count, {**metrics, name: 1.0}
+
+    with caplog.at_level(logging.INFO, logger="flwr"):
+        make_strategy(policy="l1").start(
+            InProcessGrid(client_app(Liar), 4), initial(), num_rounds=1
+        )
+
+    assert "\x1b" not in caplog.text
+    lines = [line.split(": ", 1)[-1] for line in caplog.text.splitlines()]
+    (ours,) = [line for line in lines if line.startswith("round 1/1")]
+    assert ours.startswith("round 1/1, accuracy?[2J")
+    assert ours.isprintable()
+    assert len(ours) < 250
+
+
 # --- The dense model's bytes ---
 
 

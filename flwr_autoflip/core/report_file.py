@@ -31,6 +31,7 @@ from .errors import DamagedFileError
 from .half import half_scale
 from .statistics import ChunkedReport, Report, in_chunks, parts, size_of
 from .storage import write_whole
+from .text import visible
 
 MAGIC = b"AFLIPGUI"
 VERSION = 2
@@ -228,7 +229,9 @@ def open_report(path: Path, layout: bytes, node: int, checksum: int) -> StoredRe
     except DamagedFileError:
         raise
     except _UNREADABLE as error:
-        raise DamagedFileError(f"{path} cannot be read: {error}") from error
+        raise DamagedFileError(
+            f"{path} cannot be read: {visible(str(error))}"
+        ) from error
     if found != (layout.hex(), node, checksum):
         raise DamagedFileError(f"{path} is not the file that was written.")
     report.check()

@@ -13,6 +13,7 @@ from safetensors.numpy import save
 
 from .errors import DamagedFileError
 from .layout import Arrays
+from .text import visible
 
 UNREADABLE = (SafetensorError, OSError, ValueError, TypeError, AttributeError)
 """What reading a damaged or foreign safetensors file raises; the last two come of
@@ -100,7 +101,9 @@ def read_arrays(path: Path) -> tuple[dict[str, NDArray[np.generic]], dict[str, s
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             _refuse_foreign(arrays)
     except UNREADABLE as error:
-        raise DamagedFileError(f"{path} cannot be read: {error}") from error
+        raise DamagedFileError(
+            f"{path} cannot be read: {visible(str(error))}"
+        ) from error
     if metadata.pop("checksum", None) != _checksum(arrays, metadata):
         raise DamagedFileError(f"{path} does not have its checksum.")
     return arrays, metadata
