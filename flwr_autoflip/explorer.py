@@ -86,9 +86,10 @@ class Explorer:
         Raises
         ------
         AutoFlipError
-            If there are too few explorers, or none gave a valid report.
+            If there are too few nodes or explorers, or none gave a valid report.
         """
-        wait_for_nodes(grid, int(find_attribute(self.inner, "min_available_nodes", 1)))
+        minimum = int(find_attribute(self.inner, "min_available_nodes", 1))
+        wait_for_nodes(grid, minimum, self.exchange.timeout)
         round_templates = list(self.inner.configure_train(0, arrays, config, grid))
         templates = self._choose(grid, round_templates, policy)
         if self.budgets.asks:

@@ -85,11 +85,32 @@ def weight_key(strategy: Strategy) -> str:
     return str(find_attribute(strategy, "weighted_by_key", wire.NUM_EXAMPLES))
 
 
-def wait_for_nodes(grid: Grid, minimum: int) -> None:
-    """Wait until enough nodes are there: FedAvg counts them before it waits."""
+def wait_for_nodes(grid: Grid, minimum: int, timeout: float | None) -> None:
+    """Wait until enough nodes are there: FedAvg counts them before it waits.
+
+    Parameters
+    ----------
+    grid : Grid
+    minimum : int
+    timeout : float or None
+        Seconds to wait at most; None waits for ever.
+
+    Raises
+    ------
+    AutoFlipError
+        If they are not there by then.
+    """
+    end = float("inf") if timeout is None else time.monotonic() + timeout
     while (count := len(list(grid.get_node_ids()))) < minimum:
+        left = end - time.monotonic()
+        if left <= 0:
+            raise AutoFlipError(
+                f"{count} of {minimum} nodes are connected after {timeout:g} seconds; "
+                "start more, lower the inner strategy's min_available_nodes, or raise "
+                "start's timeout."
+            )
         LOGGER.log(INFO, "Waiting for nodes to connect: %s of %s.", count, minimum)
-        time.sleep(1)
+        time.sleep(min(1, left))
 
 
 def with_config(message: Message, extra: dict[str, Any]) -> Message:

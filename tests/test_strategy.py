@@ -1,6 +1,7 @@
 """AutoFlip around real Flower strategies, on an in-process grid that serialises."""
 
 import random
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -644,3 +645,15 @@ def test_callers_arrays_stay_as_they_are() -> None:
 
     for name, array in arrays_of(make_model()).items():
         np.testing.assert_array_equal(arrays[name].numpy(), array)
+
+
+def test_nodes_that_do_not_come_are_waited_for_no_longer_than_the_timeout() -> None:
+    strategy = build(FedAvg(min_available_nodes=NODES + 2))
+    grid = LocalGrid(client_app(Client), NODES)
+    started = time.monotonic()
+
+    with pytest.raises(AutoFlipError, match=r"4 of 6 nodes are .* after 0.2 seconds"):
+        strategy.start(grid, initial(), num_rounds=1, timeout=0.2)
+
+    assert 0.2 <= time.monotonic() - started < 5
+    assert grid.log == []

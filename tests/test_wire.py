@@ -1,6 +1,8 @@
 """Records as they travel: literal keys, literal bytes, refusals."""
 
+import sys
 import zlib
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr_autoflip import __version__, wire
 from flwr_autoflip.core.codec import decode_plan, encode_plan, plan_digest
 from flwr_autoflip.core.encoding import Encoding
-from flwr_autoflip.core.errors import WireError
+from flwr_autoflip.core.errors import AutoFlipWarning, WireError
 from flwr_autoflip.core.exploration import (
     check_report,
     decode_report,
@@ -144,6 +146,22 @@ def test_count_bytes_is_what_flower_serialises() -> None:
 
     assert wire.count_bytes(content) == expected
     assert 4 * PLAN.num_values < expected < 4 * PLAN.num_values + 2500
+
+
+def test_a_flower_laid_out_otherwise_is_said_once_and_counted_roughly() -> None:
+    arrays = wire.to_arrayrecord({"w": np.zeros(5000, np.float32)})
+    content = RecordDict({"arrays": arrays, "config": ConfigRecord({"lr": 0.1})})
+    exact = wire.count_bytes(content)
+
+    moved = {"flwr.supercore.inflatable.inflatable_object": None}
+    with (
+        patch.dict(sys.modules, moved),
+        pytest.warns(AutoFlipWarning, match="within some percent only") as caught,
+    ):
+        rough = [wire.count_bytes(content) for _ in range(3)]
+
+    assert len(caught) == 1
+    assert rough == pytest.approx([exact] * 3, rel=0.05)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Flower's records <-> NumPy, and what a record weighs."""
 
-from functools import lru_cache
+import warnings
+from functools import cache, lru_cache
 from io import BytesIO
 from itertools import count
 from typing import Any, Literal, TypeVar
@@ -15,7 +16,7 @@ from numpy.lib.format import (
 )
 from numpy.typing import NDArray
 
-from ..core.errors import WireError
+from ..core.errors import AutoFlipWarning, WireError
 from ..core.layout import Arrays
 
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
@@ -173,6 +174,9 @@ def count_bytes(content: RecordDict) -> int:
     name. Data is only measured here, not hashed, so that counting costs no pass over
     it; repeated chunks of 5 MB, which Flower would send once, count each time.
 
+    How Flower nests objects is private to it. Where its modules have moved, the
+    records' own count is given, which is within some percent.
+
     Parameters
     ----------
     content : RecordDict
@@ -181,12 +185,18 @@ def count_bytes(content: RecordDict) -> int:
     -------
     int
         Bytes.
+
+    Warns
+    -----
+    AutoFlipWarning
+        Once a process, if Flower's modules have moved.
     """
     try:
         from flwr.app.message.arraychunk import ArrayChunk
         from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE as LONGEST
         from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
-    except ImportError:  # private to Flower: records' own count is within some percent
+    except ImportError as error:
+        _warn_inexact(str(error))
         records = (content[key] for key in content)
         return sum(record.count_bytes() for record in records if len(record))
     nothing = ArrayChunk(memoryview(b""))
@@ -208,4 +218,14 @@ def count_bytes(content: RecordDict) -> int:
         len(obj.deflate()) + len(key)
         for key, obj in objects.items()
         if not isinstance(obj, ArrayChunk)
+    )
+
+
+@cache
+def _warn_inexact(reason: str) -> None:
+    warnings.warn(
+        f"bytes are counted within some percent only: this Flower is not laid out as "
+        f"expected ({reason}). Use a version that flwr-autoflip was tested with.",
+        AutoFlipWarning,
+        stacklevel=3,
     )
