@@ -5,7 +5,8 @@ what it can carry), "explore", "train" or "evaluate"; exploring is round 0 (or t
 in which a late node explores). Rows of phase "server" hold what the server's own
 evaluation says. Totals are sums of rows, so exploration is in each of them by
 construction. Rows of phase "plan" say what stays from a round on, and what the dense
-model weighs as a message.
+model weighs as a message. The first row, of phase "run", says what the run is made
+with, see :mod:`.core.provenance`; a run that goes on after a stop adds another.
 """
 
 import json
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from .core.errors import DamagedFileError
+from .core.provenance import provenance
 from .core.rows import Rows
 from .core.storage import write_whole
 from .core.work import count_work
@@ -119,6 +121,10 @@ class Ledger:
     def add(self, row: NodeRow) -> None:
         """Append a node's row."""
         self._append(asdict(row) | {"macs": row.macs})
+
+    def add_run(self, server_round: int) -> None:
+        """Append what the run is made with, from the round after this one on."""
+        self._append({"round": server_round, "phase": "run", **provenance()})
 
     def add_server(
         self, server_round: int, metrics: Mapping[str, Any], plan: Mapping[str, Any]

@@ -59,6 +59,11 @@ class Resumable(Strategy):
         self._log(given["num_rounds"])
 
     @property
+    def last_round(self) -> int:
+        """The last round that is done; 0 before the first."""
+        return max(0, self._done)
+
+    @property
     def planned(self) -> bool:
         """Whether exploring is over and the rounds can begin or go on."""
         return self.progress.last_round > BEGUN

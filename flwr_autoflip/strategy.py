@@ -187,6 +187,9 @@ class AutoFlip(Strategy):
         del given["self"]
         keeper = self._keeper
         run = None if keeper is None else Resumable(self, keeper, given)
+        last_round = 0 if run is None else run.last_round
+        if last_round < num_rounds:  # else nothing is run
+            self.ledger.add_run(last_round)
         if run is None or not run.planned:
             self._explore_and_plan(given)
         record = given["initial_arrays"]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 
+from ..core.provenance import describe
 from ..core.version import __version__
 from .devices import failure_tables, node_section
 from .overview import comparison, figures, lead
@@ -37,7 +38,7 @@ def render_page(runs: Sequence[Run]) -> str:
         guidance(runs),
         node_section(runs),
         failure_tables(runs),
-        _footer(),
+        _footer(runs),
     ]
     style, script = (
         files("flwr_autoflip.report").joinpath(name).read_text("utf-8")
@@ -53,11 +54,18 @@ def render_page(runs: Sequence[Run]) -> str:
     )
 
 
-def _footer() -> str:
+def _footer(runs: Sequence[Run]) -> str:
+    made = "".join(f"<br>{escape(_made_with(run))}" for run in runs)
     return (
         "<footer>Bytes are serialised messages, both ways. MACs are those of the "
         "models that nodes really built, a training step taken as three forward "
         "passes. Exploring is in every total. “Dense” bytes are those of the dense "
         "model's own messages, sent and answered as often. "
-        f"Made by flwr-autoflip {__version__}.</footer>"
+        f"Page by flwr-autoflip {__version__}.{made}</footer>"
     )
+
+
+def _made_with(run: Run) -> str:
+    """Say in a line what a run was made with, each time that it was started."""
+    starts = [describe(row) for row in run.provenance]
+    return f"{run.name}: {'; went on with '.join(starts) or 'no word of what made it'}."

@@ -51,6 +51,11 @@ class Run:
         return [row for row in self.rows if row["phase"] == "plan"]
 
     @cached_property
+    def provenance(self) -> Rows:
+        """What the run was made with, a row each time it was started."""
+        return [row for row in self.rows if row["phase"] == "run"]
+
+    @cached_property
     def rounds(self) -> int:
         """The last round of which anything is known."""
         return max((row["round"] for row in self.rows), default=0)
