@@ -23,7 +23,7 @@ from .core.probe import append_probe, sum_gradients
 from .core.shrink import arrays_of, hold_mask, load_arrays_inplace
 from .core.skeleton import build_small
 from .core.values import pack_small
-from .private import check_release, make_report, privacy_of
+from .private import make_report, one_release, privacy_of
 
 Metrics = Mapping[str, Any]
 
@@ -123,6 +123,12 @@ class AutoFlipClient(NumPyClient):
     ) -> tuple[list[NDArray[Any]], int, dict[str, Any]]:
         """Answer a training (or exploring) request; Flower calls this."""
         request = self._read(parameters, config)
+        with one_release(request, self.privacy, self.context):
+            return self._train(request)
+
+    def _train(
+        self, request: wire.Request
+    ) -> tuple[list[NDArray[Any]], int, dict[str, Any]]:
         orders = request.orders
         if orders.phase == "budget":
             request.remember(self.context.state)
@@ -166,7 +172,6 @@ class AutoFlipClient(NumPyClient):
         wire.check_single(len(parameters))
         request = wire.read_request(parameters[0], config, self.context.state)
         check_budget(request, self.budget)
-        check_release(request, self.privacy, self.context.state)
         return request
 
     def _small_model(

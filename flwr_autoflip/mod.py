@@ -13,8 +13,11 @@ order                                what it means
 ===================================  ================================================
 ``[autoflip_mod, fixedclipping_mod]``  Right. The app's dense update is clipped (or
 (``adaptiveclipping_mod``,           noised), then packed. What the server receives
-``LocalDpMod``)                      is a part of it, so its norm keeps the bound;
-                                     exploring is clipped like training.
+``LocalDpMod``)                      is a part of it, so its norm keeps the bound,
+                                     in 8 bits as well: what rounding adds is taken
+                                     off again. Not with ``value_dtype="float16"``,
+                                     which rounds weights, not their change.
+                                     Exploring is clipped like training.
 ``[fixedclipping_mod, autoflip_mod]``  Works in training with
                                      ``AutoFlip(..., value_dtype="float32")``: what
                                      travels is clipped. Eight bits cannot be, and
@@ -50,7 +53,7 @@ from .core.errors import WireError
 from .core.layout import Layout
 from .core.privacy import ReportPrivacy
 from .core.values import expand, pack
-from .private import check_release, make_report, privacy_of
+from .private import make_report, one_release, privacy_of
 
 ClientAppCallable = Callable[[Message, Context], Message]
 
@@ -93,7 +96,7 @@ def autoflip_mod(
             f"this node's budget is '{budget}', but a mod cannot keep the app from "
             "training the dense model; use AutoFlipClient."
         )
-    plan, numpy = request.orders.plan, wire.is_numpy_key(arrays_key)
+    numpy = wire.is_numpy_key(arrays_key)
     if request.orders.phase == "budget":
         request.remember(context.state)
         receipt = budget_receipt(request, budget)
@@ -104,12 +107,25 @@ def autoflip_mod(
         )
         return Message(content, reply_to=message)
     check_budget(request, None)
-    privacy = privacy_of(context)
-    check_release(request, privacy, context.state)
     if request.orders.probe:
         raise WireError(
             "the server asks for gradients, which a mod cannot see; use AutoFlipClient."
         )
+    with one_release(request, privacy_of(context), context):
+        return _answer(message, context, call_next, request, arrays_key, config_key)
+
+
+def _answer(
+    message: Message,
+    context: Context,
+    call_next: ClientAppCallable,
+    request: wire.Request,
+    arrays_key: str,
+    config_key: str,
+) -> Message:
+    """Let the app answer with dense arrays, and make compact values of its own."""
+    plan, numpy = request.orders.plan, wire.is_numpy_key(arrays_key)
+    privacy = privacy_of(context)
     zeros = {t.name: np.zeros(t.shape, t.dtype) for t in plan.layout.tensors}
     dense = expand(zeros, request.orders.values, plan)
     request.remember(context.state)

@@ -3,6 +3,9 @@
 The node decides, since it must not have to trust the server with its data.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock
 from typing import Any
 
 from flwr.app import ConfigRecord, Context, RecordDict
@@ -21,10 +24,20 @@ def privacy_of(context: Context, given: str | None = None) -> ReportPrivacy | No
     return parse_privacy(value, whose=f"node {context.node_id}")
 
 
-def check_release(
-    request: wire.Request, privacy: ReportPrivacy | None, state: RecordDict
-) -> None:
+_LOCK = Lock()
+_EXPLORING: set[tuple[int, int]] = set()
+"""Run and node of every noised report that is being made in this process."""
+
+
+@contextmanager
+def one_release(
+    request: wire.Request, privacy: ReportPrivacy | None, context: Context
+) -> Iterator[None]:
     """Refuse to explore, before any work, where the report could not be private.
+
+    Inside, no other request of this run makes this node explore. That holds within a
+    process; of two processes that answer at once, each with the node's state as it was
+    before either, neither can see the other.
 
     Raises
     ------
@@ -32,9 +45,28 @@ def check_release(
         If the server asks for a report that says more than sizes, or for a second one:
         noise protects one release, and two of them together tell more.
     """
-    orders = request.orders
-    if orders.phase != "explore" or privacy is None:
+    if request.orders.phase != "explore" or privacy is None:
+        yield
         return
+    place = (context.run_id, context.node_id)
+    with _LOCK:
+        _check_release(request, privacy, context.state)
+        if place in _EXPLORING:
+            raise WireError(
+                f"this node's noised report ({privacy}) is being made for another "
+                "request, and a second one would cost its privacy again."
+            )
+        _EXPLORING.add(place)
+    try:
+        yield
+    finally:
+        _EXPLORING.discard(place)
+
+
+def _check_release(
+    request: wire.Request, privacy: ReportPrivacy, state: RecordDict
+) -> None:
+    orders = request.orders
     if orders.payload not in PRIVATE:
         raise WireError(
             f"this node's reports are noised ({privacy}), but the server asks for "
@@ -60,7 +92,7 @@ def make_report(
     Parameters
     ----------
     request : Request
-        Passed :func:`check_release`.
+        Inside :func:`one_release`.
     initial, final : mapping of str to ndarray
         Dense arrays before and after exploring.
     privacy : ReportPrivacy or None

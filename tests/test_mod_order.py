@@ -243,6 +243,44 @@ def test_the_default_trains_behind_clipping() -> None:
     assert {row["status"] for row in node_rows(strategy.ledger.rows)} == {"ok"}
 
 
+def length(arrays: Any) -> float:
+    """L2 norm of all values that clipping changes."""
+    return float(np.sqrt(sum((a.astype(float) ** 2).sum() for a in arrays if a.ndim)))
+
+
+@pytest.mark.parametrize("kind", MODS)
+@pytest.mark.parametrize("app", ["message", "numpy"])
+def test_eight_bits_keep_the_bound_of_a_mod_behind(kind: str, app: str) -> None:
+    """Neither rounding nor what it left of earlier rounds goes beyond the norm."""
+    watched, clipped = Watched(), []
+
+    def spy(message: Message, context: Any, call_next: Any) -> Message:
+        (before,) = message.content.array_records.values()
+        before = before.to_numpy_ndarrays()
+        reply = call_next(message, context)
+        (after,) = reply.content.array_records.values()
+        pairs = zip(after.to_numpy_ndarrays(), before, strict=True)
+        clipped.append(length([new - old for new, old in pairs]))
+        return reply
+
+    strategy = AutoFlip(
+        wrap(kind, watched),
+        TinyNet(),
+        EXAMPLE,
+        value_dtype="int8",
+        policy="dense",  # so that all of the clipped update travels
+        client_api="numpy" if app == "numpy" else "message",
+    )
+    grid = LocalGrid(APPS[app]([autoflip_mod, spy, MODS[kind]]), NODES)
+
+    strategy.start(grid, initial(), num_rounds=5)
+
+    received = [length(update.values()) for _, update in watched.updates]
+    assert len(received) == len(clipped) == 5 * NODES
+    for came, meant in zip(received, clipped, strict=True):
+        assert 0.98 * meant < came <= meant * (1 + 1e-5) <= NORM * 1.001
+
+
 def test_mods_of_training_alone_leave_evaluation_in_peace() -> None:
     inner, app = plain_app(), ClientApp()
 

@@ -2,8 +2,10 @@
 
 import logging
 import random
+from threading import Thread
 from typing import Any
 
+import federation
 import numpy as np
 import pytest
 from federation import (
@@ -119,7 +121,7 @@ def test_what_leaves_is_exactly_the_noised_report(kind: str, payload: Any) -> No
         noised = []
         for values in report.values():
             bounded = values.astype(float) / np.linalg.norm(values) / len(report) ** 0.5
-            drawn = [noise.gauss(0, STD) for _ in range(values.size)]
+            drawn = [noise.normalvariate(0, STD) for _ in range(values.size)]
             part = bounded.ravel() + drawn
             noised.append(np.sqrt(part - part.min()))
         expected, scale = to_half(np.concatenate(noised))
@@ -210,6 +212,29 @@ def test_a_second_report_is_not_given(kind: str) -> None:
         start(grid, client_api=api)
 
     assert spent == [{"autoflip-privacy": "epsilon:8.0,delta:1e-05"}] * NODES
+
+
+@pytest.mark.parametrize("kind", APPS)
+def test_of_two_requests_at_once_one_is_answered(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api: Any = "numpy" if kind == "numpy" else "message"
+    grid, second = grid_of(APPS[kind](), "epsilon:8"), []
+
+    def asked_twice(model: Any, node: int, epochs: int = 2) -> float:
+        _, message = grid.log[-1]
+        twin = Thread(target=lambda: second.append(grid.answer(message)))
+        if len(grid.log) > len(second):
+            twin.start()
+            twin.join()
+        return sgd(model, node, epochs)
+
+    monkeypatch.setattr(federation, "sgd", asked_twice)
+    start(grid, rounds=0, client_api=api)
+
+    assert len(second) == NODES
+    for reply in second:
+        assert "is being made for another request" in reply.error.reason
 
 
 def test_a_node_that_failed_before_its_report_was_made_has_spent_nothing() -> None:

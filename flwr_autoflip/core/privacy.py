@@ -27,7 +27,10 @@ SENSITIVITY = 2**0.5
 """Largest L2 distance of two vectors of norm 1 without negative values."""
 
 NOISE: random.Random = random.SystemRandom()
-"""Where noise comes from: the operating system's cryptographic generator."""
+"""Where noise comes from: the operating system's cryptographic generator.
+
+Nothing is drawn ahead, so that processes forked from one share no noise.
+"""
 
 _WAYS = "'epsilon:8' or 'epsilon:8,delta:1e-6', with epsilon > 0 and delta in (0, 1)"
 
@@ -177,7 +180,8 @@ def add_noise(parts: Mapping[str, NDArray[Any]], std: float) -> dict[str, NDArra
     """
     noised = {}
     for name, values in parts.items():
-        drawn = (NOISE.gauss(0.0, std) for _ in range(values.size))
+        # Not ``gauss``: it keeps a second value back, which forks would share.
+        drawn = (NOISE.normalvariate(0.0, std) for _ in range(values.size))
         noise = np.fromiter(drawn, np.float64, values.size).reshape(values.shape)
         part = values + noise
         noised[name] = part - part.min(initial=np.inf) if part.size else part

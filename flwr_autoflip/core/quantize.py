@@ -11,11 +11,14 @@ bytes                 meaning
 ====================  ===============================================================
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import WireError
 from .plan import Plan
+from .statistics import parts
 from .values import check_values, split_values
 
 LEVELS = 127
@@ -28,7 +31,11 @@ def quantized_size(plan: Plan) -> int:
     return 4 * len(trainable) + 4 * (plan.num_values - sum(trainable)) + sum(trainable)
 
 
-def quantize(values: NDArray[np.floating], plan: Plan) -> NDArray[np.uint8]:
+def quantize(
+    values: NDArray[np.floating],
+    plan: Plan,
+    limits: NDArray[np.floating] | None = None,
+) -> NDArray[np.uint8]:
     """Round every tensor's values to multiples of its largest over 127.
 
     Parameters
@@ -36,12 +43,15 @@ def quantize(values: NDArray[np.floating], plan: Plan) -> NDArray[np.uint8]:
     values : ndarray
         ``(plan.num_values,)``, finite.
     plan : Plan
+    limits : ndarray, optional
+        ``(plan.num_values,)``: no trainable tensor comes out with a larger L2 norm than
+        it has here; one that would gets a smaller scale.
 
     Returns
     -------
     ndarray
-        ``(quantized_size(plan),)``, see the module's table. No value is off by more
-        than half its tensor's scale.
+        ``(quantized_size(plan),)``, see the module's table. Without limits no value
+        is off by more than half its tensor's scale.
 
     Raises
     ------
@@ -51,7 +61,10 @@ def quantize(values: NDArray[np.floating], plan: Plan) -> NDArray[np.uint8]:
     if not np.isfinite(values).all():
         raise WireError("values must be finite to be rounded; training diverged.")
     scales, buffers, weights = [], [], []
-    for spec, part in split_values(values, plan):
+    bounds = split_values(values if limits is None else limits, plan)
+    for (spec, part), (_, limit) in zip(
+        split_values(values, plan), bounds, strict=True
+    ):
         if not spec.trainable:
             buffers.append(part.astype("<f4"))
             continue
@@ -59,10 +72,26 @@ def quantize(values: NDArray[np.floating], plan: Plan) -> NDArray[np.uint8]:
         scale = largest / np.float32(LEVELS)
         # A scale of 0 stands for zeros; below float32's normal range nothing is lost.
         steps = part / scale if scale > 0 else np.zeros(part.shape)
+        steps = np.rint(np.clip(steps, -LEVELS, LEVELS))
+        if limits is not None:
+            scale = min(scale, _scale_to(steps, limit))
         scales.append(scale)
-        weights.append(np.rint(np.clip(steps, -LEVELS, LEVELS)).astype(np.int8))
+        weights.append(steps.astype(np.int8))
     whole = (np.array(scales, "<f4"), *buffers, *weights)
     return np.concatenate([array.view(np.uint8) for array in whole])
+
+
+def _scale_to(steps: NDArray[Any], limit: NDArray[Any]) -> np.float32:
+    """Give the largest float32 scale with which steps are no longer than a limit."""
+    length = _norm(steps)
+    exact = _norm(limit) / length if length > 0 else np.inf
+    scale = np.float32(exact)
+    return np.nextafter(scale, np.float32(0)) if scale > exact else scale
+
+
+def _norm(values: NDArray[Any]) -> float:
+    squares = (np.square(values[p], dtype=np.float64) for p in parts(values.size))
+    return float(np.sqrt(sum(square.sum() for square in squares)))
 
 
 def dequantize(data: NDArray[np.uint8], plan: Plan) -> NDArray[np.float32]:
@@ -118,7 +147,10 @@ def quantize_with_feedback(
     """Quantise values and what rounding left of earlier ones (error feedback).
 
     Over many rounds the sum of what is sent is then the sum of what was meant, to one
-    rounding (Seide et al., 2014; Karimireddy et al., arXiv:1901.09847).
+    rounding (Seide et al., 2014; Karimireddy et al., arXiv:1901.09847). But nothing is
+    sent that is longer than this update, tensor by tensor: whoever bounded its norm, as
+    clipping for differential privacy does, bounded what the server gets. What that
+    takes away is left for the next time as well.
 
     Parameters
     ----------
@@ -138,6 +170,6 @@ def quantize_with_feedback(
     meant = values.astype(np.float32)
     if residual is not None:
         meant += residual
-    data = quantize(meant, plan)
+    data = quantize(meant, plan, values)
     meant -= dequantize(data, plan)
     return data, meant

@@ -99,6 +99,17 @@ def test_noise_comes_from_the_operating_system(monkeypatch: pytest.MonkeyPatch) 
     assert (add_noise({"a": np.zeros(9)}, 1.0)["a"] != one).any()
 
 
+def test_nothing_is_drawn_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A value kept back would be the first of every process forked from this one."""
+    generator = random.Random(7)
+    monkeypatch.setattr(privacy, "NOISE", generator)
+
+    add_noise({"a": np.zeros(3)}, 1.0)
+
+    _, _, ahead = generator.getstate()
+    assert ahead is None
+
+
 @pytest.mark.parametrize("payload", ["units", "deviation"])
 def test_a_noised_report_is_exactly_bound_plus_noise(
     payload: Any, monkeypatch: pytest.MonkeyPatch
@@ -119,7 +130,7 @@ def test_a_noised_report_is_exactly_bound_plus_noise(
     assert list(report) == list(moved)
     for name, values in moved.items():
         norm = np.linalg.norm(values.astype(float)) * len(moved) ** 0.5
-        noise = np.array([again.gauss(0, 0.25) for _ in range(values.size)])
+        noise = np.array([again.normalvariate(0, 0.25) for _ in range(values.size)])
         noised = (values / (norm or 1)).ravel() + noise
         expected = (noised - noised.min()).reshape(values.shape)
         np.testing.assert_allclose(report[name], expected, rtol=2e-3, atol=1e-6)

@@ -15,6 +15,7 @@ from flwr_autoflip.core.quantize import (
     quantize_with_feedback,
     quantized_size,
 )
+from flwr_autoflip.core.values import split_values
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -92,6 +93,43 @@ def test_feedback_preserves_sums() -> None:
     np.testing.assert_allclose(with_feedback + residual, meant, rtol=1e-5)
     error = np.abs(with_feedback - meant).mean()
     assert error < 0.2 * np.abs(without - meant).mean()
+
+
+@pytest.mark.parametrize("name", ["conv_flat", "batch_norm"])
+@settings(max_examples=25, deadline=None)
+@given(seed=SEEDS, masked=st.booleans(), rounds=st.integers(1, 4))
+def test_what_is_sent_is_never_longer_than_the_update(
+    name: str, seed: int, masked: bool, rounds: int
+) -> None:
+    """Tensor by tensor, whatever earlier rounds left: clipped updates stay clipped."""
+    plan = random_plan(layout_of(name), seed, masked)
+    generator, residual = np.random.default_rng(seed), None
+    for _ in range(rounds):
+        shape, size = generator.uniform(1, 9), 10.0 ** generator.uniform(-9, 3)
+        draws = generator.standard_normal(plan.num_values)
+        update = (size * np.sign(draws) * np.abs(draws) ** shape).astype(np.float32)
+
+        data, residual = quantize_with_feedback(update, residual, plan)
+
+        sent = dequantize(data, plan)
+        for (_, part), (_, meant) in zip(
+            split_values(sent, plan), split_values(update, plan), strict=True
+        ):
+            length, allowed = (np.linalg.norm(v.astype(float)) for v in (part, meant))
+            assert length <= allowed * (1 + 1e-6)
+
+
+def test_what_the_bound_takes_away_comes_later() -> None:
+    """Two values in turn, of which the second rounds away: its sum arrives."""
+    plan = one_layer()
+    update, residual = np.float32([1, 0.003, 0, 0, 0]), None
+    total = np.zeros(5)
+    for _ in range(40):
+        data, residual = quantize_with_feedback(update, residual, plan)
+        total += dequantize(data, plan)
+
+    np.testing.assert_allclose(total + residual, 40 * update, rtol=1e-5)
+    np.testing.assert_allclose(total[1], 0.12, atol=0.008)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
