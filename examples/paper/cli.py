@@ -1,4 +1,4 @@
-"""The paper's comparison: ``python -m examples.paper run`` and ``... report``."""
+"""The paper's comparison: ``python -m examples.paper run``, ``collect``, ``report``."""
 
 import argparse
 import logging
@@ -20,6 +20,7 @@ from rich.progress import (
 )
 
 from .methods import GROUPS, METHODS, find_methods
+from .records import collect
 from .runs import LOG, Backend, Run, RunError, all_runs, execute, prepare
 from .tasks import TASKS, find_task
 
@@ -32,6 +33,8 @@ def main() -> None:
     try:
         if options.command == "run":
             run(options)
+        elif options.command == "collect":
+            Console().print(f"Written: {collect(options.out / options.scale)}")
         else:
             from .report import write_report
 
@@ -78,7 +81,8 @@ def parse() -> argparse.Namespace:
     report.add_argument("--results", type=Path, default=Path("runs/paper-report"))
     report.add_argument("--data", default="", help="folder of data sets, for Figure 6")
     report.add_argument("--hardware", default="", help="a line on what it ran on")
-    for command in (run, report):
+    gather = commands.add_parser("collect", help="put all finished runs into one file")
+    for command in (run, report, gather):
         command.add_argument(
             "--scale", choices=["tiny", "small", "paper"], default="small"
         )

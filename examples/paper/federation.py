@@ -113,6 +113,11 @@ class Setting:
         }
 
 
+def device_name() -> str:
+    """Name what nodes train on: an accelerator's model, or "cpu"."""
+    return torch.cuda.get_device_name() if DEVICE == "cuda" else DEVICE
+
+
 # --- The node ---
 
 

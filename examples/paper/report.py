@@ -3,12 +3,15 @@
 import json
 import os
 import platform
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+
+from flwr_autoflip.core.provenance import describe as describe_made
 
 from . import figures, series
 from .data import DataError
@@ -22,8 +25,8 @@ from .markdown import (
 )
 from .methods import EVERYTHING, LONGER, METHODS
 from .published import REASONS, SMALL_SCALE
+from .records import write_atomically
 from .results import Found, Outcome, by_method, read_runs, tasks_of
-from .runs import write_atomically
 from .sizes import size_table
 from .tables import Table, accuracy_table, cost_table
 from .verdict import OURS, where_autoflip_loses
@@ -200,6 +203,8 @@ def _what_was_run(runs: Path, found: Found, hardware: str) -> list[str]:
     lines = [
         f"Scale {runs.name}: {_totals(found.outcomes)}.",
         f"Hardware: {hardware}.",
+        *_made_with(found.outcomes),
+        *_lost(found.outcomes),
     ]
     if found.unfinished:
         lines.append(f"{found.unfinished} run(s) are not finished and are left out.")
@@ -209,6 +214,32 @@ def _what_was_run(runs: Path, found: Found, hardware: str) -> list[str]:
         for (task, method), reason in found.refused.items()
     ]
     return ["## What was run", "", *(f"- {line}" for line in lines), ""]
+
+
+def _made_with(outcomes: list[Outcome]) -> list[str]:
+    """Say what runs were made with: a line for each commit, versions and machine."""
+    lines = Counter(describe_made({**one.provenance, "date": ""}) for one in outcomes)
+    return [
+        f"Made with {made}: {count} run(s)."
+        if made
+        else f"Without a record of what they were made with: {count} run(s)."
+        for made, count in sorted(lines.items())
+    ]
+
+
+def _lost(outcomes: list[Outcome]) -> list[str]:
+    """Name the runs that lost replies, and why where that was kept."""
+    lines = []
+    for one in outcomes:
+        if one.result["lost"]:
+            why = "; ".join(
+                f"{found['status']} in round {found['first_round']}: {found['reason']}"
+                for found in one.result.get("failures", [])
+            )
+            name = f"{one.task}, {EVERYTHING[one.method].title}, seed {one.seed}"
+            reason = why or "reasons were not kept"
+            lines.append(f"Replies lost, {name}: {one.result['lost']} ({reason}).")
+    return lines
 
 
 def _tables(

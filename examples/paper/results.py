@@ -1,6 +1,5 @@
-"""Finished runs, read back from their folders."""
+"""Finished runs, read back."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,7 +11,7 @@ import numpy as np
 from flwr_autoflip.report import Curve
 
 from .methods import EVERYTHING
-from .runs import CONFIG, RESULT
+from .records import CONFIG, Record, finished, read_record
 from .tasks import TASKS, find_task
 
 PER_ROUND = ("top1", "dense_top1", "local_top1", "bytes", "macs")
@@ -45,6 +44,11 @@ class Outcome:
         """FedAvg's rounds: where methods are compared at equal rounds."""
         return int(self.config["settings"]["rounds"])
 
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What it was made with; empty for runs from before that was kept."""
+        return self.result.get("provenance", {})
+
     @cached_property
     def curve(self) -> Curve:
         """Accuracy and cumulative cost, an entry a round and one before round 1."""
@@ -71,7 +75,8 @@ def read_runs(folder: Path) -> Found:
     Parameters
     ----------
     folder : Path
-        Holds ``<task>/<method>/seed<k>/``.
+        Holds ``<task>/<method>/seed<k>/``, or is beside the file that has them; see
+        :mod:`.records`.
 
     Returns
     -------
@@ -83,13 +88,15 @@ def read_runs(folder: Path) -> Found:
     ValueError
         If there is no finished run.
     """
-    found = Found()
-    for config in folder.glob(f"*/*/seed*/{CONFIG}"):
-        found.unfinished += not (config.parent / RESULT).exists()
-    for path in sorted(folder.glob(f"*/*/seed*/{RESULT}")):
-        name = path.parent.relative_to(folder).as_posix()
+    found, names = Found(), finished(folder)
+    begun = (path.parent for path in folder.glob(f"*/*/seed*/{CONFIG}"))
+    ended = set(names)
+    found.unfinished = sum(
+        one.relative_to(folder).as_posix() not in ended for one in begun
+    )
+    for name in names:
         try:
-            _add(found, path)
+            _add(found, name, read_record(folder, name))
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             found.damaged.append(f"{name}: {type(error).__name__}: {error}")
     if not (found.outcomes or found.refused):
@@ -108,16 +115,15 @@ def read_runs(folder: Path) -> Found:
     return found
 
 
-def _add(found: Found, path: Path) -> None:
-    task, method, seed = path.parent.parts[-3:]
+def _add(found: Found, name: str, record: Record) -> None:
+    task, method, seed = name.split("/")
     find_task(task)
     if method not in EVERYTHING:
         raise ValueError("no such method")
-    result = json.loads(path.read_text())
+    config, result = record["config"], record["result"]
     if "refused" in result:
         found.refused[task, method] = str(result["refused"])
         return
-    config = json.loads((path.parent / CONFIG).read_text())
     one = Outcome(task, method, int(seed.removeprefix("seed")), config, result)
     _check(one)
     found.outcomes.append(one)

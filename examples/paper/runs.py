@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,17 +12,21 @@ from typing import Any, Literal
 import numpy as np
 
 from flwr_autoflip import AutoFlipError
+from flwr_autoflip.core.provenance import provenance
 from flwr_autoflip.inprocess import InProcessGrid
 from flwr_autoflip.ledger import node_rows, read_ledger
 from flwr_autoflip.report import curve
+from flwr_autoflip.report.runs import Run as Ran
+from flwr_autoflip.report.runs import failures
 
-from .federation import HeldOut, Setting, make_client_app, run_server
+from .federation import HeldOut, Setting, device_name, make_client_app, run_server
 from .method import Method
 from .methods import EVERYTHING
+from .records import CONFIG, RESULT, Record, put_away, read_record, write_atomically
 from .tasks import find_task
 
 Backend = Literal["in-process", "flwr"]
-CONFIG, RESULT, LEDGER, LOG = "config.json", "run.json", "ledger.jsonl", "log.txt"
+LEDGER, LOG = "ledger.jsonl", "log.txt"
 
 
 class RunError(ValueError):
@@ -57,8 +60,12 @@ class Run:
     @property
     def folder(self) -> Path:
         """Where everything about the run is."""
-        name = f"seed{self.seed}"
-        return self.root / self.scale / self.task / self.method.name / name
+        return self.root / self.scale / self.name
+
+    @property
+    def name(self) -> str:
+        """Its name among the runs of its scale; see :mod:`.records`."""
+        return f"{self.task}/{self.method.name}/seed{self.seed}"
 
     @property
     def reference(self) -> "Run | None":
@@ -80,7 +87,19 @@ class Run:
     @property
     def done(self) -> bool:
         """Whether the run has ended."""
-        return (self.folder / RESULT).exists()
+        return (self.folder / RESULT).exists() or self._put_away is not None
+
+    @property
+    def _put_away(self) -> Record | None:
+        return put_away(self.root / self.scale).get(self.name)
+
+    def config(self) -> dict[str, Any] | None:
+        """Read what was run, or is being run; None before that."""
+        path = self.folder / CONFIG
+        if path.exists():
+            config: dict[str, Any] = json.loads(path.read_text())
+            return config
+        return None if self._put_away is None else self._put_away["config"]
 
     def setting(self) -> Setting:
         """Say what is run; a method whose size is copied must be done."""
@@ -104,7 +123,9 @@ class Run:
 
     def result(self) -> dict[str, Any]:
         """Read what came out."""
-        result: dict[str, Any] = json.loads((self.folder / RESULT).read_text())
+        result: dict[str, Any] = read_record(self.root / self.scale, self.name)[
+            "result"
+        ]
         return result
 
     def rounds_done(self) -> int:
@@ -114,7 +135,7 @@ class Run:
 
 
 def prepare(run: Run) -> Setting:
-    """Make the run's folder, or check that it is of the same run.
+    """Make the run's folder, or check that what is there is of the same run.
 
     Raises
     ------
@@ -123,9 +144,8 @@ def prepare(run: Run) -> Setting:
     """
     setting = run.setting()
     described = json.loads(json.dumps(setting.describe()))
-    path = run.folder / CONFIG
-    if path.exists():
-        there = json.loads(path.read_text())
+    there = run.config()
+    if there is not None:
         differs = sorted(
             key
             for key in {**there, **described}
@@ -136,8 +156,9 @@ def prepare(run: Run) -> Setting:
                 f"{run.folder} holds a run with other {', '.join(differs)}; choose "
                 "another --out, or move it away."
             )
-    run.folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(described, indent=1))
+    if not run.done:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(run.folder / CONFIG, json.dumps(described, indent=1))
     return setting
 
 
@@ -150,6 +171,7 @@ def execute(run: Run, backend: Backend = "in-process") -> None:
         If the folder is of another configuration, or ``flwr run`` failed.
     """
     setting = prepare(run)
+    made_with = provenance("examples") | {"device": device_name()}
     start, cpu = time.monotonic(), time.process_time()
     if backend == "flwr":
         from .flower import run_with_flower
@@ -164,13 +186,15 @@ def execute(run: Run, backend: Backend = "in-process") -> None:
                 run_server(grid, setting, run.folder)
             except AutoFlipError as error:  # such as BatchNorm scores without BatchNorm
                 refused = {"refused": str(error), "backend": backend}
+                refused["provenance"] = made_with
                 write_atomically(run.folder / RESULT, json.dumps(refused))
                 return
     seconds = {
         "seconds": time.monotonic() - start,
         "cpu_seconds": time.process_time() - cpu,
     }
-    result = summarise(run.folder, setting) | seconds | {"backend": backend}
+    result = summarise(run.folder, setting) | seconds
+    result |= {"backend": backend, "provenance": made_with}
     write_atomically(run.folder / RESULT, json.dumps(result))
 
 
@@ -186,7 +210,8 @@ def summarise(folder: Path, setting: Setting) -> dict[str, Any]:
     -------
     dict
         Curves have an entry before round 1; bytes and MACs are cumulative and include
-        exploration. Figures that were not taken are None.
+        exploration. Figures that were not taken are None. ``failures`` has the reasons
+        of the ``lost`` replies.
     """
     rows = read_ledger(folder / LEDGER)
     line = curve(rows)
@@ -214,6 +239,7 @@ def summarise(folder: Path, setting: Setting) -> dict[str, Any]:
         },
         "plan_bytes": sum(row["plan_bytes"] for row in nodes),
         "lost": sum(row["status"] != "ok" for row in nodes),
+        "failures": failures(Ran(setting.method, rows)),
         "training_seconds": sum(row["seconds"] for row in nodes),
         "plan": server[-1]["plan"],
         **json.loads((folder / "watched.json").read_text()),
@@ -238,13 +264,6 @@ def _logging_to(path: Path) -> Iterator[None]:
         for logger, handlers in zip(loggers, before, strict=True):
             logger.handlers = handlers
         handler.close()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file such that it is there whole or not at all."""
-    part = path.with_suffix(".part")
-    part.write_text(text)
-    os.replace(part, path)
 
 
 def all_runs(

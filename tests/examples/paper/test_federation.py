@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+import flwr_autoflip
 from examples.paper.federation import (
+    Client,
     Setting,
     make_client_app,
     make_strategy,
@@ -132,6 +134,32 @@ def test_a_seed_repeats_a_run(data_dir: Path, tmp_path: Path) -> None:
 
     for key in ("top1", "bytes", "macs", "variances", "guidance"):
         assert results[0][key] == results[1][key]
+    made_with = results[0]["provenance"]
+    assert made_with["version"] == flwr_autoflip.__version__
+    assert {"commit", "torch", "processor", "date", "device"} <= set(made_with)
+    assert results[0]["failures"] == []
+
+
+def test_a_run_keeps_the_reason_of_what_it_lost(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained, calls = Client.train, []
+
+    def fail_once(node: Client, model: Any, config: dict[str, Any]) -> Any:
+        calls.append(node.node)
+        if len(calls) == 1:
+            raise RuntimeError("the disk is full")
+        return trained(node, model, config)
+
+    monkeypatch.setattr(Client, "train", fail_once)
+    one = Run(tmp_path, "mnist", "tiny", METHODS["fedavg"], 0, str(data_dir))
+
+    execute(one)
+
+    (failure,) = one.result()["failures"]
+    assert (failure["status"], failure["first_round"]) == ("failed", 1)
+    assert "the disk is full" in failure["reason"]
+    assert one.result()["lost"] == failure["count"] == 1
 
 
 @pytest.mark.slow

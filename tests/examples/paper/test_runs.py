@@ -7,7 +7,8 @@ import pytest
 from paper_runs import UNITS, write_run
 
 from examples.paper.methods import METHODS
-from examples.paper.runs import Run, RunError, all_runs, prepare, write_atomically
+from examples.paper.records import write_atomically
+from examples.paper.runs import Run, RunError, all_runs, prepare
 
 
 def test_another_configuration_is_refused_and_stays(tmp_path: Path) -> None:
