@@ -29,7 +29,7 @@ _PRIVATE = (
 )
 
 
-def _layers(strategy: Strategy) -> Iterator[Any]:
+def layers(strategy: Strategy) -> Iterator[Any]:
     """Walk through strategies that wrap strategies, from the outside."""
     layer: Any = strategy
     while layer is not None:
@@ -39,7 +39,7 @@ def _layers(strategy: Strategy) -> Iterator[Any]:
 
 def find_attribute(strategy: Strategy, name: str, default: Any) -> Any:
     """Look an attribute up through strategies that wrap strategies."""
-    for layer in _layers(strategy):
+    for layer in layers(strategy):
         if hasattr(layer, name):
             return getattr(layer, name)
     return default
@@ -53,7 +53,7 @@ def check_inner(strategy: Strategy, budgets: bool) -> None:
     """
     if find_attribute(strategy, "fraction_train", 1.0) == 0:
         raise AutoFlipError("fraction_train is 0: no node would ever train.")
-    if budgets and any(isinstance(layer, _PRIVATE) for layer in _layers(strategy)):
+    if budgets and any(isinstance(layer, _PRIVATE) for layer in layers(strategy)):
         raise AutoFlipError(
             "budgets=True puts others' average where a node did not train, so that "
             "clipping a reply no longer bounds what one node contributes: leave "

@@ -1,6 +1,5 @@
 """AutoFlip: a Flower strategy around any other one. Explore, plan, ship, aggregate."""
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from logging import INFO, getLogger
 from pathlib import Path
@@ -30,6 +29,7 @@ from .hosts import check_inner, check_started, update_inplace, weight_key
 from .keeper import Keeper
 from .ledger import Ledger
 from .live import Live
+from .own_start import bind_start, check_can_resume, find_own_start, run_own_start
 from .planner import Planner
 from .policy_names import check_used, resolve_policy
 from .presets import Options, check_choice, resolve_options
@@ -66,6 +66,9 @@ class AutoFlip(Strategy):
     checkpoint_dir : path, optional
         Folder from which the same command goes on after a stop. The ledger lies in
         it, too, unless it has a folder of its own.
+    evaluate_dense : bool (default: False)
+        Call ``evaluate_fn`` a second time a round, with the dense model's arrays; its
+        metrics get the prefix ``dense-``.
     **options
         See :class:`flwr_autoflip.Options`.
 
@@ -99,6 +102,7 @@ class AutoFlip(Strategy):
         client_api: wire.ClientApi = "message",
         ledger_dir: str | Path | None = None,
         checkpoint_dir: str | Path | None = None,
+        evaluate_dense: bool = False,
         **options: Unpack[Options],
     ) -> None:
         self.strategy = strategy
@@ -108,6 +112,8 @@ class AutoFlip(Strategy):
         self.encoding = Encoding(self.options["value_dtype"], compress)
         check_choice("client_api", client_api, ("message", "numpy"))
         check_inner(strategy, self.options["budgets"])
+        if checkpoint_dir is not None:
+            check_can_resume(strategy)
         self.layout: Layout = trace(model, example_input, tuple(exclude))
         folder = checkpoint_dir if ledger_dir is None else ledger_dir
         path = None if folder is None else Path(folder) / "ledger.jsonl"
@@ -139,6 +145,7 @@ class AutoFlip(Strategy):
         self._weights: dict[str, NDArray[Any]] = {}
         self._round_plan = dense_plan(self.layout)
         self._evaluated: Plan | None = None
+        self._evaluate_dense = evaluate_dense
         self._keeper = None
         if checkpoint_dir is not None:
             checkpoints = CheckpointFolder(Path(checkpoint_dir), KINDS)
@@ -158,9 +165,9 @@ class AutoFlip(Strategy):
             The dense model's ``state_dict``.
         *args, **kwargs
             Flower's: ``num_rounds``, ``timeout``, ``train_config``,
-            ``evaluate_config``, ``evaluate_fn``. The last is called with the
-            deployable model's arrays (zeros where it has nothing) and once more with
-            the dense ones, whose metrics get the prefix ``dense-``.
+            ``evaluate_config``, ``evaluate_fn``. The last is called once a round, with
+            the deployable model's arrays: zeros where it has nothing. If the inner
+            strategy overrides ``start``, that one runs, and may take more.
 
         Returns
         -------
@@ -173,18 +180,14 @@ class AutoFlip(Strategy):
             If ``initial_arrays`` are not the model's, no explorer answered, or
             ``checkpoint_dir`` holds another run or nothing whole.
         """
-        bound = inspect.signature(Strategy.start).bind(
-            self, grid, initial_arrays, *args, **kwargs
-        )
-        bound.apply_defaults()
-        given = bound.arguments
+        args = (initial_arrays, *args)
+        given, more = bind_start(self.strategy, grid, args, kwargs)
         arrays = wire.from_arrayrecord(initial_arrays)
         check_arrays(self.layout, arrays, whose="initial arrays")
         given["initial_arrays"] = wire.to_arrayrecord(arrays)  # the caller's stays
         self._exchange.timeout, num_rounds = given["timeout"], given["num_rounds"]
         if given["evaluate_fn"] is not None:
-            given["evaluate_fn"] = self._evaluate_both(given["evaluate_fn"])
-        del given["self"]
+            given["evaluate_fn"] = self._evaluate_deployable(given["evaluate_fn"])
         keeper = self._keeper
         run = None if keeper is None else Resumable(self, keeper, given)
         last_round = 0 if run is None else run.last_round
@@ -195,8 +198,11 @@ class AutoFlip(Strategy):
         record = given["initial_arrays"]
         self._weights = wire.from_arrayrecord(record)
         self._live.begin(num_rounds, waits=given["evaluate_fn"] is not None)
-        result = super().start(**given) if run is None else run.start(**given)
-        if not len(result.arrays):
+        if own := find_own_start(self.strategy):
+            result = run_own_start(own, self, given, more)
+        else:
+            result = super().start(**given) if run is None else run.start(**given)
+        if isinstance(result, Result) and not len(result.arrays):
             result.arrays = record
         return result
 
@@ -262,15 +268,15 @@ class AutoFlip(Strategy):
         load_arrays_inplace(small, {n: plan.take(n, a) for n, a in values.items()})
         return small.eval()
 
-    def _evaluate_both(self, evaluate_fn: EvaluateFn) -> EvaluateFn:
+    def _evaluate_deployable(self, evaluate_fn: EvaluateFn) -> EvaluateFn:
         def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
             plan = self._evaluated = self.deployable_plan(arrays)
             masked = plan.apply(wire.from_arrayrecord(arrays))
-            small = evaluate_fn(server_round, wire.to_arrayrecord(masked))
-            whole = plan.num_parameters == self.layout.num_parameters
-            dense = small if whole else evaluate_fn(server_round, arrays)
-            metrics = dict(small or {})
-            metrics |= {f"dense-{key}": value for key, value in (dense or {}).items()}
+            metrics = dict(evaluate_fn(server_round, wire.to_arrayrecord(masked)) or {})
+            if self._evaluate_dense:
+                whole = plan.num_parameters == self.layout.num_parameters
+                dense = metrics if whole else evaluate_fn(server_round, arrays) or {}
+                metrics |= {f"dense-{key}": value for key, value in dense.items()}
             self.ledger.add_server(server_round, metrics, self._cost_of.shape(plan))
             self._live.end_round(server_round, self._round_plan, metrics)
             return MetricRecord(metrics) if metrics else None

@@ -63,9 +63,8 @@ class Run:
     ) -> None:
         fault, client = kwargs.pop("fault", None), kwargs.pop("client", Client)
         inner = inner or FedAvg(fraction_evaluate=0.0)
-        self.strategy = AutoFlip(
-            inner, TinyNet(), EXAMPLE, **guided(policy=policy, **kwargs)
-        )
+        options = guided(policy=policy, evaluate_dense=True, **kwargs)
+        self.strategy = AutoFlip(inner, TinyNet(), EXAMPLE, **options)
         self.plans: list[Plan] = []
         self.sent: list[dict[str, np.ndarray]] = []
         self.deployed: dict[int, Plan] = {}

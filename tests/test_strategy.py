@@ -391,8 +391,9 @@ def test_evaluation_runs_on_the_small_model() -> None:
     assert all(r["eval_examples"] > 0 and r["examples"] == 0 for r in rows)
 
 
-def test_server_evaluates_deployable_and_dense() -> None:
-    strategy = build(FedAvg(fraction_evaluate=0.0))
+@pytest.mark.parametrize("dense", [False, True])
+def test_server_evaluates_what_would_be_deployed(dense: bool) -> None:
+    strategy = build(FedAvg(fraction_evaluate=0.0), evaluate_dense=dense)
     seen: list[int] = []
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
@@ -404,7 +405,10 @@ def test_server_evaluates_deployable_and_dense() -> None:
 
     server = [r for r in strategy.ledger.rows if r["phase"] == "server"]
     assert [r["round"] for r in server] == [0, 1]
-    assert server[1]["metrics"]["zeros"] > server[1]["metrics"]["dense-zeros"]
+    assert len(seen) == (4 if dense else 2)
+    assert server[1]["metrics"]["zeros"] == max(seen[len(seen) // 2 :])
+    assert server[1]["metrics"].get("dense-zeros") == (seen[-1] if dense else None)
+    assert seen[-1] == seen[1] == min(seen) if dense else min(seen) > 0
     assert server[1]["plan"]["units"] == {
         name: len(kept) for name, kept in strategy.deployable_plan().keep.items()
     }

@@ -163,11 +163,9 @@ def run(cell: Cell, rounds: int) -> Outcome:
     outcome, top1 = Outcome(), dict[int, float]()
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-        if rounds - LAST < server_round and server_round not in top1:
+        if rounds - LAST < server_round:
             model.load_state_dict(arrays.to_torch_state_dict())
-            top1[server_round] = test(model, data)[
-                1
-            ]  # the deployable model comes first
+            top1[server_round] = test(model, data)[1]
         return None
 
     strategy.start(

@@ -277,6 +277,7 @@ def make_strategy(setting: Setting, model: nn.Module, ledger_dir: Path) -> AutoF
         model,
         task.example_input,
         ledger_dir=ledger_dir,
+        evaluate_dense=True,
         **options,
     )
 

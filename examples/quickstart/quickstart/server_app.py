@@ -35,6 +35,7 @@ def main(grid: Grid, context: Context) -> None:
         budgets=run["budgets"] != "none",
         ledger_dir=str(run["ledger-dir"]) or None,
         checkpoint_dir=str(run["checkpoint-dir"]) or None,
+        evaluate_dense=True,  # beside what would be deployed, in the report's curves
         **options,
     )
     data = load_test(str(run["dataset"]), seed)
