@@ -128,7 +128,7 @@ PRESETS: Mapping[str, Options] = {
     # The paper's idea so that it works: one round's nodes explore, their deviations
     # choose the units of one plan.
     "guided": _GUIDED,
-    # arXiv:2405.10271v4, Algorithm 1 and Table II, to the letter.
+    # arXiv:2405.10271v3, Algorithm 1 and Table II, to the letter.
     "paper": Options(
         policy="autoflip",
         priority="bandwidth",

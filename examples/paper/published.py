@@ -17,7 +17,7 @@ TABLE_III = {
     "prunefl": _row(0.994, 0.890, 0.925, 0.930, 0.795),
     "autoflip": _row(0.995, 0.901, 0.987, 0.985, 0.815),
 }
-"""arXiv:2405.10271v4, "final global model accuracy"."""
+"""arXiv:2405.10271v3, "final global model accuracy"."""
 AUTHORS_FILES = {
     "fedavg": _row(0.712, 0.709, 0.514, 0.634, 0.534),
     "eflprune-random": _row(0.729, 0.703, 0.526, 0.651, 0.483),

@@ -28,7 +28,7 @@ class UpdateVariance(Around):
     Attributes
     ----------
     variances : list of float
-        Eq. 4 of arXiv:2405.10271v4, one a round.
+        Eq. 4 of arXiv:2405.10271v3, one a round.
     """
 
     def __init__(self, strategy: Strategy, names: Iterable[str]) -> None:

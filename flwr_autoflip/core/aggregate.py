@@ -80,7 +80,7 @@ def settle(
     trained : sequence of Plan
         What nodes sent back; one of each kind is enough.
     zero : bool (default: False)
-        Parameters that nobody trained become 0 (arXiv:2405.10271v4, Algorithm 1,
+        Parameters that nobody trained become 0 (arXiv:2405.10271v3, Algorithm 1,
         line 25) instead.
 
     Returns

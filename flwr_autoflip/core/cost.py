@@ -2,7 +2,7 @@
 
 MACs are counted on the model that is really built, by torch's ``FlopCounterMode`` on
 the ``meta`` device (no memory, no arithmetic); FLOPs = 2 MACs, as in Eq. 12 of
-arXiv:2405.10271v4. What a training step costs is :mod:`.work`'s.
+arXiv:2405.10271v3. What a training step costs is :mod:`.work`'s.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""From what explorers report to guidance: Eqs. 7 and 10 of arXiv:2405.10271v4.
+"""From what explorers report to guidance: Eqs. 7 and 10 of arXiv:2405.10271v3.
 
 A *report* maps names to deviations of one explorer; names are those of trainable
 tensors, or of groups when the explorer summed its deviations per unit.

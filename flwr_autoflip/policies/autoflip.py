@@ -1,4 +1,4 @@
-"""AutoFLIP (arXiv:2405.10271v4): guidance -> who stays."""
+"""AutoFLIP (arXiv:2405.10271v3): guidance -> who stays."""
 
 import warnings
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,7 @@
 """EFLPrune (Wu, Song, Zeng 2023): baseline, a new sub-network before every release.
 
 Complex & Intelligent Systems, doi:10.1007/s40747-023-01120-5. Of it we know the
-abstract; criteria are those of AutoFLIP's comparison (arXiv:2405.10271v4, Fig. 7) in
+abstract; criteria are those of AutoFLIP's comparison (arXiv:2405.10271v3, Fig. 7) in
 their standard forms. The server chooses from its own weights, nodes train the small
 network, and the full model keeps the old value of what was not sent.
 """

@@ -88,9 +88,37 @@ def test_the_citation_names_this_version_and_both_papers() -> None:
 
     assert citation["version"] == flwr_autoflip.__version__
     assert [paper["identifiers"][0]["value"] for paper in papers] == [
-        "arXiv:2405.10271",
+        "arXiv:2405.10271v3",
         "arXiv:2411.01759",
     ]
+    assert papers[0]["title"].startswith("Federated Hybrid Model Pruning through Loss")
+
+
+def test_the_paper_is_cited_in_the_version_that_is_implemented() -> None:
+    code = [*ROOT.glob("flwr_autoflip/**/*.py"), *ROOT.glob("examples/**/*.py")]
+    texts = [*ROOT.glob("*.md"), *PAGES, ROOT / "CITATION.cff", ROOT / "pyproject.toml"]
+    cited = {
+        (path.name, version)
+        for path in (*code, *texts)
+        for version in re.findall(r"2405\.10271(v\d|)", path.read_text())
+    }
+
+    assert {version for _, version in cited} == {"v3"}
+    assert {"README.md", "method.md", "index.md", "CITATION.cff", "guidance.py"} <= {
+        name for name, _ in cited
+    }
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/method.md", "CITATION.cff"])
+def test_the_papers_other_versions_are_named_as_others(page: str) -> None:
+    text = " ".join((ROOT / page).read_text().split())
+
+    assert "10.1109/JIOT.2026.3686028" in text
+    assert (
+        "Pruning Federated Models through Loss Landscape Analysis and Client Agreement "
+        "Scoring"
+    ) in text
+    assert "not implement" in text
 
 
 def test_it_builds_without_a_warning(tmp_path: Path) -> None:
