@@ -28,7 +28,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 ONLY_EXTRAS = {"torchvision", "ray", "matplotlib", "flwr-datasets", "pandas", "onnx"}
 IN_WHEEL = {"flwr_autoflip/__init__.py", "flwr_autoflip/py.typed"}
-IN_SDIST = {"pyproject.toml", "README.md", "CHANGELOG.md", "CITATION.cff", "LICENSE"}
+IN_SDIST = {"pyproject.toml", "hatch_build.py", "LICENSE", "README.md", "RESULTS.md"}
 
 
 def main() -> None:
