@@ -12,20 +12,19 @@ with, see :mod:`.core.provenance`; a run that goes on after a stop adds another.
 import json
 import os
 import time
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from .core.errors import DamagedFileError
+from .core.errors import AutoFlipWarning, DamagedFileError
+from .core.ledger_rows import NODE_PHASES, parse_rows
 from .core.provenance import provenance
 from .core.rows import Rows
 from .core.storage import write_whole
 from .core.work import count_work
-
-NODE_PHASES = ("budget", "explore", "train", "evaluate")
-"""Phases of rows that are a node's; others are the server's own."""
 
 Row = TypeVar("Row", bound=Mapping[str, Any])
 Status = Literal["ok", "refused", "failed", "missing", "lost"]
@@ -202,9 +201,9 @@ class Ledger:
             As :meth:`check`.
         """
         head = self.check(mark)
-        after = _rows_of(self._content()[mark.size :])
+        after, _ = parse_rows(self._content()[mark.size :])
         lost = [_as_lost(row) for row in node_rows(after)]
-        self._become(head + b"".join(map(_line, lost)), _rows_of(head) + lost)
+        self._become(head + b"".join(map(_line, lost)), parse_rows(head)[0] + lost)
 
     def _content(self) -> bytes:
         found = self.path is not None and self.path.exists()
@@ -231,20 +230,26 @@ def _as_lost(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_ledger(path: Path) -> list[dict[str, Any]]:
-    """Read the rows of a ledger file; a last line cut short is left out."""
-    return _rows_of(path.read_bytes())
+    """Read the rows of a ledger file; a last line cut short is left out.
 
+    Parameters
+    ----------
+    path : Path
 
-def _rows_of(content: bytes) -> list[dict[str, Any]]:
-    rows = []
-    for line in content.splitlines():
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            break
-        if not _is_row(row):
-            break
-        rows.append(row)
+    Returns
+    -------
+    list of dict
+        Whole rows; what they hold for sure is in :mod:`.core.ledger_rows`.
+
+    Warns
+    -----
+    AutoFlipWarning
+        If other lines are no whole rows; they are left out.
+    """
+    rows, unreadable = parse_rows(path.read_bytes())
+    if unreadable:
+        text = f"{path}: {unreadable} lines are no whole rows and are left out."
+        warnings.warn(text, AutoFlipWarning, stacklevel=2)
     return rows
 
 
@@ -284,14 +289,6 @@ def dense_bytes(row: Mapping[str, Any], dense: Mapping[str, int]) -> int:
     return dense["down"] + (reply if row["bytes_up"] else 0)
 
 
-def _is_row(row: Any) -> bool:
-    """Tell a row from what a damaged file holds instead."""
-    if not isinstance(row, dict) or not {"round", "phase"} <= set(row):
-        return False
-    own = row["phase"] in NODE_PHASES
-    return not own or {"status", "reason", "node"} <= set(row)
-
-
 def total(
     rows: Iterable[Mapping[str, Any]],
     key: str,
@@ -304,7 +301,8 @@ def total(
     ----------
     rows : iterable of mapping
     key : str
-        Such as ``"bytes_down"``, ``"bytes_up"`` or ``"macs"``.
+        Such as ``"bytes_down"``, ``"bytes_up"`` or ``"macs"``; what is null, unknown,
+        adds nothing.
     phases : iterable of str (default: all)
     last_round : float (default: infinity)
         Rounds after it are left out.
@@ -315,7 +313,7 @@ def total(
     """
     wanted = set(phases)
     return sum(
-        int(row[key])
+        int(row[key] or 0)
         for row in rows
         if row["phase"] in wanted and row["round"] <= last_round
     )

@@ -162,17 +162,36 @@ def change_json(draw: Draw, value: Any) -> Any:
             del value[key]
         case 1 if isinstance(value, list):
             value.insert(draw.number() % len(inside), value[key])
-        case 2 if isinstance(value, list):
-            other = draw.number() % len(inside)
+        case 1:
+            value[draw.pick(ODD_NAMES)] = value.pop(key)
+        case 2:
+            place = draw.number() % len(inside)
+            other = inside[place] if isinstance(value, dict) else place
             value[key], value[other] = value[other], value[key]
         case _:
             value[key] = change_json(draw, value[key])
     return value
 
 
+ODD_NAMES = (
+    *("", "x", "\x1b[2J\n[ERROR]", "\u202e", "\ud800", "[/x]", "$\\x$", "y" * 2000),
+    *("</script><script>alert(1)</script>", "\" onload=alert(1) x='", "<!--", "round"),
+)
+"""Names that would do something, were they not only shown."""
+
+
+def _nested(depth: int) -> Any:
+    value: Any = 0
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
 ODD_JSON: tuple[Any, ...] = (
     *(None, True, 0, 1, -1, 2**22, 2**40, 2**64, 10**30, 0.5, 1e308, float("nan")),
     *("", "float32", "O", "f4,f4", "\n", "\ud800", [], [[]], {}, [0, 1, 1]),
+    *(-5, 1e-320, -1e308, 10**400, float("inf"), [None], {"": {}}, _nested(900)),
+    *ODD_NAMES,
     *([-1, 4194304, 1], ["same", 0], ["array", "9"], ["dict", 1], ["set", ["list"]]),
 )
 

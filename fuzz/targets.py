@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from . import decoders, files, messages
+from . import decoders, files, messages, pages
 
 
 @dataclass(frozen=True)
@@ -40,4 +40,7 @@ TARGETS: dict[str, Target] = {
     "safetensors": Target(files.fuzz_safetensors, files.seed_safetensors),
     "model_file": Target(files.fuzz_model_file, files.seed_model_file, 8192),
     "ledger": Target(files.fuzz_ledger, files.seed_ledger, 512),
+    "ledger_rows": Target(pages.fuzz_rows, pages.seeds, 8192),
+    "page": Target(pages.fuzz_page, pages.seeds, 8192),
+    "scalars": Target(pages.fuzz_scalars, pages.seeds, 8192),
 }

@@ -5,6 +5,7 @@ from dataclasses import asdict
 import typer
 from rich.markup import escape
 
+from ..core.text import visible
 from .checks import Finding, examine
 from .output import console, print_json
 
@@ -42,6 +43,7 @@ def show_findings(as_json: bool) -> bool:
 def _show(finding: Finding) -> None:
     out = console()
     sign = SIGNS[finding.status]
-    out.print(f"{sign} [bold]{escape(finding.check)}[/]: {escape(finding.found)}")
+    found = escape(visible(finding.found))
+    out.print(f"{sign} [bold]{escape(finding.check)}[/]: {found}")
     if finding.way_out:
-        out.print(f"   {escape(finding.way_out)}", soft_wrap=True)
+        out.print(f"   {escape(visible(finding.way_out))}", soft_wrap=True)

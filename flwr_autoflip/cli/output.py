@@ -9,8 +9,13 @@ from typing import Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ..core.errors import AutoFlipError
+from ..core.text import visible
+
+LONGEST_LINE = 4000
+"""Characters of an error or a path."""
 
 
 @contextmanager
@@ -19,8 +24,13 @@ def clear_errors() -> Iterator[None]:
     try:
         yield
     except (AutoFlipError, OSError) as error:
-        typer.echo(f"Error: {error}", err=True)
+        say(f"Error: {error}", err=True)
         raise typer.Exit(1) from None
+
+
+def say(text: str, err: bool = False) -> None:
+    """Print a line in which names of files and others' words may stand."""
+    typer.echo(visible(text, LONGEST_LINE), err=err)
 
 
 def print_json(value: Any) -> None:
@@ -56,5 +66,5 @@ def print_table(
             no_wrap=not left,
         )
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(visible(cell)) for cell in row))  # no markup
     console().print(table)

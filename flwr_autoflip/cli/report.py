@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import typer
-
 from ..core.storage import write_whole
 from ..report.page import render_page
 from ..report.runs import Run, read_runs, summarise
-from ..report.svg import amount, percent
-from .output import print_json, print_table
+from ..report.svg import amount, percent, share_of
+from .output import print_json, print_table, say
 
 
 def make_report(paths: Sequence[Path], out: Path, png: bool, as_json: bool) -> None:
@@ -42,21 +40,25 @@ def make_report(paths: Sequence[Path], out: Path, png: bool, as_json: bool) -> N
         print_json({"files": files, "runs": [summarise(run) for run in runs]})
         return
     _print_figures(runs)
+    for run in runs:
+        if run.unreadable:
+            say(f"{run.name}: {run.unreadable} lines could not be read; left out.")
     for path in written:
-        typer.echo(f"Written: {path}")
+        say(f"Written: {path}")
 
 
 def _print_figures(runs: Sequence[Run]) -> None:
     heads = ("run", "rounds", "accuracy", "kept", "moved", "saved", "failures")
     rows = []
     for found in map(summarise, runs):
-        kept = saved = value = "-"
-        if found["dense_parameters"]:
-            kept = percent(found["parameters"] / found["dense_parameters"])
-        if found["dense_bytes"]:
-            saved = percent(found["saved_bytes"] / found["dense_bytes"])
-        if found["value"] is not None:
-            value = f"{found['value']:.3f}"
+        kept, saved = (
+            "-" if (share := share_of(found[a], found[b])) is None else percent(share)
+            for a, b in (
+                ("parameters", "dense_parameters"),
+                ("saved_bytes", "dense_bytes"),
+            )
+        )
+        value = "-" if found["value"] is None else f"{found['value']:.3f}"
         moved = amount(found["bytes_down"] + found["bytes_up"], "B")
         rows.append(
             (

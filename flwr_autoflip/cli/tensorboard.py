@@ -5,17 +5,21 @@ neither the package nor an option.
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from ..core.errors import AutoFlipError
-from ..ledger import NODE_PHASES
+from ..core.headline import numbers
+from ..core.ledger_rows import NODE_PHASES
+from ..core.text import visible
 from ..report.runs import read_runs
+from ..report.svg import share_of
+from .output import say
 
 SECONDS_BETWEEN_LOOKS = 2.0
+LONGEST_TAG = 120
+"""Characters of a name in a tag."""
 
 
 def write_scalars(path: Path, logdir: Path, follow: bool) -> None:
@@ -48,7 +52,7 @@ def write_scalars(path: Path, logdir: Path, follow: bool) -> None:
             found = scalars(read_runs([path])[0].rows)
             for (tag, step), value in found.items():
                 if written.get((tag, step)) != value:
-                    writer.add_scalar(tag, value, step)
+                    writer.add_scalar(tag, float(value), step)
             written = found
             writer.flush()
             if not follow:
@@ -58,7 +62,7 @@ def write_scalars(path: Path, logdir: Path, follow: bool) -> None:
         pass
     finally:
         writer.close()
-    typer.echo(f"Written: {logdir}; look with: tensorboard --logdir {logdir}")
+    say(f"Written: {logdir}; look with: tensorboard --logdir {logdir}")
 
 
 def scalars(rows: Iterable[dict[str, Any]]) -> dict[tuple[str, int], float]:
@@ -73,22 +77,29 @@ def scalars(rows: Iterable[dict[str, Any]]) -> dict[tuple[str, int], float]:
     -------
     dict
         (tag, round) to value; totals at the end of each round, exploring included.
+        What is unknown adds nothing; where nothing is known, there is no total.
     """
     found: dict[tuple[str, int], float] = {}
     moved = macs = 0
     for row in rows:
         step = row["round"]
-        for name, value in row.get("metrics", {}).items():
-            found[f"server/{name}", step] = value
-        plan = row.get("plan", {})
-        if plan:
-            share = plan["parameters"] / plan["dense_parameters"]
-            found["plan/parameters-kept", step] = share
-        for name, count in plan.get("units", {}).items():
-            found[f"units/{name}", step] = count
         if row["phase"] in NODE_PHASES:
             moved += row["bytes_down"] + row["bytes_up"]
-            macs += row["macs"]
             found["cost/bytes-moved", step] = moved
-            found["cost/client-macs", step] = macs
+            if row.get("macs") is not None:
+                macs += row["macs"]
+                found["cost/client-macs", step] = macs
+        elif row["phase"] in ("server", "plan"):
+            found |= {(tag, step): value for tag, value in _server(row)}
     return found
+
+
+def _server(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for name, value in numbers(row.get("metrics", {})).items():
+        yield f"server/{visible(name, LONGEST_TAG)}", value
+    plan = row["plan"]
+    share = share_of(plan.get("parameters"), plan.get("dense_parameters"))
+    if share is not None:
+        yield "plan/parameters-kept", share
+    for name, count in plan.get("units", {}).items():
+        yield f"units/{visible(name, LONGEST_TAG)}", count

@@ -1,10 +1,36 @@
 """Which of a server's metrics is the one to show."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 NAMES = ("top1", "accuracy", "acc")
 """What accuracy is called, best first; longer names that hold one come after these."""
+
+
+def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Choose the metrics that are numbers; texts, lists and flags are none.
+
+    Parameters
+    ----------
+    metrics : mapping of str to object
+
+    Returns
+    -------
+    dict of str to float
+        NaN and infinity included, but no integer beyond a float's range.
+
+    Examples
+    --------
+    >>> numbers({"loss": 1, "name": "x", "each": [0.5], "huge": 10**400})
+    {'loss': 1.0}
+    """
+    found = {}
+    for name, value in metrics.items():
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            with suppress(OverflowError):
+                found[name] = float(value)
+    return found
 
 
 def headline(metrics: Mapping[str, Any]) -> tuple[str, float] | None:
@@ -30,9 +56,9 @@ def headline(metrics: Mapping[str, Any]) -> tuple[str, float] | None:
     ('loss', 0.4)
     """
     found = {
-        name: float(value)
-        for name, value in metrics.items()
-        if isinstance(value, (int, float)) and not name.startswith("dense-")
+        name: value
+        for name, value in numbers(metrics).items()
+        if not name.startswith("dense-")
     }
     for name in NAMES:
         if name in found:

@@ -7,7 +7,6 @@ role they have.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from .svg import (
     Scale,
     amount,
+    escape,
     linear,
     log_ticks,
     logarithmic,

@@ -5,13 +5,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from ..core.errors import AutoFlipError
+from ..core.headline import numbers
 from ..ledger import node_rows
 
 WINDOW = 5
 """Evaluations in a trailing mean: non-IID accuracy jumps from round to round."""
+LARGEST = 1e100
+"""Values beyond it have diverged, as infinite ones have; none is drawn."""
 
 
 @dataclass(frozen=True)
@@ -21,13 +25,14 @@ class Curve:
     Parameters
     ----------
     top1 : ndarray
-        ``(rounds + 1,)`` global test accuracy of the deployable model.
+        ``(rounds + 1,)`` global test accuracy of the deployable model; NaN where it
+        is no number.
     dense_top1 : ndarray
         The same of the dense global model; NaN where it was not evaluated.
     bytes_moved : ndarray
         Both directions, exploration included, cumulative.
     macs : ndarray
-        Of all nodes, exploration included, cumulative.
+        Of all nodes, exploration included, cumulative; NaN if no node's are known.
     """
 
     top1: NDArray[np.float64]
@@ -52,9 +57,9 @@ class Curve:
 
 def trailing_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Take trailing means of :data:`WINDOW` values; NaN before there are as many."""
-    sums = np.cumsum(np.insert(values, 0, 0.0))
     means = np.full(len(values), np.nan)
-    means[WINDOW - 1 :] = (sums[WINDOW:] - sums[:-WINDOW]) / WINDOW
+    if len(values) >= WINDOW:
+        means[WINDOW - 1 :] = sliding_window_view(values, WINDOW).mean(axis=1)
     return means
 
 
@@ -78,7 +83,7 @@ def curve(rows: Sequence[Mapping[str, Any]], metric: str = "top1") -> Curve:
         If the server never gave that metric.
     """
     server = [row for row in rows if row["phase"] == "server"]
-    names = {name for row in server for name in row["metrics"]}
+    names = {name for row in server for name in numbers(row["metrics"])}
     if metric not in names:
         found = ", ".join(sorted(names)) or "none; give start() an evaluate_fn"
         raise AutoFlipError(
@@ -94,7 +99,9 @@ def curve(rows: Sequence[Mapping[str, Any]], metric: str = "top1") -> Curve:
 
 
 def _column(server: Sequence[Mapping[str, Any]], metric: str) -> NDArray[np.float64]:
-    return np.array([row["metrics"].get(metric, np.nan) for row in server], float)
+    found = (numbers(row["metrics"]).get(metric, np.nan) for row in server)
+    values = np.array(list(found), float)
+    return np.where(np.abs(values) < LARGEST, values, np.nan)
 
 
 def spent_until(
@@ -113,12 +120,15 @@ def spent_until(
     Returns
     -------
     ndarray
-        ``(n,)`` float64.
+        ``(n,)`` float64: sums of what is known; NaN if no node's is.
     """
     nodes = node_rows(rows)
     if not nodes:
         return np.zeros(len(rounds))
-    at = np.array([row["round"] for row in nodes])
-    amounts = np.array([row[key] for row in nodes], float)
+    known = [row for row in nodes if row.get(key) is not None]
+    if not known:
+        return np.full(len(rounds), np.nan)
+    at = np.array([row["round"] for row in known])
+    amounts = np.array([row[key] for row in known], float)
     sums = np.cumsum(np.bincount(at, amounts))
     return np.where(rounds < 0, 0.0, sums[np.clip(rounds, 0, len(sums) - 1)])

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
+from ..core.text import visible
 from .charts import node_bars
 from .frame import card, grid, section
 from .runs import Run, failures, node_figures
 from .svg import amount, duration
-from .tables import Cell, failed, table
+from .tables import Cell, failed, macs_cell, table
 
 SHOWN_FAILURES = 200
 LONGEST_REASON = 400
@@ -59,7 +60,7 @@ def _nodes(name: str, found: list[dict[str, Any]], most: dict[str, float]) -> st
             Cell(str(node["messages"]), node["messages"]),
             Cell(amount(node["bytes_down"], "B"), node["bytes_down"]),
             Cell(amount(node["bytes_up"], "B"), node["bytes_up"]),
-            Cell(amount(node["macs"]), node["macs"]),
+            macs_cell(node["macs"]),
             Cell(duration(node["seconds"]), round(node["seconds"], 3)),
             failed(node["failures"]),
         ]
@@ -78,7 +79,7 @@ def failure_tables(runs: Sequence[Run]) -> str:
             first, last = fault["first_round"], fault["last_round"]
             when = str(first) if first == last else f"{first} to {last}"
             cells = [
-                Cell(fault["reason"][:LONGEST_REASON], kind="words"),
+                Cell(visible(fault["reason"], LONGEST_REASON), kind="words"),
                 Cell(fault["status"]),
                 Cell(fault["phase"]),
                 Cell(when, first),

@@ -1,11 +1,10 @@
 """What the page's sections are made of."""
 
 from collections.abc import Sequence
-from html import escape
 
 from .charts import series_class
 from .runs import Run
-from .svg import tag
+from .svg import escape, tag
 
 
 def section(title: str, note: str, *content: str) -> str:

@@ -2,10 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from html import escape
 from itertools import groupby
 
-from .svg import percent, short, tag
+from .svg import escape, percent, short, tag
 
 FAINTEST = 0.08
 """Opacity of a cell that keeps nothing: it can still be seen."""

@@ -1,32 +1,44 @@
 """The page's first screen: what happened, in a sentence and some figures."""
 
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 from .curves import WINDOW
 from .frame import card, section
 from .runs import Run, summarise
-from .svg import amount, percent
-from .tables import UNKNOWN, Cell, failed, table
+from .svg import amount, escape, percent, share_of
+from .tables import UNKNOWN, Cell, failed, macs_cell, table
 
 
 def lead(runs: Sequence[Run]) -> str:
     """Say in a sentence or two what happened."""
     if len(runs) > 1:
-        return "Side by side, by the same measure; exploring is in every total."
+        said = "Side by side, by the same measure; exploring is in every total."
+        return said + _gaps([summarise(run) for run in runs])
     found = summarise(runs[0])
     said = f"{found['rounds']} rounds, {found['nodes']} nodes."
-    if found["dense_parameters"]:
-        kept = percent(found["parameters"] / found["dense_parameters"])
-        said += f" The model that would be deployed keeps {kept} of the parameters."
-    if found["dense_bytes"]:
-        share = found["saved_bytes"] / found["dense_bytes"]
+    kept = share_of(found["parameters"], found["dense_parameters"])
+    if kept is not None:
+        said += f" The model that would be deployed keeps {percent(kept)} of the "
+        said += "parameters."
+    share = share_of(found["saved_bytes"], found["dense_bytes"])
+    if share is not None:
         words = "less" if share >= 0 else "more"
         said += (
             f" Nodes moved {percent(abs(share))} {words} bytes than the dense model's "
             "messages would have, exploring included."
         )
+    return said + _gaps([found])
+
+
+def _gaps(found: Sequence[dict[str, Any]]) -> str:
+    """Say what is missing in the figures; nothing if they are whole."""
+    unknown, unreadable = (
+        sum(run[key] for run in found) for key in ("unknown_macs", "unreadable_rows")
+    )
+    said = f" MACs of {unknown} messages are unknown." if unknown else ""
+    if unreadable:
+        said += f" {unreadable} lines of the ledger could not be read and are left out."
     return said
 
 
@@ -41,11 +53,11 @@ def figures(run: Run) -> str:
         tiles.append(
             (f"{found['metric']}, last {WINDOW}", f"{found['value']:.3f}", beside)
         )
-    if found["dense_parameters"]:
-        for name, key in (("parameters", "parameters"), ("MACs", "macs_per_example")):
-            small, dense = found[key], found[f"dense_{key}"]
+    for name, key in (("parameters", "parameters"), ("MACs", "macs_per_example")):
+        small, dense = found[key], found[f"dense_{key}"]
+        if (kept := share_of(small, dense)) is not None:
             beside = f"{amount(small)} of {amount(dense)}"
-            tiles.append((f"{name} kept", percent(small / dense), beside))
+            tiles.append((f"{name} kept", percent(kept), beside))
     saved, reference = found["saved_bytes"], found["dense_bytes"]
     beside = "" if not reference else f"dense {amount(reference, 'B')}"
     tiles.append(("bytes moved", amount(moved, "B"), beside))
@@ -56,8 +68,10 @@ def figures(run: Run) -> str:
     beside = f"exploring {amount(explored, 'B')}, {percent(explored / max(1, moved))}"
     tiles[-1 - bool(reference)] = (*tiles[-1 - bool(reference)][:2], beside)
     spent, exploring = found["client_macs"], found["exploration_macs"]
-    beside = f"exploring {percent(exploring / max(1, spent))}"
-    tiles.append(("client MACs", amount(spent), beside))
+    beside = ""
+    if spent is not None and exploring is not None:
+        beside = f"exploring {percent(exploring / max(1, spent))}"
+    tiles.append(("client MACs", "unknown" if spent is None else amount(spent), beside))
     tiles.append(("failures", str(found["failures"]), f"of {len(run.nodes)} messages"))
     written = "".join(
         f'<div><dt>{escape(name)}</dt><dd class="value">{escape(value)}</dd>'
@@ -104,10 +118,8 @@ def _compared(run: Run, found: dict[str, Any]) -> list[Cell]:
         return UNKNOWN if value is None else Cell(f"{value:.3f}", value)
 
     def share(part: str, whole: str) -> Cell:
-        if not found[whole] or found[part] is None:
-            return UNKNOWN
-        value = found[part] / found[whole]
-        return Cell(percent(value), value)
+        value = share_of(found[part], found[whole])
+        return UNKNOWN if value is None else Cell(percent(value), value)
 
     return [
         Cell(run.name, kind="name"),
@@ -119,6 +131,6 @@ def _compared(run: Run, found: dict[str, Any]) -> list[Cell]:
         Cell(amount(moved, "B"), moved),
         Cell(amount(explored, "B"), explored),
         share("saved_bytes", "dense_bytes"),
-        Cell(amount(found["client_macs"]), found["client_macs"]),
+        macs_cell(found["client_macs"]),
         failed(found["failures"]),
     ]

@@ -1,7 +1,6 @@
 """One page for one or more runs: HTML that needs nothing but itself."""
 
 from collections.abc import Sequence
-from html import escape
 from importlib.resources import files
 
 from ..core.provenance import describe
@@ -11,6 +10,7 @@ from .overview import comparison, figures, lead
 from .progress import accuracy, against_dense
 from .runs import Run
 from .structure import guidance, units
+from .svg import escape
 
 
 def render_page(runs: Sequence[Run]) -> str:

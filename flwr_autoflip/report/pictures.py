@@ -7,8 +7,19 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import AutoFlipError
+from ..core.text import visible
 from .curves import WINDOW, Curve
-from .runs import Run, dense_units, node_figures, units_kept
+from .runs import Run, node_figures, shares_kept, units_kept
+
+TALLEST = 100
+"""Inches of a picture."""
+MOST_GROUPS = 60
+"""Histograms of a run."""
+
+
+def _words(text: str) -> str:
+    """Make a text of any origin one that matplotlib draws and does not read as TeX."""
+    return visible(text, 80).replace("$", r"\$")
 
 
 def _pyplot() -> Any:
@@ -69,20 +80,21 @@ def draw_all(runs: Sequence[Run], stem: Path) -> list[Path]:
 def draw_units(runs: Sequence[Run], path: Path) -> None:
     """Draw units kept per group over rounds, a heat map a run."""
     plt = _pyplot()
-    kept = [units_kept(run) for run in runs]
+    kept = [shares_kept(run) for run in runs]
     rows = [0.3 * len(groups) + 0.9 for groups in kept]
+    size = 9, min(sum(rows) + 0.5, TALLEST)
     figure, axes = plt.subplots(
-        len(runs), 1, figsize=(9, sum(rows) + 0.5), squeeze=False, height_ratios=rows
+        len(runs), 1, figsize=size, squeeze=False, height_ratios=rows
     )
     for axis, run, groups in zip(axes[:, 0], runs, kept, strict=True):
-        dense = dense_units(run)
-        shares = [np.array(c) / dense.get(n, max(c)) for n, c in groups.items()]
         image = axis.imshow(
-            np.array(shares), aspect="auto", cmap="Blues", vmin=0, vmax=1,
+            np.array([*groups.values()]), aspect="auto", cmap="Blues", vmin=0, vmax=1,
             interpolation="nearest", extent=(-0.5, run.rounds + 0.5, len(groups), 0),
         )  # fmt: skip
-        axis.set_yticks(np.arange(len(groups)) + 0.5, list(groups), fontsize=8)
-        axis.set_title(f"{run.name}: share of units kept", fontsize=10)
+        axis.set_yticks(
+            np.arange(len(groups)) + 0.5, [*map(_words, groups)], fontsize=8
+        )
+        axis.set_title(f"{_words(run.name)}: share of units kept", fontsize=10)
         axis.set_xlabel("round")
         figure.colorbar(image, ax=axis)
     figure.tight_layout()
@@ -90,8 +102,8 @@ def draw_units(runs: Sequence[Run], path: Path) -> None:
 
 
 def _guidance(run: Run) -> dict[str, Any]:
-    found = [row["guidance"] for row in run.plans if "guidance" in row]
-    return dict(found[0]) if found else {}
+    found = [row["guidance"] for row in run.plans if row.get("guidance")]
+    return dict(list(found[0].items())[:MOST_GROUPS]) if found else {}
 
 
 def draw_guidance(runs: Sequence[Run], path: Path) -> None:
@@ -99,7 +111,8 @@ def draw_guidance(runs: Sequence[Run], path: Path) -> None:
     plt = _pyplot()
     drawn = [(run.name, *item) for run in runs for item in _guidance(run).items()]
     rows = -(-len(drawn) // 3)
-    figure, axes = plt.subplots(rows, 3, figsize=(11, 2.2 * rows + 0.4), squeeze=False)
+    size = 11, min(2.2 * rows + 0.4, TALLEST)
+    figure, axes = plt.subplots(rows, 3, figsize=size, squeeze=False)
     for axis in axes.flat[len(drawn) :]:
         axis.set_axis_off()
     for axis, (run, group, counts) in zip(axes.flat, drawn, strict=False):
@@ -110,7 +123,8 @@ def draw_guidance(runs: Sequence[Run], path: Path) -> None:
         axis.bar(
             edges[:-1], gone, step, kept, align="edge", color="0.7", label="pruned"
         )
-        axis.set_title(f"{run}: {group}" if len(runs) > 1 else group, fontsize=9)
+        title = f"{run}: {group}" if len(runs) > 1 else group
+        axis.set_title(_words(title), fontsize=9)
     axes[0, 0].legend(fontsize=8)
     figure.suptitle("Units by mean guidance, first plan", fontsize=11)
     figure.tight_layout()
@@ -121,8 +135,8 @@ def draw_nodes(runs: Sequence[Run], path: Path) -> None:
     """Draw bytes and seconds of each node, most first."""
     plt = _pyplot()
     figure, axes = plt.subplots(
-        len(runs), 2, figsize=(11, 2.6 * len(runs) + 0.4), squeeze=False,
-        sharey="col",
+        len(runs), 2, figsize=(11, min(2.6 * len(runs) + 0.4, TALLEST)),
+        squeeze=False, sharey="col",
     )  # fmt: skip
     for (left, right), run in zip(axes, runs, strict=True):
         nodes = node_figures(run)
@@ -135,7 +149,7 @@ def draw_nodes(runs: Sequence[Run], path: Path) -> None:
         right.bar(place, sorted((n["seconds"] for n in nodes), reverse=True))
         right.set_ylabel("seconds")
         for axis in (left, right):
-            axis.set_title(run.name, fontsize=9)
+            axis.set_title(_words(run.name), fontsize=9)
             axis.set_xlabel(f"{len(nodes)} nodes, most first")
             axis.set_xticks([])
     axes[0, 0].legend(fontsize=8)
@@ -175,7 +189,7 @@ def draw_curves(
             np.mean([run.macs[:length] for run in runs], axis=0) / 1e9,
         )
         for axis, x in zip(axes, costs, strict=True):
-            axis.plot(x, mean, color=f"C{number}", label=name, linewidth=1.8)
+            axis.plot(x, mean, color=f"C{number}", label=_words(name), linewidth=1.8)
             axis.fill_between(
                 x,
                 smooth.min(axis=0),

@@ -1,7 +1,7 @@
 """A run as its ledger tells it: what the page and the command line show."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +12,15 @@ from numpy.typing import NDArray
 
 from ..core.errors import AutoFlipError
 from ..core.headline import headline
+from ..core.ledger_rows import parse_rows
+from ..core.text import visible
 from ..core.work import count_work
-from ..ledger import dense_bytes, node_rows, read_ledger
+from ..ledger import dense_bytes, node_rows
 from .curves import WINDOW, Curve, curve, spent_until
 
 LEDGER = "ledger.jsonl"
+MOST_CELLS = 20_000_000
+"""Groups times rounds of one run that are shown."""
 Rows = list[dict[str, Any]]
 
 
@@ -29,11 +33,14 @@ class Run:
     name : str
         What it is called beside others.
     rows : list of dict
-        Its ledger.
+        Its ledger's whole rows.
+    unreadable : int (default: 0)
+        Lines of the ledger that were no whole rows.
     """
 
     name: str
     rows: Rows
+    unreadable: int = 0
 
     @cached_property
     def nodes(self) -> Rows:
@@ -75,7 +82,7 @@ class Run:
     @cached_property
     def dense_message(self) -> dict[str, int] | None:
         """Bytes of the dense model as a message; None in ledgers without plans."""
-        return self.plans[-1]["dense_message"] if self.plans else None
+        return self.plans[-1].get("dense_message") if self.plans else None
 
     @cached_property
     def deployed(self) -> dict[str, Any]:
@@ -106,16 +113,18 @@ class Run:
 
     @cached_property
     def dense_spent(self) -> NDArray[np.float64] | None:
-        """MACs of the dense model on the rounds' examples, ``(rounds + 1,)``."""
-        if "dense_macs" not in self.deployed:
+        """MACs of the dense model on the rounds' examples, ``(rounds + 1,)``.
+
+        None where they are not known; unknown examples of some nodes add nothing.
+        """
+        macs = self.deployed.get("dense_macs")
+        if macs is None:
             return None
         spent = np.zeros(self.rounds + 1)
         for row in self.nodes:
             if row["phase"] in ("train", "evaluate"):
-                examples = row["examples"], row["eval_examples"]
-                spent[row["round"]] += count_work(
-                    self.deployed["dense_macs"], *examples
-                )
+                trained, tested = row.get("examples"), row.get("eval_examples")
+                spent[row["round"]] += count_work(macs, trained or 0, tested or 0)
         return np.cumsum(spent)
 
 
@@ -143,7 +152,7 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     """
     files = [file for path in paths for file in _ledgers(path)]
     names = _names(files)
-    return [Run(name, _rows(file)) for name, file in zip(names, files, strict=True)]
+    return [_read(name, file) for name, file in zip(names, files, strict=True)]
 
 
 def _ledgers(path: Path) -> list[Path]:
@@ -161,16 +170,14 @@ def _ledgers(path: Path) -> list[Path]:
     return below
 
 
-def _rows(file: Path) -> Rows:
-    rows = read_ledger(file)
-    if not rows or not all(
-        isinstance(row, dict) and {"round", "phase"} <= set(row) for row in rows
-    ):
+def _read(name: str, file: Path) -> Run:
+    rows, unreadable = parse_rows(file.read_bytes())
+    if not rows:
         raise AutoFlipError(
             f"{file} holds no rows of a ledger; name a ledger.jsonl that AutoFlip "
             "wrote, or wait until its first phase is over."
         )
-    return rows
+    return Run(name, rows, unreadable)
 
 
 def _names(files: Sequence[Path]) -> list[str]:
@@ -180,7 +187,7 @@ def _names(files: Sequence[Path]) -> list[str]:
         for file in files
     ]
     for depth in range(1, max(map(len, stems), default=1) + 1):
-        names = ["/".join(stem[-depth:]) for stem in stems]
+        names = [visible("/".join(stem[-depth:])) for stem in stems]
         if len(set(names)) == len(names):
             return names
     return [f"{name} ({number})" for number, name in enumerate(names, 1)]
@@ -195,12 +202,13 @@ def summarise(run: Run) -> dict[str, Any]:
     Returns
     -------
     dict
-        Bytes, MACs and seconds are totals of all nodes, exploration included. Values
-        are means of the last five evaluations.
+        Bytes, MACs and seconds are totals of all nodes, exploration included; MACs of
+        as many messages as ``"unknown_macs"`` says are not known, and add nothing.
+        Values are means of the last five evaluations.
     """
     line, plan = run.curve, run.deployed
-    down, up, macs = (
-        sum(row[key] for row in run.nodes) for key in ("bytes_down", "bytes_up", "macs")
+    down, up = (
+        sum(row[key] for row in run.nodes) for key in ("bytes_down", "bytes_up")
     )
     dense = run.dense_moved
     reference = None if dense is None else int(dense[-1])
@@ -222,11 +230,20 @@ def summarise(run: Run) -> dict[str, Any]:
         ),
         "dense_bytes": reference,
         "saved_bytes": None if reference is None else reference - down - up,
-        "client_macs": macs,
-        "exploration_macs": sum(row["macs"] for row in run.exploring),
-        "node_seconds": sum(row["seconds"] for row in run.nodes),
+        "client_macs": known_sum(run.nodes, "macs"),
+        "exploration_macs": known_sum(run.exploring, "macs"),
+        "unknown_macs": sum(row.get("macs") is None for row in run.nodes),
+        "node_seconds": known_sum(run.nodes, "seconds"),
         "failures": sum(row["status"] != "ok" for row in run.nodes),
+        "unreadable_rows": run.unreadable,
     }
+
+
+def known_sum(rows: Iterable[dict[str, Any]], key: str) -> Any:
+    """Add up what is known of a column; None if there are rows, but nothing is."""
+    values = [row.get(key) for row in rows]
+    known = [value for value in values if value is not None]
+    return sum(known) if known or not values else None
 
 
 def _recent(values: NDArray[np.float64]) -> float | None:
@@ -241,20 +258,41 @@ def units_kept(run: Run) -> dict[str, list[int]]:
     -------
     dict of str to list of int
         Group name to ``rounds + 1`` counts, from round 0; empty if no plan is known.
+        Groups that a plan does not name are left out.
+
+    Raises
+    ------
+    AutoFlipError
+        If it were more than :data:`MOST_CELLS` counts.
     """
     plans = run.plans or run.server
     at: dict[int, dict[str, int]] = {
-        row["round"]: row["plan"]["units"] for row in plans
+        row["round"]: row["plan"].get("units", {}) for row in plans
     }
     if not at:
         return {}
     held = at[min(at)]
-    kept: dict[str, list[int]] = {name: [] for name in held}
+    named = set.intersection(*map(set, at.values()))
+    kept: dict[str, list[int]] = {name: [] for name in held if name in named}
+    if len(kept) * (run.rounds + 1) > MOST_CELLS:
+        raise AutoFlipError(
+            f"{run.name}: {len(kept)} groups over {run.rounds} rounds are too many to "
+            "show; name a ledger of a part of the run."
+        )
     for number in range(run.rounds + 1):
         held = at.get(number, held)
         for name, counts in kept.items():
             counts.append(held[name])
     return kept
+
+
+def shares_kept(run: Run) -> dict[str, list[float]]:
+    """Give :func:`units_kept` as shares of the dense model's, or of the most there."""
+    dense = dense_units(run)
+    return {
+        name: [min(1.0, n / max(1, dense.get(name, max(counts)))) for n in counts]
+        for name, counts in units_kept(run).items()
+    }
 
 
 def dense_units(run: Run) -> dict[str, int]:
@@ -263,20 +301,26 @@ def dense_units(run: Run) -> dict[str, int]:
 
 
 def node_figures(run: Run) -> list[dict[str, Any]]:
-    """Add up what each node moved, computed and took, most bytes first."""
-    found: dict[int, dict[str, Any]] = {}
+    """Add up what each node moved, computed and took, most bytes first.
+
+    MACs are None where none of a node's is known.
+    """
+    rows: dict[int, Rows] = defaultdict(list)
     for row in run.nodes:
-        node = found.setdefault(row["node"], _no_figures(row["node"]))
-        for key in ("bytes_down", "bytes_up", "macs", "seconds"):
-            node[key] += row[key]
-        node["messages"] += 1
-        node["failures"] += row["status"] != "ok"
-    return sorted(found.values(), key=lambda n: -n["bytes_down"] - n["bytes_up"])
-
-
-def _no_figures(node: int) -> dict[str, Any]:
-    sums = dict.fromkeys(("bytes_down", "bytes_up", "macs", "messages", "failures"), 0)
-    return {"node": node, **sums, "seconds": 0.0}
+        rows[row["node"]].append(row)
+    found = [
+        {
+            "node": node,
+            "bytes_down": known_sum(own, "bytes_down"),
+            "bytes_up": known_sum(own, "bytes_up"),
+            "macs": known_sum(own, "macs"),
+            "messages": len(own),
+            "failures": sum(row["status"] != "ok" for row in own),
+            "seconds": known_sum(own, "seconds") or 0.0,
+        }
+        for node, own in rows.items()
+    ]
+    return sorted(found, key=lambda n: -n["bytes_down"] - n["bytes_up"])
 
 
 def failures(run: Run) -> list[dict[str, Any]]:

@@ -1,13 +1,13 @@
 """The page's look inside the model: units kept, and the guidance that chose them."""
 
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 from .charts import histogram
 from .frame import card, grid, section
 from .heat import strip
-from .runs import Run, dense_units, units_kept
+from .runs import Run, dense_units, shares_kept, units_kept
+from .svg import escape
 
 SHOWN_GROUPS = 12
 """Histograms a run before the others hide behind a click."""
@@ -27,13 +27,12 @@ def units(runs: Sequence[Run]) -> str:
 
 
 def _heat_map(run: Run, named: bool) -> str:
-    kept, dense = units_kept(run), dense_units(run)
+    kept, shares, dense = units_kept(run), shares_kept(run), dense_units(run)
     parts = []
     for name, counts in kept.items():
-        whole = dense.get(name, max(counts))
-        last = f"{counts[-1]} of {whole}" if name in dense else f"{counts[-1]}"
+        last = f"{counts[-1]} of {dense[name]}" if name in dense else f"{counts[-1]}"
         parts.append(f'<span class="name">{escape(name)}</span>')
-        parts.append(strip([count / whole for count in counts], name))
+        parts.append(strip(shares[name], name))
         parts.append(f'<span class="many">{last}</span>')
     parts.append('<span class="empty"></span>')
     parts.append(
@@ -51,7 +50,7 @@ def guidance(runs: Sequence[Run]) -> str:
     """Draw how guidance is spread over units, where ledgers hold it."""
     parts = []
     for run in runs:
-        found = [row["guidance"] for row in run.plans if "guidance" in row]
+        found = [row["guidance"] for row in run.plans if row.get("guidance")]
         if found:
             head = f"<h3>{escape(run.name)}</h3>" if len(runs) > 1 else ""
             parts.append(card(head, _histograms(found[0])))

@@ -2,10 +2,30 @@
 
 import math
 from collections.abc import Callable, Sequence
-from html import escape
+from html import escape as quote
+
+from ..core.text import visible
 
 Scale = Callable[[float], float]
 """A value of the data to a place in the picture."""
+SMALLEST_SPAN = 1e-300
+"""Of an axis; a quarter of less may be 0."""
+
+
+def escape(words: str) -> str:
+    """Write a text of any origin so that a page shows it and nothing else.
+
+    Examples
+    --------
+    >>> escape("</script>\\x1b")
+    '&lt;/script&gt;?'
+    """
+    return quote(visible(words))
+
+
+def share_of(part: float | None, whole: float | None) -> float | None:
+    """Give a share; None where either is not known, or nothing is shared."""
+    return part / whole if part is not None and whole else None
 
 
 def tag(name: str, *content: str, **attributes: object) -> str:
@@ -30,7 +50,7 @@ def tag(name: str, *content: str, **attributes: object) -> str:
     '<line x1="0" y-2="1.23" class="a&lt;b"/>'
     """
     written = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{escape(short(value))}"'
+        f' {key.rstrip("_").replace("_", "-")}="{quote(short(value))}"'
         for key, value in attributes.items()
         if value is not None
     )
@@ -75,7 +95,7 @@ def ticks(
     >>> ticks(0, 40)
     [0.0, 10.0, 20.0, 30.0, 40.0]
     """
-    span = (high - low) or 1.0
+    span = high - low if high - low > SMALLEST_SPAN else 1.0
     power = 10 ** math.floor(math.log10(span / count))
     step = power * min((1, 2, 2.5, 5, 10), key=lambda m: abs(span / count / power - m))
     step = float(max(1, math.ceil(step))) if whole else step

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+
+from .svg import amount, escape
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,11 @@ class Cell:
 
 UNKNOWN = Cell("–", float("nan"))
 """A figure that nobody took; sorts behind all others."""
+
+
+def macs_cell(macs: int | None) -> Cell:
+    """Give MACs; some models' cannot be counted."""
+    return Cell("unknown", float("nan")) if macs is None else Cell(amount(macs), macs)
 
 
 def failed(count: int) -> Cell:

@@ -198,3 +198,18 @@ def test_long_names_fold_and_are_not_cut(tmp_path: Path) -> None:
     assert max(map(len, lines)) <= 80
     width = lines[0].index("before")
     assert name in "".join(line[:width].strip() for line in lines[1:])
+
+
+def test_names_that_look_like_markup_are_shown_as_they_are(tmp_path: Path) -> None:
+    odd = nn.Sequential()
+    odd.add_module("[/x]", nn.Sequential(nn.Linear(9, 8), nn.ReLU()))
+    odd.add_module("[red]out[link=x]", nn.Linear(8, 2))
+    layout = trace(odd, torch.zeros(1, 9))
+    plan = Plan(layout, {g.name: np.arange(g.size // 2) for g in layout.groups})
+    save_pruned(tmp_path / "x", odd, plan)
+
+    done = call("inspect", tmp_path / "x")
+
+    assert done.exit_code == 0, done.output
+    assert "[/x].0" in done.stdout
+    assert "[red]out[link=x]" in done.stdout

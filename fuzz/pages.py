@@ -1,0 +1,208 @@
+"""Targets that read ledgers and show them: whole rows, and pages without a stranger's.
+
+A real ledger is changed as the fuzzer says, row by row or byte by byte. The oracle of a
+page: every element is one of ours, closed in its turn, and no text can do anything.
+"""
+
+import json
+from functools import cache
+from html.parser import HTMLParser
+from importlib.resources import files as resources
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+from flwr_autoflip.cli.tensorboard import scalars
+from flwr_autoflip.core.errors import AutoFlipError
+from flwr_autoflip.core.histogram import unit_histograms
+from flwr_autoflip.core.ledger_rows import NODE_PHASES, parse_rows
+from flwr_autoflip.core.rows import Rows
+from flwr_autoflip.costs import CostOf
+from flwr_autoflip.ledger import Ledger, NodeRow, dense_bytes, node_rows, total
+from flwr_autoflip.report.page import render_page
+from flwr_autoflip.report.runs import Run, read_runs, summarise
+
+from .draw import Draw, change_bytes, change_json
+from .files import HERE
+from .model import DENSE, EXAMPLE, LAYOUT, MODEL, SMALL
+
+PAGE_ROUNDS = 300
+"""Ledgers with later rounds are read, but not drawn: they take long, not wrong ways."""
+COLUMNS = ("bytes_down", "bytes_up", "macs", "examples", "eval_examples")
+VOID = {"meta", "link", "br"}
+
+
+def make_ledger(path: Path) -> list[str]:
+    """Write three rounds of two nodes by the package's own writers; give the lines."""
+    ledger, cost_of = Ledger(path), CostOf(MODEL, EXAMPLE)
+    cost = {"bytes_down": 900, "bytes_up": 800, "macs_per_example": 50, "examples": 9}
+    ledger.add(NodeRow(0, "explore", 7, **cost, seconds=0.5))
+    row: dict[str, Any] = {"digest": "00", "plan": cost_of.shape(SMALL)}
+    row["dense_units"] = {group.name: group.size for group in LAYOUT.groups}
+    row["dense_message"] = {"down": 3000, "up": 3100, "metrics": 90}
+    scores = {group.name: [0.5] * group.size for group in LAYOUT.groups}
+    ledger.add_plan(0, {**row, "guidance": unit_histograms(SMALL, scores)})
+    for number in range(1, 4):
+        for node in (7, 8):
+            ledger.add(NodeRow(number, "train", node, **cost, seconds=0.25))
+            ledger.add(NodeRow(number, "evaluate", node, eval_examples=3))
+        ledger.add(NodeRow(number, "train", 9, status="failed", reason="no <b>memory"))
+        metrics = {"loss": 1.5, "top1": 0.2 * number, "dense-top1": 0.25 * number}
+        ledger.add_server(number, metrics, cost_of.shape(SMALL))
+    ledger.add_plan(3, {**row, "plan": cost_of.shape(DENSE), "digest": "01"})
+    return path.read_text().splitlines(keepends=True)
+
+
+@cache
+def real_lines() -> list[str]:
+    """Give the lines of a whole ledger."""
+    return make_ledger(HERE / "whole.jsonl")
+
+
+def changed_ledger(data: bytes) -> bytes:
+    """Change some rows of a real ledger, or bytes of it, or give any bytes."""
+    draw = Draw(data)
+    kind = draw.number()
+    if kind == 255:
+        return draw.rest()
+    lines = list(real_lines())
+    for _ in range(draw.number() % 4):
+        place = draw.number() % len(lines)
+        row = change_json(draw, json.loads(lines[place]))
+        lines[place] = json.dumps(row) + "\n"
+    content = "".join(lines).encode()
+    for _ in range(draw.number() % 3 if kind % 2 else 0):
+        content = change_bytes(draw, content)
+    return content
+
+
+def fuzz_rows(data: bytes) -> bool:
+    """Read rows; each can be stored again, and added up."""
+    content = changed_ledger(data)
+    rows, unreadable = parse_rows(content)
+    assert 0 <= len(rows) + unreadable <= len(content.splitlines())
+    assert repr(list(Rows(rows))) == repr(rows)
+    for column in COLUMNS:
+        own = [row for row in node_rows(rows) if column in row]
+        assert 0 <= total(own, column) < 2**160
+    messages = [r.get("dense_message") for r in rows if r["phase"] == "plan"]
+    for message in filter(None, messages):
+        assert all(dense_bytes(row, message) >= 0 for row in node_rows(rows))
+    return bool(rows) and not unreadable
+
+
+def _runs(data: bytes) -> list[Run] | None:
+    path = HERE / "run.jsonl"
+    path.write_bytes(changed_ledger(data))
+    try:
+        runs = read_runs([path])
+    except AutoFlipError:
+        return None
+    return runs if max(run.rounds for run in runs) <= PAGE_ROUNDS else None
+
+
+def fuzz_page(data: bytes) -> bool:
+    """Draw the page of a ledger, alone and beside a whole one."""
+    runs = _runs(data)
+    if runs is None:
+        return False
+    whole = Run("whole", parse_rows("".join(real_lines()).encode())[0])
+    for shown in (runs, [*runs, whole]):
+        check_page(render_page(shown))
+    json.dumps([summarise(run) for run in runs], allow_nan=False)
+    return not runs[0].unreadable
+
+
+def fuzz_scalars(data: bytes) -> bool:
+    """Turn a ledger into scalars that TensorBoard can hold."""
+    runs = _runs(data)
+    if runs is None:
+        return False
+    for (tag, step), value in scalars(runs[0].rows).items():
+        assert tag.isprintable()
+        assert len(tag) < 200
+        assert 0 <= step < 2**31
+        assert float(value) >= 0 or tag.startswith("server/") or isnan(value)
+    return not runs[0].unreadable
+
+
+class _Page(HTMLParser):
+    """Notes what a page holds, and that every element is closed in its turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.found: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note an element and its attributes."""
+        if tag not in VOID:
+            self.open.append(tag)
+        self.found |= {tag, *(f"{tag} {name}" for name, _ in attrs)}
+
+    def handle_endtag(self, tag: str) -> None:
+        """Assert that it was opened last."""
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        """Assert that a text is the page's own, or shows nothing but itself."""
+        if self.open and self.open[-1] in ("script", "style"):
+            assert data in (_resource("page.js"), _resource("page.css"))
+        else:
+            assert data.replace("\n", "").isprintable()
+
+
+@cache
+def _resource(name: str) -> str:
+    return resources("flwr_autoflip.report").joinpath(name).read_text("utf-8")
+
+
+def elements(page: str) -> set[str]:
+    """Give the elements and attributes of a page, once it is seen to be whole."""
+    parser = _Page()
+    parser.feed(page)
+    parser.close()
+    assert not parser.open
+    return parser.found
+
+
+@cache
+def own_elements() -> set[str]:
+    """Give what pages of whole ledgers are made of."""
+    rows = parse_rows("".join(real_lines()).encode())[0]
+    alone = [row for row in rows if row["phase"] in NODE_PHASES]
+    long = [{**row, "round": row["round"] + 20 * n} for n in range(3) for row in rows]
+    many = [
+        {**row, "plan": {**row["plan"], "units": {"conv": n % 4, "fc1": n % 5}}}
+        for n, row in enumerate(
+            {**row, "round": n}
+            for n in range(20)
+            for row in rows
+            if row["phase"] == "plan"
+        )
+    ]
+    groups = {f"g{n}": {"top": 1.0, "kept": [1], "pruned": [1]} for n in range(20)}
+    pages = [[rows], [rows, alone], [alone], [rows] * 7, [long], [long] * 2, [many]]
+    pages += [[[{**many[0], "guidance": groups}]], [[{**many[0], "dense_units": {}}]]]
+    return {
+        element
+        for shown in pages
+        for element in elements(render_page([Run("x", run) for run in shown]))
+    }
+
+
+def check_page(page: str) -> None:
+    """Assert that a page holds nothing that a whole ledger's would not."""
+    page.encode()
+    assert elements(page) <= own_elements(), elements(page) - own_elements()
+
+
+def seeds() -> list[bytes]:
+    """Give a whole ledger, its rows, and choices that change one row."""
+    lines: list[str] = real_lines()
+    rows = [b"\xff" + line.encode() for line in lines]
+    places = [bytes([0, 1, place, *change]) for place in range(4) for change in CHANGES]
+    return [b"\0\0", b"\xff" + "".join(lines).encode(), *rows, *places]
+
+
+CHANGES = ((1, 3, 5, 1, 3, 2), (3, 7, 1, 9, 30, 4), (9, 1, 1, 4, 12, 8))
