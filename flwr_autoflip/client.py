@@ -1,6 +1,7 @@
 """The node's side: a NumPyClient whose model is already small."""
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from . import wire
 from .core.budget import Budget, parse_budget
 from .core.codec import VERSION
 from .core.cost import count_parameters
-from .core.errors import AutoFlipError, WireError
+from .core.errors import AutoFlipError, AutoFlipWarning, WireError
+from .core.layout import Arrays
 from .core.probe import append_probe, sum_gradients
 from .core.shrink import arrays_of, hold_mask, load_arrays_inplace
 from .core.skeleton import build_small
@@ -148,6 +150,8 @@ class AutoFlipClient(NumPyClient):
             )
             receipt |= sealed
         else:
+            if num_examples:
+                warn_if_unmoved(received, trained, request)
             dtype = orders.encoding.float_dtype
             flat = pack_small(trained, orders.reply_plan, dtype)
             values = wire.encode_trained(orders, flat, self.context.state)
@@ -198,7 +202,15 @@ def client_app(
     Returns
     -------
     ClientApp
+
+    Raises
+    ------
+    AutoFlipError
+        If a mod is one of secure aggregation.
     """
+    for mod in options.get("mods") or ():
+        if getattr(mod, "__name__", "") in ("secagg_mod", "secaggplus_mod"):
+            raise AutoFlipError(wire.SECURE_AGGREGATION)
     app = ClientApp(**options)
 
     @app.train()
@@ -227,6 +239,21 @@ def _contents(message: Message) -> tuple[NDArray[Any], dict[str, Any]]:
             f"{len(arrays)} and {len(configs)}."
         )
     return wire.single_array(arrays[0]), dict(configs[0])
+
+
+def warn_if_unmoved(sent: Arrays, trained: Arrays, request: wire.Request) -> None:
+    """Warn if training left every weight as it came: often a copy was trained.
+
+    Exploring needs no warning: a report of nothing is refused.
+    """
+    weights = [t.name for t in request.orders.plan.layout.tensors if t.trainable]
+    if all(np.array_equal(sent[name], trained[name]) for name in weights):
+        warnings.warn(
+            "no weight moved in training: is it a copy that is trained, or the "
+            "learning rate 0? Train the model that was given, in place, and return it.",
+            AutoFlipWarning,
+            stacklevel=2,
+        )
 
 
 # --- What a node can carry ---

@@ -101,7 +101,7 @@ class Explorer:
         explorers = self.visit(0, grid, templates, arrays)
         if not explorers:
             rows = self.exchange.ledger.rows
-            reasons = sorted({row["reason"] for row in rows if row["reason"]})
+            reasons = sorted({row["reason"] for row in rows if row.get("reason")})
             reasons += [self.reports.fault] if self.reports.fault else []
             raise AutoFlipError(
                 f"none of {len(templates)} explorers gave a valid report: "

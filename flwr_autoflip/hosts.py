@@ -51,6 +51,17 @@ def check_inner(strategy: Strategy, budgets: bool) -> None:
     With budgets a node's reply is completed by the others' average, which Flower's
     differential privacy, if it is among the wrappers, does not bound.
     """
+    if hasattr(strategy, "configure_fit"):
+        raise AutoFlipError(
+            f"{type(strategy).__name__} is of Flower's older API: take its namesake "
+            "from flwr.serverapp.strategy, or serve the whole app by "
+            "autoflip_server(server_fn, ...)."
+        )
+    if not isinstance(strategy, Strategy):
+        raise AutoFlipError(
+            "expected a strategy of flwr.serverapp.strategy, such as FedAvg(), got "
+            f"{strategy!r}."
+        )
     if find_attribute(strategy, "fraction_train", 1.0) == 0:
         raise AutoFlipError("fraction_train is 0: no node would ever train.")
     if budgets and any(isinstance(layer, _PRIVATE) for layer in layers(strategy)):

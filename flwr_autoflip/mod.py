@@ -28,6 +28,8 @@ order                                what it means
                                      ``AutoFlip(..., exploration_payload="weights")``
                                      exploring works too. A mod around
                                      ``AutoFlipClient`` always stands like this.
+``secagg_mod``, ``secaggplus_mod``   In no order: they add up dense models of Flower's
+                                     older API.
 ``arrays_size_mod``,                 Either order: before ours they count what
 ``message_size_mod``                 travels, behind ours what the app sees.
 ===================================  ================================================
@@ -48,7 +50,13 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from numpy.typing import NDArray
 
 from . import wire
-from .client import budget_of, budget_receipt, check_budget, receipt_of
+from .client import (
+    budget_of,
+    budget_receipt,
+    check_budget,
+    receipt_of,
+    warn_if_unmoved,
+)
 from .core.errors import WireError
 from .core.layout import Layout
 from .core.privacy import ReportPrivacy
@@ -173,7 +181,9 @@ def _kind_explained(numpy: bool) -> Iterator[None]:
         if not numpy and wire.is_numpy_key(name):
             raise WireError(
                 "the app is a NumPyClient; say so on the server: "
-                "AutoFlip(..., client_api='numpy')."
+                "AutoFlip(..., client_api='numpy'). If it is none, a mod behind "
+                "autoflip_mod is of Flower's older API: import mods from "
+                "flwr.clientapp.mod, not flwr.client.mod."
             ) from error
         raise
 
@@ -189,7 +199,10 @@ def _compact_inplace(
 ) -> None:
     orders, layout = request.orders, request.orders.plan.layout
     receipt = receipt_of(request, layout.num_parameters, seconds)
-    if orders.phase != "evaluate":
+    if orders.phase == "evaluate":
+        for key in wire.records_of(reply.content, ArrayRecord):
+            del reply.content[key]  # nobody reads them
+    else:
         records = list(wire.records_of(reply.content, ArrayRecord).items())
         if len(records) != 1:
             raise WireError(f"the app must return one ArrayRecord, got {len(records)}.")
@@ -199,6 +212,7 @@ def _compact_inplace(
             values, sealed = make_report(request, dense, trained, privacy, state)
             receipt |= sealed
         else:
+            warn_if_unmoved(dense, trained, request)
             flat = pack(trained, orders.reply_plan, orders.encoding.float_dtype)
             values = wire.encode_trained(orders, flat, state)
         reply.content[key] = wire.to_arrayrecord({name: values})
@@ -215,6 +229,7 @@ def _by_name(record: ArrayRecord, layout: Layout) -> dict[str, NDArray[Any]]:
     if len(record) != len(names) or shapes != [t.shape for t in layout.tensors]:
         raise WireError(
             f"the app returned {len(record)} arrays that are not the model's "
-            f"{len(names)} tensors in state_dict order; return the whole state_dict."
+            f"{len(names)} tensors in state_dict order; return the whole state_dict, "
+            "also layers that this node keeps for itself: it need not load them."
         )
     return arrays

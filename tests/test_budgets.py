@@ -303,6 +303,7 @@ def test_weak_nodes_evaluate_what_they_carry() -> None:
 # --- Every kind of policy ---
 
 
+@pytest.mark.filterwarnings("ignore:no weight moved")  # of a literal plan's rest
 @pytest.mark.parametrize(
     "options",
     [

@@ -7,6 +7,7 @@ mask. Neither side trusts the other: version, digest, length, dtype and finitene
 checked before a value is used.
 """
 
+from .hints import SECURE_AGGREGATION, with_way_out
 from .keys import (
     KEY_BUDGET,
     KEY_DIGEST,
@@ -50,7 +51,6 @@ from .reply import (
     read_reply,
     seal_report,
     train_reply,
-    with_way_out,
 )
 from .request import (
     Held,
@@ -79,6 +79,7 @@ __all__ = [
     "RECEIPT",
     "RELEASED",
     "RESIDUAL",
+    "SECURE_AGGREGATION",
     "STATE",
     "VALUES",
     "ClientApi",

@@ -53,16 +53,6 @@ MOD_ORDER = (
     "AutoFlip(..., exploration_payload='weights')."
 )
 
-EIGHT_BITS = (
-    "Values travel in 8 bits, which no mod can clip or noise: put it behind ours, "
-    "mods=[autoflip_mod, ...], or set AutoFlip(..., value_dtype='float32')."
-)
-
-
-def with_way_out(reason: str) -> str:
-    """Add what to do to a node's error, where a mod stumbled over 8-bit values."""
-    return f"{reason} {EIGHT_BITS}" if "uint8" in reason else reason
-
 
 # --- Node: out ---
 

@@ -1,0 +1,259 @@
+"""What apps that exist do to AutoFLIP: it works, or one line says the way out."""
+
+import copy
+from typing import Any
+
+import flwr.client.mod as older_mods
+import numpy as np
+import pytest
+import torch
+from federation import EXAMPLE, Client, TinyNet, initial, plain_app, sgd
+from flwr.app import ArrayRecord, Context, Message, MetricRecord
+from flwr.client import NumPyClient
+from flwr.clientapp import ClientApp
+from flwr.server.strategy import FedAvg as OlderFedAvg
+from flwr.serverapp.strategy import DifferentialPrivacyClientSideFixedClipping, FedAvg
+from grid import LocalGrid
+from torch import nn
+
+from flwr_autoflip import (
+    AutoFlip,
+    AutoFlipError,
+    AutoFlipWarning,
+    autoflip_mod,
+    client_app,
+)
+from flwr_autoflip.core.plan import Plan
+from flwr_autoflip.ledger import node_rows
+from flwr_autoflip.policies import Policy
+
+NODES = 2
+
+
+def build(inner: Any = None, **options: Any) -> AutoFlip:
+    options = {"value_dtype": "float32", **options}
+    inner = inner or FedAvg(fraction_evaluate=0.0)
+    return AutoFlip(inner, TinyNet(), EXAMPLE, **options)
+
+
+def reasons(app: ClientApp, strategy: AutoFlip, rounds: int = 1) -> set[str]:
+    """Run and give why replies were lost; a run in which none counts may end so."""
+    try:
+        strategy.start(LocalGrid(app, NODES), initial(), num_rounds=rounds)
+    except AutoFlipError:
+        assert not [r for r in node_rows(strategy.ledger.rows) if r["status"] == "ok"]
+    return {row["reason"] for row in node_rows(strategy.ledger.rows)}
+
+
+# --- What an evaluation sends ---
+
+
+def test_arrays_in_an_evaluations_reply_stay_at_the_node() -> None:
+    def echo(message: Any, context: Any, call_next: Any) -> Message:
+        reply = call_next(message, context)
+        reply.content["arrays"] = ArrayRecord(TinyNet().state_dict())
+        return reply
+
+    sent = {}
+    for name, mods in (("plain", [autoflip_mod]), ("echo", [autoflip_mod, echo])):
+        app = ClientApp(mods=mods)
+        inner = plain_app()
+        app.train()(inner)
+        app.evaluate()(inner)
+        strategy = build(FedAvg())
+        strategy.start(LocalGrid(app, NODES), initial(), num_rounds=1)
+        rows = node_rows(strategy.ledger.rows)
+        assert {row["status"] for row in rows} == {"ok"}
+        sent[name] = [r["bytes_up"] for r in rows if r["phase"] == "evaluate"]
+
+    assert max(sent["echo"]) <= max(sent["plain"]) + 10
+
+
+# --- Mods that cannot work ---
+
+
+@pytest.mark.parametrize("kind", ["before", "behind", "alone"])
+def test_secure_aggregation_is_refused_by_name(kind: str) -> None:
+    mods = {
+        "before": [older_mods.secaggplus_mod, autoflip_mod],
+        "behind": [autoflip_mod, older_mods.secaggplus_mod],
+        "alone": [older_mods.secagg_mod],
+    }
+
+    (reason,) = reasons(plain_app(mods[kind]), build())
+
+    assert "SecAgg+ adds up dense models" in reason
+    assert "leave secaggplus_mod out" in reason
+
+
+def test_secure_aggregation_around_our_client_is_refused_at_once() -> None:
+    with pytest.raises(AutoFlipError, match=r"SecAgg\+ .* leave secaggplus_mod out"):
+        client_app(Client, mods=[older_mods.secaggplus_mod])
+
+
+@pytest.mark.parametrize("order", ["behind", "before"])
+def test_mods_of_the_older_api_are_called_so(order: str) -> None:
+    older = older_mods.fixedclipping_mod
+    mods = [autoflip_mod, older] if order == "behind" else [older, autoflip_mod]
+    private = DifferentialPrivacyClientSideFixedClipping(
+        FedAvg(fraction_evaluate=0.0), 0.0, 1.0, NODES
+    )
+
+    (reason,) = reasons(plain_app(mods), build(private))
+
+    assert "import mods from flwr.clientapp.mod" in reason
+
+
+class Usual(NumPyClient):
+    """Loads parameters as Flower's examples do."""
+
+    def fit(self, parameters, config):  # type: ignore[no-untyped-def]
+        model = TinyNet()
+        state = zip(model.state_dict(), map(torch.tensor, parameters), strict=False)
+        model.load_state_dict(dict(state), strict=True)
+
+
+def test_a_forgotten_mod_is_named() -> None:
+    (reason,) = reasons(plain_app(), build())
+    assert "ClientApp(mods=[autoflip_mod])" in reason
+
+    app = ClientApp(client_fn=lambda context: Usual().to_client())
+    (reason,) = reasons(app, build(client_api="numpy"))
+    assert "mods=[autoflip_mod]" in reason
+
+
+# --- Strategies that cannot work ---
+
+
+def test_a_strategy_of_the_older_api_is_called_so() -> None:
+    with pytest.raises(AutoFlipError, match=r"FedAvg is of Flower's older API.*server"):
+        build(OlderFedAvg())
+
+
+def test_what_is_no_strategy_is_refused() -> None:
+    with pytest.raises(AutoFlipError, match=r"expected a strategy of flwr\.serverapp"):
+        build(FedAvg)
+
+
+# --- Training that goes nowhere ---
+
+
+class OnACopy(Client):
+    def train(self, model: nn.Module, config: dict[str, Any]) -> tuple[int, Any]:
+        return super().train(copy.deepcopy(model), config)
+
+
+def copy_app() -> ClientApp:
+    app = ClientApp(mods=[autoflip_mod])
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        model = TinyNet()
+        model.load_state_dict(message.content["arrays"].to_torch_state_dict())
+        sgd(copy.deepcopy(model), 0)
+        content = message.content
+        content["arrays"] = ArrayRecord(model.state_dict())
+        del content["config"]
+        content["metrics"] = MetricRecord({"num-examples": 3})
+        return Message(content, reply_to=message)
+
+    return app
+
+
+@pytest.mark.filterwarnings("always::flwr_autoflip.AutoFlipWarning")
+@pytest.mark.parametrize("app", [client_app(OnACopy), copy_app()])
+def test_a_copy_that_was_trained_in_its_place_is_noticed(app: ClientApp) -> None:
+    with pytest.warns(AutoFlipWarning, match="no weight moved.*copy"):
+        assert reasons(app, build()) == {""}
+
+
+# --- Parts that nodes keep for themselves ---
+
+
+def head_app() -> ClientApp:
+    """A message app whose nodes keep their last layer; only the rest is loaded."""
+    app = ClientApp(mods=[autoflip_mod])
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        model = TinyNet()
+        come = message.content["arrays"].to_torch_state_dict()
+        own = {n: v for n, v in come.items() if not n.startswith("fc2")}
+        if "head" in context.state:
+            own |= context.state["head"].to_torch_state_dict()  # type: ignore[union-attr]
+        model.load_state_dict(own, strict=False)
+        sgd(model.train(), int(context.node_config["partition-id"]))
+        state = model.state_dict()
+        head = {n: v for n, v in state.items() if n.startswith("fc2")}
+        context.state["head"] = ArrayRecord(head)  # type: ignore[arg-type]
+        reply = message.content
+        whole = context.run_config["whole"]
+        kept = state if whole else {n: v for n, v in state.items() if n not in head}
+        reply["arrays"] = ArrayRecord(kept)  # type: ignore[arg-type]
+        del reply["config"]
+        reply["metrics"] = MetricRecord({"num-examples": 3})
+        return Message(reply, reply_to=message)
+
+    return app
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_node_may_keep_its_head_if_it_returns_all(whole: bool) -> None:
+    grid = LocalGrid(head_app(), NODES)
+    for context in grid.contexts.values():
+        context.run_config["whole"] = whole
+    strategy = build(policy="random", threshold="2x")
+
+    try:
+        strategy.start(grid, initial(), num_rounds=3)
+    except AutoFlipError:
+        assert not whole
+    (reason,) = {row["reason"] for row in node_rows(strategy.ledger.rows)}
+    if whole:
+        assert reason == ""
+    else:
+        assert "return the whole state_dict, also layers that this node keeps" in reason
+
+
+class OwnHead(Client):
+    """Keeps the last layer as it left it, whatever comes."""
+
+    def train(self, model: nn.Module, config: dict[str, Any]) -> tuple[int, Any]:
+        head: Any = model.fc2
+        if "head" in self.context.state:
+            own: Any = self.context.state["head"]
+            head.load_state_dict(own.to_torch_state_dict())
+        found = super().train(model, config)
+        self.context.state["head"] = ArrayRecord(head.state_dict())
+        return found
+
+
+class Narrower(Policy):
+    """One unit less in every group and round."""
+
+    renewed = "round"  # type: ignore[assignment]
+
+    def __call__(  # type: ignore[no-untyped-def]
+        self, server_round, layout, weights, reports, previous=None
+    ) -> Plan:
+        sizes = {g.name: g.size - server_round for g in layout.groups}
+        return Plan(layout, {name: np.arange(n) for name, n in sizes.items()})
+
+
+def test_a_head_of_its_own_needs_a_layer_before_it_that_stays() -> None:
+    lost = reasons(client_app(OwnHead), build(policy=Narrower()), 2)
+    strategy = build(policy=Narrower(), exclude=("fc1",))
+    kept = reasons(client_app(OwnHead), strategy, 2)
+
+    assert kept == {""}
+    assert any("exclude=(...) what stands before" in reason for reason in lost)
+
+
+def test_sizes_are_torchs_own_words() -> None:
+    """The hints go by what torch says, which a new version may say in other words."""
+    with pytest.raises(RuntimeError, match=r"Missing key\(s\) in state_dict"):
+        TinyNet().load_state_dict({})
+    with pytest.raises(RuntimeError, match="size mismatch for weight"):
+        nn.Linear(2, 3).load_state_dict(
+            {"weight": torch.zeros(1), "bias": torch.ones(3)}
+        )
