@@ -250,6 +250,8 @@ def _named(parameters: Parameters, names: Sequence[str]) -> ArrayRecord:
 def _counted(message: Message) -> tuple[int, dict[str, Any]]:
     records = wire.records_of(message.content, MetricRecord)
     metrics: dict[str, Any] = dict(next(iter(records.values())))
+    # What is no number travels beside the numbers.
+    metrics |= wire.records_of(message.content, ConfigRecord).get(wire.NOTES, {})
     return int(metrics.pop(wire.NUM_EXAMPLES)), metrics
 
 

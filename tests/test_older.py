@@ -83,6 +83,57 @@ def components(**changes: Any) -> Any:
     return server_fn
 
 
+class Talkative(PlainNumPyClient):
+    """Says more than numbers, as clients of the older API may."""
+
+    def fit(self, parameters, config):  # type: ignore[no-untyped-def]
+        arrays, count, metrics = super().fit(parameters, config)
+        said = {"my_metric": f'{{"b": {self.node}}}', "raw": b"\0\1", "done": True}
+        return arrays, count, {**metrics, **said}
+
+    def evaluate(self, parameters, config):  # type: ignore[no-untyped-def]
+        loss, count, _ = super().evaluate(parameters, config)
+        return loss, count, {"name": "a node", "accuracy": 0.5}
+
+
+def test_metrics_that_are_no_numbers_reach_the_apps_own_functions(
+    tmp_path: Any,
+) -> None:
+    seen: dict[str, list[Any]] = {"fit": [], "evaluate": []}
+
+    def note(kind: str) -> Any:
+        def aggregate(found: Any) -> dict[str, Any]:
+            seen[kind].append([metrics for _, metrics in found])
+            return {"nodes": len(found), "said": "text"}
+
+        return aggregate
+
+    strategy = FedAvg(
+        fit_metrics_aggregation_fn=note("fit"),
+        evaluate_metrics_aggregation_fn=note("evaluate"),
+    )
+    app = autoflip_server(
+        components(strategy=strategy), TinyNet, EXAMPLE, ledger_dir=tmp_path
+    )
+    nodes = ClientApp(
+        lambda c: Talkative(int(c.node_config["partition-id"])).to_client(),
+        mods=[autoflip_mod],
+    )
+
+    app(LocalGrid(nodes, NODES), context())
+
+    rows = node_rows(read_ledger(tmp_path / "ledger.jsonl"))
+    assert {row["status"] for row in rows} == {"ok"}
+    assert len(seen["fit"]) == len(seen["evaluate"]) == 2
+    for found in seen["fit"]:
+        assert sorted(m["my_metric"] for m in found) == [
+            f'{{"b": {node}}}' for node in range(NODES)
+        ]
+        assert all(m["raw"] == b"\0\1" and m["done"] is True for m in found)
+        assert all(not any(k.startswith("autoflip") for k in m) for m in found)
+    assert seen["evaluate"][0][0] == {"name": "a node", "accuracy": 0.5}
+
+
 def context() -> Context:
     return Context(1, 1, {}, RecordDict(), {})
 

@@ -33,6 +33,7 @@ RESIDUAL = "autoflip-residual"
 RELEASED = "autoflip-released"
 RECEIPT = "autoflip"
 METRICS = "metrics"
+NOTES = "notes"
 NUM_EXAMPLES = "num-examples"
 
 # What Flower's NumPyClient adapter reads and writes.

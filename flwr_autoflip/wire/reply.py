@@ -30,6 +30,7 @@ from .keys import (
     KEY_SECONDS,
     KEY_VERSION,
     METRICS,
+    NOTES,
     NUM_EXAMPLES,
     NUMPY_OUT,
     PREFIX,
@@ -46,6 +47,9 @@ from .values import decode_trained
 
 MOST = 2**53
 """Of anything that is counted: floats hold it exactly, and their sums are finite."""
+
+MOST_NOTES, MOST_NOTE_BYTES = 1000, 1 << 20
+"""Of one reply; with more of them none is handed on."""
 
 MOD_ORDER = (
     "An explorer's report is no weights that a clipping or noising mod could change: "
@@ -273,7 +277,20 @@ def inner_reply(
     content = RecordDict({METRICS: metrics})
     if arrays is not None:
         content["arrays"] = arrays
+    if notes := _notes(message.content):
+        content[NOTES] = ConfigRecord(notes)
     message.content = content
+
+
+def _notes(content: RecordDict) -> dict[str, Any]:
+    """Give what a NumPyClient says beside numbers, for strategies of the older API."""
+    said: dict[str, Any] = {}
+    for head in NUMPY_OUT.values():
+        said |= records_of(content, ConfigRecord).get(f"{head}.metrics", {})
+    own, _ = split_receipt(said)
+    notes = {k: v for k, v in own.items() if isinstance(v, (str, bytes, bool))}
+    size = sum(len(k) + len(v) for k, v in notes.items() if not isinstance(v, bool))
+    return notes if len(notes) <= MOST_NOTES and size <= MOST_NOTE_BYTES else {}
 
 
 def kept_values(message: Message, reply: Reply, orders: Orders) -> ArrayRecord:
