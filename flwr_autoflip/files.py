@@ -95,10 +95,14 @@ def read_pruned(path: str | Path) -> tuple[Plan, dict[str, NDArray[Any]]]:
             )
         layout = layout_from_bytes(b64decode(metadata["layout"], validate=True))
         plan = decode_plan(b64decode(metadata["plan"], validate=True), layout)
-    except (*UNREADABLE, KeyError) as error:
+    except (*UNREADABLE, KeyError, MemoryError) as error:
         raise AutoFlipError(
             f"{path} is no whole pruned model: {visible(str(error))}"
         ) from error
+    if surplus := sorted(arrays.keys() - layout.by_name.keys()):
+        raise AutoFlipError(
+            f"{path}: its layout lacks the tensor {visible(surplus[0], 80)!r}."
+        )
     for spec in layout.tensors:
         stored, mask = arrays.get(spec.name), plan.small_mask.get(spec.name)
         shape = plan.small_shape(spec.name) if mask is None else (int(mask.sum()),)

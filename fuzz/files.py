@@ -6,6 +6,7 @@ import os
 import shutil
 import struct
 import tempfile
+import zlib
 from base64 import b64encode
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from safetensors.numpy import save
 
 from flwr_autoflip.checkpoint import FORMAT as CHECKPOINT
 from flwr_autoflip.checkpoint import CheckpointFolder
+from flwr_autoflip.cli.inspect import describe
 from flwr_autoflip.core.codec import encode_plan
 from flwr_autoflip.core.errors import AutoFlipError, DamagedFileError
 from flwr_autoflip.core.report_file import StoredReport, open_report, write_report
@@ -26,7 +28,7 @@ from flwr_autoflip.ledger import Ledger, Mark, NodeRow
 from flwr_autoflip.snapshot import KINDS
 
 from .draw import Draw, change_bytes, change_json
-from .model import ARRAYS, LAYOUT, MASKED, MODEL, Net
+from .model import ARRAYS, DENSE, LAYOUT, MASKED, MODEL, SMALL, Net
 
 _MEMORY = Path("/dev/shm")  # files are written to disk to stay, which takes long
 HERE = Path(tempfile.mkdtemp(prefix="fuzz-", dir=_MEMORY if _MEMORY.is_dir() else None))
@@ -176,6 +178,41 @@ def seed_model_file() -> list[bytes]:
     path = HERE / "seed-model.safetensors"
     save_pruned(path, MODEL, MASKED)
     return [b"\xff" + path.read_bytes(), b"\0", b"\1\5\0\4\1", b"\2\3\0\4\1"]
+
+
+def fuzz_model_metadata(data: bytes) -> bool:
+    """Describe a model file whose layout says something else, as ``inspect`` does."""
+    path = HERE / "metadata.safetensors"
+    draw, body = Draw(data), json.loads(zlib.decompress(LAYOUT.encoded))
+    for _ in range(draw.number() % 4):
+        body = change_json(draw, body)
+    layout = zlib.compress(json.dumps(body).encode(), 1)
+    plan = draw.pick((DENSE, SMALL, MASKED))
+    code = encode_plan(plan)
+    if draw.number() % 4 == 1:
+        code = change_bytes(draw, code)
+    texts = {"layout": b64encode(layout).decode(), "plan": b64encode(code).decode()}
+    if draw.number() % 4 == 1:
+        texts[draw.pick(("layout", "plan", "more", "format"))] = draw.rest().hex()
+    small = {n: plan.take(n, a).copy() for n, a in ARRAYS.items()}
+    for name, mask in plan.small_mask.items():
+        small[name] = small[name][mask]
+    path.write_bytes(save(small, {"format": MODEL_FILE, **texts}))
+    try:
+        found = describe(path)
+    except AutoFlipError:
+        return False
+    json.dumps(found, allow_nan=False)
+    assert 0 <= found["parameters"] <= found["dense_parameters"]
+    assert 0 <= found["bytes"] <= found["dense_bytes"]
+    assert all(layer["name"].isprintable() for layer in found["layers"])
+    return True
+
+
+def seed_model_metadata() -> list[bytes]:
+    """Give whole files of all plans, and some that say something else."""
+    whole = [bytes([0, plan, 0, 0]) for plan in range(3)]
+    return [*whole, b"\1\1\4\7\3\1", b"\2\3\2\1\1\4\2", b"\0\0\1\2\4\1"]
 
 
 def fuzz_ledger(data: bytes) -> bool:

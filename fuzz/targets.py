@@ -39,6 +39,7 @@ TARGETS: dict[str, Target] = {
     "checkpoint": Target(files.fuzz_checkpoint, files.seed_checkpoint),
     "safetensors": Target(files.fuzz_safetensors, files.seed_safetensors),
     "model_file": Target(files.fuzz_model_file, files.seed_model_file, 8192),
+    "model_metadata": Target(files.fuzz_model_metadata, files.seed_model_metadata, 512),
     "ledger": Target(files.fuzz_ledger, files.seed_ledger, 512),
     "ledger_rows": Target(pages.fuzz_rows, pages.seeds, 8192),
     "page": Target(pages.fuzz_page, pages.seeds, 8192),

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from federation import EXAMPLE, TinyNet
+from safetensors import safe_open
+from safetensors.numpy import save
 
 from flwr_autoflip import AutoFlipError, load_pruned, save_pruned
 from flwr_autoflip.checkpoint import FORMAT, CheckpointFolder
@@ -110,6 +112,19 @@ def test_an_error_does_not_repeat_a_files_escapes(tmp_path: Path, read: Any) -> 
         read(path)
 
     assert str(found.value).isprintable()
+
+
+def test_a_model_file_with_a_tensor_of_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_pruned(path, TinyNet(), dense_plan(LAYOUT))
+    with safe_open(path, "numpy") as file:
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        path.write_bytes(
+            save({**arrays, "\x1b[2J": arrays["conv.bias"]}, file.metadata())
+        )
+
+    with pytest.raises(AutoFlipError, match=r"lacks the tensor '\?\[2J'"):
+        read_pruned(path)
 
 
 def test_a_model_file_with_a_plan_that_is_no_base64(tmp_path: Path) -> None:

@@ -3,19 +3,23 @@
 import importlib
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-import typer
 from torch import nn
 
 from ..core.errors import AutoFlipError
+from ..core.text import visible
 from ..files import export_onnx, load_pruned
 from ..report.svg import amount
+from .output import say
 
 DTYPES = {"float32": torch.float32, "int64": torch.int64, "int32": torch.int32}
+LONGEST_CAUSE = 300
+"""Characters of another's error that are shown."""
 
 
 def export_model(path: Path, onnx: Path, model: str, example: str) -> None:
@@ -39,18 +43,39 @@ def export_model(path: Path, onnx: Path, model: str, example: str) -> None:
         If anything does not fit, or the extra is not installed.
     """
     inputs = parse_example(example)
-    small, _ = load_pruned(path, find_model(model))
+    make = find_model(model)
+    with _said(f"--model {model} cannot be built for {path}"):
+        small, _ = load_pruned(path, make)
+    with _said(f"--input {example}: the model cannot take it"), torch.no_grad():
+        small(inputs)
     onnx.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter's own
+    with warnings.catch_warnings(), _said(f"{onnx} cannot be made"):
+        warnings.simplefilter("ignore")  # the exporter's own
+        try:
             export_onnx(onnx, small, inputs)
-    except ImportError as error:
-        raise AutoFlipError(
-            f'{error}; install the extra: pip install "flwr-autoflip[onnx]"'
-        ) from error
+        except ImportError as error:
+            raise AutoFlipError(
+                f'{error}; install the extra: pip install "flwr-autoflip[onnx]"'
+            ) from error
     size = sum(p.stat().st_size for p in onnx.parent.glob(f"{onnx.name}*"))
-    typer.echo(f"Written: {onnx}, {amount(size, 'B')}; onnxruntime computes the same.")
+    say(f"Written: {onnx}, {amount(size, 'B')}; onnxruntime computes the same.")
+
+
+@contextmanager
+def _said(what: str) -> Iterator[None]:
+    """Say in a line what failed: the user's model and the exporter may raise anything.
+
+    An exporter's error has hundreds of lines; what its first cause begins with helps.
+    """
+    try:
+        yield
+    except AutoFlipError:
+        raise
+    except Exception as error:
+        while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+            error = error.__cause__
+        first = visible(str(error).partition("\n")[0], LONGEST_CAUSE)
+        raise AutoFlipError(f"{what}: {type(error).__name__}: {first}") from error
 
 
 def find_model(where: str) -> Callable[[], nn.Module]:

@@ -73,8 +73,8 @@ def show_model(path: Path, as_json: bool) -> None:
     print_table(heads, rows, words=(0, 1, 2))
     size, dense = found["bytes"], found["dense_bytes"]
     typer.echo(
-        f"\nIn memory {amount(size, 'B')} of {amount(dense, 'B')} "
-        f"({percent(size / dense)}); the file has {amount(found['file_bytes'], 'B')}."
+        f"\nIn memory {amount(size, 'B')} of {amount(dense, 'B')}"
+        f"{_of(size, dense)}; the file has {amount(found['file_bytes'], 'B')}."
     )
 
 
@@ -93,4 +93,8 @@ def _kept(found: dict[str, Any], key: str) -> str:
 
 
 def _share(small: int, dense: int) -> str:
-    return f"{amount(small)} ({percent(small / dense)})" if dense else amount(small)
+    return amount(small) + _of(small, dense)
+
+
+def _of(small: int, dense: int) -> str:
+    return f" ({percent(small / dense)})" if dense else ""

@@ -63,6 +63,49 @@ def test_what_does_not_fit_is_said(
     assert done.stderr.startswith("Error: ")
 
 
+@pytest.mark.parametrize(
+    ("model", "shape", "expected"),
+    [
+        ("federation:TinyNet", "1,3,32,32", "expected input[1, 3, 32, 32] to have 1"),
+        ("federation:TinyNet", "7", "--input 7: the model cannot take it"),
+        ("federation:TinyNet", "1,1,8,8:int64", "--input 1,1,8,8:int64: the model"),
+        ("torch.nn:Linear", "1,8", "--model torch.nn:Linear cannot be built"),
+        ("builtins:int", "1,8", "--model builtins:int cannot be built"),
+    ],
+)
+def test_a_wrong_shape_or_model_is_one_line(
+    tmp_path: Path, model: str, shape: str, expected: str
+) -> None:
+    done = export(tmp_path, model, shape)
+
+    assert done.exit_code == 1
+    assert isinstance(done.exception, SystemExit)
+    assert expected in done.stderr
+    assert len(done.output.splitlines()) == 1
+    assert len(done.output) < 700
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_the_exporter_cannot_do_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+
+    def fail(*words: object, **options: object) -> None:
+        try:
+            raise NotImplementedError("no such operator\n" + "trace\n" * 300)
+        except NotImplementedError as error:
+            raise RuntimeError("Failed to export\n" * 340) from error
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+
+    done = export(tmp_path, "federation:TinyNet", "1,1,8,8")
+
+    assert done.exit_code == 1
+    assert "m.onnx cannot be made: NotImplementedError: no such operator" in done.stderr
+    assert len(done.output.splitlines()) == 1
+
+
 def test_without_the_extra_its_name_is_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
