@@ -47,12 +47,12 @@ def put_away(folder: Path) -> Mapping[str, Record]:
 
 
 def finished(folder: Path) -> list[str]:
-    """List the names of all runs of a scale that have ended, sorted."""
+    """List the names of all runs of a scale that have ended, by task, method, seed."""
     made = {
         path.parent.relative_to(folder).as_posix()
         for path in folder.glob(f"*/*/seed*/{RESULT}")
     }
-    return sorted(made | set(put_away(folder)))
+    return sorted(made | set(put_away(folder)), key=lambda name: name.split("/"))
 
 
 def read_record(folder: Path, name: str) -> Record:

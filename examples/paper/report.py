@@ -27,7 +27,7 @@ from .methods import EVERYTHING, LONGER, METHODS
 from .published import REASONS, SMALL_SCALE
 from .records import write_atomically
 from .results import Found, Outcome, by_method, read_runs, tasks_of
-from .sizes import size_table
+from .sizes import read_timed, size_table
 from .tables import Table, accuracy_table, cost_table
 from .verdict import OURS, where_autoflip_loses
 
@@ -80,7 +80,8 @@ def write_report(
     runs : Path
         Holds ``<task>/<method>/seed<k>/``; its name is the scale's.
     results : Path
-        Folder to write.
+        Folder to write. What an older report there timed is kept for networks of the
+        same sizes.
     console : Console
         Is told what was written.
     data : str (default: "")
@@ -107,7 +108,8 @@ def write_report(
         for task, methods in tasks.items()
     }
     cost = {task: cost_table(methods) for task, methods in compared.items()}
-    sizes, unbuilt = measure_sizes(compared)
+    timed = read_timed(results / "results.json")
+    sizes, unbuilt = measure_sizes(compared, timed)
     drawn, numbers, skipped = draw_figures(tasks, results, data)
     hardware = hardware or this_machine()
     made_by = {
@@ -138,12 +140,13 @@ def write_report(
 
 def measure_sizes(
     compared: Mapping[str, Methods],
+    timed: Mapping[str, Any],
 ) -> tuple[dict[str, Any], list[str]]:
     """Build Table IV; say which tasks' networks cannot be built any more."""
     sizes, unbuilt = {}, []
     for task, methods in compared.items():
         try:
-            if table := size_table(methods):
+            if table := size_table(methods, timed.get(task)):
                 sizes[task] = table
         except (ValueError, TypeError) as error:  # runs of an older program
             unbuilt.append(f"Table IV, {task}, is left out: {error}")

@@ -44,13 +44,19 @@ def test_a_report_says_the_same_of_files_and_folders(tmp_path: Path) -> None:
 
 def test_the_same_runs_are_the_same_bytes_whoever_collects(tmp_path: Path) -> None:
     write_two_seeds(tmp_path)
+    write_run(tmp_path, "autoflip-paper", RISING, 9)
     first = put_away(tmp_path).read_bytes()
 
     assert collect(tmp_path / "small").read_bytes() == first
     with gzip.open(tmp_path / "small.jsonl.gz", "rt") as file:
         names = [json.loads(line)["run"] for line in file]
-    assert names == sorted(names)
-    assert len(names) == 4
+    assert names == [
+        f"mnist/{run}"
+        for run in (
+            *("autoflip/seed0", "autoflip/seed1", "autoflip-paper/seed0"),
+            *("fedavg/seed0", "fedavg/seed1"),
+        )
+    ]
 
 
 def test_a_run_that_is_put_away_is_done_and_its_size_copied(tmp_path: Path) -> None:
