@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from .core.errors import AutoFlipError, AutoFlipWarning, DamagedFileError
 from .core.layout import Arrays
-from .core.storage import read_arrays, write_arrays
+from .core.storage import make_private, read_arrays, write_arrays
 from .core.text import visible
 from .core.tree import Kind, TreeReader, TreeWriter
 
@@ -60,7 +60,7 @@ class CheckpointFolder:
             At least 0. Numbers above it, left behind by a damaged file, go, too.
         state : object
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_private(self.path)
         writer = TreeWriter(self.kinds)
         text = json.dumps(writer.write(state))
         metadata = {"format": FORMAT, "state": text}
@@ -144,7 +144,7 @@ class CheckpointFolder:
             Their name, for :meth:`kept`.
         """
         if id(arrays) not in self._names:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_private(self.path)
             name = _name_of(arrays)
             path = self.path / f"{name}.safetensors"
             if not path.exists():

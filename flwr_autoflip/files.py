@@ -48,7 +48,7 @@ def save_pruned(path: str | Path, model: nn.Module | Arrays, plan: Plan) -> None
         "layout": b64encode(plan.layout.encoded).decode(),
         "plan": b64encode(encode_plan(plan)).decode(),
     }
-    write_whole(Path(path), save(kept, metadata))
+    write_whole(Path(path), save(kept, metadata), private=False)
 
 
 def _kept(arrays: Arrays, plan: Plan, name: str) -> Any:

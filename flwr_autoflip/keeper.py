@@ -1,6 +1,7 @@
 """All that a run remembers: into a checkpoint, and back into its places."""
 
 from dataclasses import asdict, dataclass, field
+from logging import INFO, getLogger
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
@@ -11,6 +12,7 @@ from .core.errors import AutoFlipError
 from .core.layout import Arrays
 from .explorer import Explorer
 from .ledger import Ledger, Mark
+from .noise import draws_noise, seed_anew
 from .planner import Planner
 from .snapshot import (
     attributes_of,
@@ -21,6 +23,12 @@ from .snapshot import (
     settings_of,
     take_generators,
     warn_unsaved,
+)
+
+LOGGER = getLogger("flwr")
+_NEW_NOISE = (
+    "the inner strategy may draw noise, so generators are seeded anew; figures differ "
+    "from those of a run that was never stopped"
 )
 
 BEGUN = -1
@@ -67,21 +75,29 @@ class Keeper:
     explorer : Explorer
         Knows the inner strategy, which must not have run yet, and the ledger.
     planner : Planner
+
+    Attributes
+    ----------
+    noisy : bool
+        Whether the inner strategy may draw noise. A checkpoint then holds nothing that
+        foretells it.
     """
 
     folder: CheckpointFolder
     explorer: Explorer
     planner: Planner
+    noisy: bool = field(init=False)
     settings: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
         explorer = self.explorer
+        self.noisy = draws_noise(self.inner)
         self.settings = {
             "model": explorer.layout.digest.hex(),
             **{name: repr(value) for name, value in explorer.options.items()},
             "policy": describe_policy(self.planner.policy),
             "compress": repr(explorer.encoding.compress),
-            **settings_of(self.inner),
+            **settings_of(self.inner, self.noisy),
         }
 
     @property
@@ -100,11 +116,11 @@ class Keeper:
         state = {
             "settings": dict(self.settings),
             "progress": dict(vars(progress)),
-            "inner": attributes_of(self.inner),
+            "inner": attributes_of(self.inner, self.noisy),
             "planner": self.planner.state(),
             "initial": keep(initial) if initial else None,
             "reports": self.explorer.reports.state(),
-            "generators": take_generators(),
+            "generators": None if self.noisy else take_generators(),
             "ledger": asdict(self.ledger.mark()),
         }
         number = progress.last_round - BEGUN + progress.trained_round
@@ -124,7 +140,8 @@ class Keeper:
         Progress
             Everything else is put into its place: the inner strategy's attributes,
             reports, plans, generators and the ledger. What nodes hold is forgotten:
-            nobody knows what reached them last.
+            nobody knows what reached them last. Where the inner strategy may draw
+            noise, no generator was saved: the operating system seeds new ones.
 
         Raises
         ------
@@ -136,7 +153,7 @@ class Keeper:
         self.settings["evaluate_config"] = repr(dict(begun.evaluate_config))
         found = self.folder.load(self._complete)
         self.explorer.exchange.forget()
-        warn_unsaved(self.inner)
+        warn_unsaved(self.inner, self.noisy)
         if found is None:
             self.ledger.clear()
             self.save(begun)
@@ -154,7 +171,11 @@ class Keeper:
         self.planner.restore(state["planner"])
         self.planner.initial = initial
         self.ledger.resume(Mark(**state["ledger"]))
-        set_generators(state["generators"])
+        if self.noisy:
+            LOGGER.log(INFO, "%s: %s", self.folder.path, _NEW_NOISE)
+            seed_anew(self.inner)
+        else:
+            set_generators(state["generators"])
         return progress
 
     def _complete(self, state: dict[str, Any]) -> tuple[dict[str, Any], Arrays]:

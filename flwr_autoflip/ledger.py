@@ -23,7 +23,7 @@ from .core.errors import AutoFlipWarning, DamagedFileError
 from .core.ledger_rows import NODE_PHASES, parse_rows
 from .core.provenance import provenance
 from .core.rows import Rows
-from .core.storage import write_whole
+from .core.storage import make_private, open_private, write_whole
 from .core.work import count_work
 
 Row = TypeVar("Row", bound=Mapping[str, Any])
@@ -101,21 +101,16 @@ class Ledger:
     Parameters
     ----------
     path : Path, optional
-        JSON-lines file; its folder is made.
-    fresh : bool (default: True)
-        Replace an old file now; otherwise :meth:`clear` or :meth:`resume` comes first.
+        JSON-lines file. It stays as it is until :meth:`clear` or :meth:`resume`, or
+        the first row, which begins it anew.
     """
 
     path: Path | None = None
-    fresh: bool = True
     rows: Rows = field(default_factory=Rows)
+    _begun: bool = False
     _size: int = 0
     _digest: Any = field(default_factory=blake2b)
     _opened: float = field(default_factory=time.monotonic)
-
-    def __post_init__(self) -> None:
-        if self.fresh:
-            self.clear()
 
     def add(self, row: NodeRow) -> None:
         """Append a node's row."""
@@ -130,7 +125,7 @@ class Ledger:
     ) -> None:
         """Append what the server's evaluation found, and the deployable plan's size.
 
-        ``seconds`` is the wall-clock time since the ledger was opened.
+        ``seconds`` is the wall-clock time since the ledger was begun or resumed.
         """
         row: dict[str, Any] = {"round": server_round, "phase": "server"}
         row |= {"metrics": dict(metrics), "plan": dict(plan)}
@@ -141,10 +136,12 @@ class Ledger:
         self._append({"round": server_round, "phase": "plan", **plan})
 
     def _append(self, row: dict[str, Any]) -> None:
+        if not self._begun:
+            self.clear()
         self.rows.append(row)
         if self.path is not None:
             line = _line(row)
-            with self.path.open("ab") as file:
+            with open_private(self.path, "ab") as file:
                 file.write(line)
             self._size += len(line)
             self._digest.update(line)
@@ -152,13 +149,13 @@ class Ledger:
     # --- Checkpoints ---
 
     def clear(self) -> None:
-        """Begin anew, with an empty file."""
+        """Begin anew, with an empty file; its folder is made."""
         self._become(b"", [])
 
     def mark(self) -> Mark:
         """Give the place after the last row, once the file is safely on disk."""
         if self.path is not None:
-            with self.path.open("ab") as file:
+            with open_private(self.path, "ab") as file:
                 os.fsync(file.fileno())
         return Mark(self._size, self._digest.hexdigest())
 
@@ -210,10 +207,11 @@ class Ledger:
         return self.path.read_bytes() if self.path is not None and found else b""
 
     def _become(self, content: bytes, rows: list[dict[str, Any]]) -> None:
-        self.rows = Rows(rows)
+        self.rows, self._begun = Rows(rows), True
+        self._opened = time.monotonic()
         self._size, self._digest = len(content), blake2b(content)
         if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_private(self.path.parent)
             write_whole(self.path, content)
 
 

@@ -92,9 +92,9 @@ class Resumable(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Save what was trained before any node sees it.
 
-        A model with the noise of differential privacy is then never made twice, of
-        other replies with the same noise. Where training is done, only its figures are
-        given: its arrays are the initial ones.
+        So a round's noise of differential privacy is not drawn twice, and what was
+        seen of it is not given again with other noise. Where training is done, only its
+        figures are given: its arrays are the initial ones.
         """
         if server_round <= self._trained:
             return None, self.progress.train.get(server_round)
@@ -103,7 +103,7 @@ class Resumable(Strategy):
         self.progress.trained_round = server_round
         if arrays is not None:
             self.progress.arrays = arrays
-        if self._nodes_evaluate:
+        if self._nodes_evaluate or self.keeper.noisy:
             self.keeper.save(self.progress)
         return arrays, metrics
 

@@ -3,7 +3,7 @@
 import dataclasses
 import random
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from functools import partial
 from inspect import isroutine
@@ -16,6 +16,7 @@ from flwr.serverapp.strategy import Strategy
 
 from .core.errors import AutoFlipWarning
 from .core.tree import Kind, TreeWriter
+from .noise import is_seed
 from .policies import Policy
 
 Attributes = dict[str, Any]
@@ -48,11 +49,16 @@ def _numpy_from(state: dict[str, Any]) -> np.random.Generator:
     return generator
 
 
-KINDS = (
+PLAIN_KINDS = (
     Kind("arrays", ArrayRecord, _arrays_of, _record_of),
     Kind("metrics", MetricRecord, dict, MetricRecord),
     Kind("config", ConfigRecord, dict, ConfigRecord),
     Kind("tensor", torch.Tensor, lambda t: t.detach().cpu().numpy(), torch.from_numpy),
+)
+"""What a state may hold beside plain values, but for generators."""
+
+KINDS = (
+    *PLAIN_KINDS,
     Kind("random", random.Random, random.Random.getstate, _random_from),
     Kind(
         "generator",
@@ -61,13 +67,13 @@ KINDS = (
         _numpy_from,
     ),
 )
-"""What a state may hold beside plain values: records, tensors, generators."""
+"""And with them."""
 
 
 # --- Strategies ---
 
 
-def attributes_of(strategy: Strategy) -> Attributes:
+def attributes_of(strategy: Strategy, noisy: bool = False) -> Attributes:
     """Take what a strategy remembers, and the strategies that it wraps.
 
     Parameters
@@ -76,6 +82,8 @@ def attributes_of(strategy: Strategy) -> Attributes:
         Momentum, moments, clipping norms, whatever it has: every attribute that a tree
         can hold (see :data:`KINDS`), or that has ``state_dict`` and
         ``load_state_dict``, such as Flower's privacy accountant.
+    noisy : bool (default: False)
+        Leave out what foretells noise: generators, and what is called a seed.
 
     Returns
     -------
@@ -83,10 +91,13 @@ def attributes_of(strategy: Strategy) -> Attributes:
         Attribute name to value; a dict of the same kind for a strategy.
     """
     taken: Attributes = {}
+    kinds = PLAIN_KINDS if noisy else KINDS
     for name, value in vars(strategy).items():
         if isinstance(value, Strategy):
-            taken[name] = attributes_of(value)
-        elif _is_storable(state := _state_of(value)):
+            taken[name] = attributes_of(value, noisy)
+        elif noisy and is_seed(name):
+            continue
+        elif _is_storable(state := state_of(value), kinds):
             taken[name] = state
     return taken
 
@@ -104,13 +115,13 @@ def restore_inplace(strategy: Strategy, attributes: Attributes) -> None:
         own: Any = getattr(strategy, name, None)
         if isinstance(own, Strategy):
             restore_inplace(own, value)
-        elif _has_state(own):
+        elif has_state(own):
             own.load_state_dict(value)
         elif not _is_about_presence(name):
             setattr(strategy, name, value)
 
 
-def warn_unsaved(strategy: Strategy) -> None:
+def warn_unsaved(strategy: Strategy, noisy: bool = False) -> None:
     """Warn of attributes that may change in a run but cannot be saved.
 
     Functions, classes, enumerations and frozen dataclasses are settings, not state.
@@ -120,7 +131,7 @@ def warn_unsaved(strategy: Strategy) -> None:
     AutoFlipWarning
         With all of them, also those of strategies inside strategies.
     """
-    if names := _unsaved(strategy):
+    if names := unsaved(strategy, PLAIN_KINDS if noisy else KINDS):
         warnings.warn(
             f"checkpoints cannot hold {', '.join(names)} of the inner strategy: if "
             "that changes during the run, a resumed run will differ. Numbers, arrays, "
@@ -131,27 +142,30 @@ def warn_unsaved(strategy: Strategy) -> None:
         )
 
 
-def _unsaved(strategy: Strategy) -> list[str]:
+def unsaved(strategy: Strategy, kinds: Sequence[Kind]) -> list[str]:
+    """Name the attributes that may change in a run but that a tree cannot hold."""
     names = []
     for name, value in vars(strategy).items():
         if isinstance(value, Strategy):
-            names += [f"{name}.{inner}" for inner in _unsaved(value)]
-        elif not (_is_storable(_state_of(value)) or _is_fixed(value)):
+            names += [f"{name}.{inner}" for inner in unsaved(value, kinds)]
+        elif not (_is_storable(state_of(value), kinds) or _is_fixed(value)):
             names.append(f"{name} ({type(value).__name__})")
     return names
 
 
-def _has_state(value: Any) -> bool:
+def has_state(value: Any) -> bool:
+    """Tell whether a value gives and takes its state itself."""
     return hasattr(value, "state_dict") and hasattr(value, "load_state_dict")
 
 
-def _state_of(value: Any) -> Any:
-    return dict(value.state_dict()) if _has_state(value) else value
+def state_of(value: Any) -> Any:
+    """Give a value's state, or the value where it is its own state."""
+    return dict(value.state_dict()) if has_state(value) else value
 
 
-def _is_storable(value: Any) -> bool:
+def _is_storable(value: Any, kinds: Sequence[Kind]) -> bool:
     try:
-        TreeWriter(KINDS).write(value)
+        TreeWriter(kinds).write(value)
     except TypeError:
         return False
     return True
@@ -171,12 +185,16 @@ def _is_about_presence(name: str) -> bool:
 # --- Settings: is it the same run? ---
 
 
-def settings_of(strategy: Strategy, prefix: str = "strategy") -> dict[str, str]:
+def settings_of(
+    strategy: Strategy, noisy: bool = False, prefix: str = "strategy"
+) -> dict[str, str]:
     """Describe how a strategy was built, before it ran.
 
     Parameters
     ----------
     strategy : Strategy
+    noisy : bool (default: False)
+        Leave out what is called a seed.
     prefix : str (default: "strategy")
 
     Returns
@@ -188,7 +206,9 @@ def settings_of(strategy: Strategy, prefix: str = "strategy") -> dict[str, str]:
     settings = {prefix: type(strategy).__qualname__}
     for name, value in vars(strategy).items():
         if isinstance(value, Strategy):
-            settings |= settings_of(value, f"{prefix}.{name}")
+            settings |= settings_of(value, noisy, f"{prefix}.{name}")
+        elif noisy and is_seed(name):
+            continue
         elif isinstance(value, (int, float, str)) and not _is_about_presence(name):
             settings[f"{prefix}.{name}"] = repr(value)
     return settings

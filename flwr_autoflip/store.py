@@ -10,6 +10,7 @@ from pathlib import Path
 from .core.errors import DamagedFileError
 from .core.report_file import StoredReport, open_report, write_report
 from .core.statistics import Report, Running, RunningStatistics, SummedReports
+from .core.storage import make_private
 from .core.text import visible
 
 LOGGER = getLogger("flwr")
@@ -71,7 +72,7 @@ class ReportStore(Mapping[int, Report]):
         path = self.folder
         try:
             path = self._path(node)
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_private(path.parent)
             stored = write_report(path, report, self.layout, node)
         except OSError as error:
             where = path or tempfile.gettempdir()

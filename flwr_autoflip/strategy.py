@@ -13,14 +13,16 @@ from torch import nn
 
 from . import wire
 from .aggregation import aggregate, refuse_diverged, size_of
+from .beginning import Beginning
 from .budgets import Budgets
 from .checkpoint import CheckpointFolder
+from .claim import GUIDANCE, claimed
 from .core.encoding import Encoding
 from .core.guidance import Report
 from .core.layout import Layout, check_arrays
 from .core.plan import Plan, dense_plan
 from .core.rescale import rescale_fan_in
-from .core.shrink import load_arrays_inplace, shrink
+from .core.shrink import shrink_with
 from .core.trace import trace
 from .costs import CostOf
 from .exchange import Exchange
@@ -115,43 +117,34 @@ class AutoFlip(Strategy):
         if checkpoint_dir is not None:
             check_can_resume(strategy)
         self.layout: Layout = trace(model, example_input, tuple(exclude))
-        folder = checkpoint_dir if ledger_dir is None else ledger_dir
-        path = None if folder is None else Path(folder) / "ledger.jsonl"
-        self.ledger = Ledger(path, fresh=checkpoint_dir is None)
         self._cost_of = CostOf(model, example_input)
-        self._live = Live(self.ledger, self._cost_of)
-        self._exchange = Exchange(
-            self.ledger, self._cost_of, client_api, weight_key(strategy)
-        )
-        kept = None if checkpoint_dir is None else Path(checkpoint_dir) / "guidance"
+        self._client_api, self._evaluate_dense = client_api, evaluate_dense
+        self._checkpoint_dir = None if checkpoint_dir is None else Path(checkpoint_dir)
+        folder = self._checkpoint_dir if ledger_dir is None else Path(ledger_dir)
+        self.ledger = Ledger(None if folder is None else folder / "ledger.jsonl")
+        self._folders = [f for f in (self._checkpoint_dir, folder) if f is not None]
+        self._beginning = Beginning(strategy)
+        self._begin()
+
+    # --- The run --------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        """Build all that a run remembers: nothing of a run before is in it."""
+        kept = None if self._checkpoint_dir is None else self._checkpoint_dir / GUIDANCE
         reports = ReportStore(self.layout.digest, kept, self.policy.running)
-        self._planner = Planner(self.policy, self.layout, reports)
-        self._budgets = Budgets(
-            self._exchange,
-            self.layout,
-            self._planner.rank_units,
-            asks=self.options["budgets"],
-            multiple=self.options["round_to"],
-        )
+        key, layout, options = weight_key(self.strategy), self.layout, self.options
+        self._live = Live(self.ledger, self._cost_of)
+        exchange = Exchange(self.ledger, self._cost_of, self._client_api, key)
+        planner = Planner(self.policy, layout, reports)
+        asks, multiple = options["budgets"], options["round_to"]
+        budgets = Budgets(exchange, layout, planner.rank_units, asks, multiple)
+        self._exchange, self._planner, self._budgets = exchange, planner, budgets
         self._explorer = Explorer(
-            strategy,
-            self._exchange,
-            self._budgets,
-            self.layout,
-            self.options,
-            self.encoding,
-            reports,
+            self.strategy, exchange, budgets, layout, options, self.encoding, reports
         )
         self._weights: dict[str, NDArray[Any]] = {}
         self._round_plan = dense_plan(self.layout)
         self._evaluated: Plan | None = None
-        self._evaluate_dense = evaluate_dense
-        self._keeper = None
-        if checkpoint_dir is not None:
-            checkpoints = CheckpointFolder(Path(checkpoint_dir), KINDS)
-            self._keeper = Keeper(checkpoints, self._explorer, self._planner)
-
-    # --- The run --------------------------------------------------------------------
 
     def start(
         self, grid: Grid, initial_arrays: ArrayRecord, *args: Any, **kwargs: Any
@@ -177,19 +170,29 @@ class AutoFlip(Strategy):
         Raises
         ------
         AutoFlipError
-            If ``initial_arrays`` are not the model's, no explorer answered, or
-            ``checkpoint_dir`` holds another run or nothing whole.
+            If ``initial_arrays`` are not the model's, no explorer answered, another
+            run holds the folder, or it holds another run or nothing whole.
         """
         args = (initial_arrays, *args)
         given, more = bind_start(self.strategy, grid, args, kwargs)
         arrays = wire.from_arrayrecord(initial_arrays)
         check_arrays(self.layout, arrays, whose="initial arrays")
         given["initial_arrays"] = wire.to_arrayrecord(arrays)  # the caller's stays
-        self._exchange.timeout, num_rounds = given["timeout"], given["num_rounds"]
         if given["evaluate_fn"] is not None:
             given["evaluate_fn"] = self._evaluate_deployable(given["evaluate_fn"])
-        keeper = self._keeper
-        run = None if keeper is None else Resumable(self, keeper, given)
+        with claimed(self._folders), self._beginning.restored():
+            self._begin()
+            return self._run(given, more)
+
+    def _run(self, given: dict[str, Any], more: dict[str, Any]) -> Result:
+        """Explore and run the rounds, or go on with them."""
+        self._exchange.timeout, num_rounds = given["timeout"], given["num_rounds"]
+        run = None
+        if self._checkpoint_dir is None:
+            self.ledger.clear()
+        else:
+            folder = CheckpointFolder(self._checkpoint_dir, KINDS)
+            run = Resumable(self, Keeper(folder, self._explorer, self._planner), given)
         last_round = 0 if run is None else run.last_round
         if last_round < num_rounds:  # else nothing is run
             self.ledger.add_run(last_round)
@@ -262,11 +265,8 @@ class AutoFlip(Strategy):
         nn.Module
             In evaluation mode.
         """
-        plan, model = self.deployable_plan(arrays), self._cost_of.model
-        small = shrink(model, plan)
-        values = plan.apply(wire.from_arrayrecord(arrays))
-        load_arrays_inplace(small, {n: plan.take(n, a) for n, a in values.items()})
-        return small.eval()
+        plan, values = self.deployable_plan(arrays), wire.from_arrayrecord(arrays)
+        return shrink_with(self._cost_of.model, plan, values).eval()
 
     def _evaluate_deployable(self, evaluate_fn: EvaluateFn) -> EvaluateFn:
         def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:

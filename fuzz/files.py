@@ -223,7 +223,7 @@ def fuzz_ledger(data: bytes) -> bool:
     mark = ledger.mark()
     with path.open("ab") as file:
         file.write(data)
-    again = Ledger(path, fresh=False)
+    again = Ledger(path)
     again.resume(mark)
     rows = list(again.rows)
     assert rows[0]["bytes_up"] == 5

@@ -275,8 +275,6 @@ def test_a_kill_at_any_step_changes_nothing(tmp_path: Path) -> None:
         ("fedadam", "structured-restart"),
         ("fedavgm", "structured-restart"),
         ("fedavg", "prunefl"),
-        ("dp", "autoflip"),
-        ("dp-adaptive", "structured-restart"),
         ("decaying", "eflprune-l1"),
     ],
 )
@@ -401,8 +399,8 @@ def test_without_evaluation_on_the_server(tmp_path: Path) -> None:
 
 def test_the_same_object_goes_on_too(tmp_path: Path) -> None:
     """As in a notebook, where the strategy is still there, with half a round in it."""
-    trial = Trial(tmp_path / "run", "dp-adaptive", "autoflip")
-    expected, _, steps = uninterrupted(tmp_path / "whole", "dp-adaptive", "autoflip")
+    trial = Trial(tmp_path / "run", "fedavgm", "autoflip")
+    expected, _, steps = uninterrupted(tmp_path / "whole", "fedavgm", "autoflip")
     with pytest.raises(Killed):
         trial.run(fuse=Fuse(steps.index("aggregate_train")))
     trial.grid = trial.new_grid()  # but nobody holds a plan any more

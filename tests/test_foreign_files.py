@@ -150,7 +150,7 @@ def test_a_ledger_ends_at_what_is_no_row(tmp_path: Path, line: bytes) -> None:
     with path.open("ab") as file:
         file.write(line + b"\n")
 
-    again = Ledger(path, fresh=False)
+    again = Ledger(path)
     again.resume(mark)
 
     assert [row["bytes_up"] for row in again.rows] == [5]

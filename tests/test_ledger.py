@@ -75,7 +75,7 @@ def test_a_ledger_goes_on_from_a_mark(tmp_path: Path) -> None:
     ledger.add(NodeRow(3, "train", 7, bytes_down=2))
     path.write_text(path.read_text() + '{"round": 3, "pha')
 
-    again = Ledger(path, fresh=False)
+    again = Ledger(path)
     again.resume(mark)
     again.add(NodeRow(2, "train", 7, bytes_down=4))
 
@@ -91,7 +91,7 @@ def test_a_ledger_goes_on_from_a_mark(tmp_path: Path) -> None:
     assert total(rows, "bytes_down") == 5 + 3 + 2 + 4
     again.check(again.mark())
 
-    third = Ledger(path, fresh=False)
+    third = Ledger(path)
     third.resume(mark)
     assert [r["reason"] for r in third.rows[1:3]] == [r["reason"] for r in rows[1:3]]
 
@@ -105,18 +105,28 @@ def test_a_ledger_that_was_changed_is_not_gone_on_with(tmp_path: Path) -> None:
     for content in (b"", path.read_bytes()[:-1], path.read_bytes().replace(b"7", b"8")):
         path.write_bytes(content)
         with pytest.raises(DamagedFileError, match="does not begin with this run's"):
-            Ledger(path, fresh=False).resume(mark)
+            Ledger(path).resume(mark)
         assert path.read_bytes() == content
     path.unlink()
     with pytest.raises(DamagedFileError, match="does not begin"):
-        Ledger(path, fresh=False).check(mark)
+        Ledger(path).check(mark)
 
 
-def test_a_fresh_ledger_replaces_the_file(tmp_path: Path) -> None:
+def test_a_file_stays_until_a_ledger_is_begun(tmp_path: Path) -> None:
     Ledger(tmp_path / "x").add(NodeRow(1, "train", 7))
-    Ledger(tmp_path / "x", fresh=False)
-    assert len(read_ledger(tmp_path / "x")) == 1
+    content = (tmp_path / "x").read_bytes()
 
-    Ledger(tmp_path / "x")
+    ledger = Ledger(tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == content
+    assert list(ledger.rows) == []
 
+    ledger.clear()
     assert read_ledger(tmp_path / "x") == []
+
+
+def test_the_first_row_begins_a_ledger(tmp_path: Path) -> None:
+    Ledger(tmp_path / "x").add(NodeRow(1, "train", 7))
+
+    Ledger(tmp_path / "x").add(NodeRow(2, "train", 8))
+
+    assert [row["node"] for row in read_ledger(tmp_path / "x")] == [8]

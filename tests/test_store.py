@@ -3,6 +3,7 @@
 import errno
 import gc
 import logging
+import os
 import random
 import tracemalloc
 from collections.abc import Callable, Sequence
@@ -370,7 +371,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     assert not store.add(100, reports_of(1)[0])
 
     assert str(tmp_path / "file") in store.fault
-    with patch.object(Path, "open", side_effect=OSError(errno.EROFS, "Read-only")):
+    with patch.object(os, "open", side_effect=OSError(errno.EROFS, "Read-only")):
         store = ReportStore(LAYOUT.digest, tmp_path)
         assert not store.add(100, reports_of(1)[0])
     assert "Read-only" in store.fault

@@ -314,10 +314,14 @@ def test_what_rounding_left_stays_until_the_plan_changes() -> None:
     trained = request.orders.values + noise.astype(np.float32)
 
     first = wire.encode_trained(request.orders, trained, state)
-    wire.read_request(data, config, state).remember(state)
+    content, _, _ = wire.request_content(given, template(), held, "message")
+    wire.read_request(data, dict(content["settings"]), state).remember(state)
     second = wire.encode_trained(request.orders, trained, state)
+    wire.read_request(data, config, state).remember(state)  # a run begins
+    again = wire.encode_trained(request.orders, trained, state)
 
     assert (first != second).any()
+    np.testing.assert_array_equal(first, again)
     other = Plan(LAYOUT, PLAN.keep | {"fc1": np.arange(4)})
     change = wire.Orders.of("train", other, ARRAYS, encoding)
     content, _, _ = wire.request_content(change, template(), held, "message")

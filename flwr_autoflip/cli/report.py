@@ -29,7 +29,7 @@ def make_report(paths: Sequence[Path], out: Path, png: bool, as_json: bool) -> N
     """
     runs = read_runs(paths)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(out, render_page(runs).encode())
+    write_whole(out, render_page(runs).encode(), private=False)
     written = [out]
     if png:
         from ..report.pictures import draw_all

@@ -190,6 +190,26 @@ def shrink(model: nn.Module, plan: Plan) -> nn.Module:
     return small
 
 
+def shrink_with(model: nn.Module, plan: Plan, arrays: Arrays) -> nn.Module:
+    """Build a plan's model with other values than the dense model's.
+
+    Parameters
+    ----------
+    model : nn.Module
+        As :func:`shrink`.
+    plan : Plan
+    arrays : mapping of str to ndarray
+        Dense.
+
+    Returns
+    -------
+    nn.Module
+    """
+    small, values = shrink(model, plan), plan.apply(arrays)
+    load_arrays_inplace(small, {n: plan.take(n, a) for n, a in values.items()})
+    return small
+
+
 def _cut(tensor: torch.Tensor, plan: Plan, name: str) -> torch.Tensor:
     cut = tensor.detach()
     for axis, kept in enumerate(plan.index[name]):

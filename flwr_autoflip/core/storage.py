@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
+from secrets import token_hex
+from typing import BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,30 +21,86 @@ UNREADABLE = (SafetensorError, OSError, ValueError, TypeError, AttributeError)
 """What reading a damaged or foreign safetensors file raises; the last two come of
 dtypes that NumPy lacks."""
 
+NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
+"""Flag of ``os.open`` that refuses links; Windows has none."""
 
-def write_whole(path: Path, *data: bytes | memoryview) -> None:
+
+def make_private(folder: Path) -> None:
+    """Make a folder, and missing ones above it, that its owner alone can open.
+
+    Parameters
+    ----------
+    folder : Path
+        Left as it is if it exists.
+
+    Raises
+    ------
+    OSError
+        If it cannot be made.
+    """
+    if folder.is_dir():
+        return
+    make_private(folder.parent)
+    try:
+        folder.mkdir(0o700)
+    except FileExistsError:
+        if not folder.is_dir():
+            raise
+    else:
+        folder.chmod(0o700)  # the umask may have taken the owner's rights
+
+
+def open_private(path: Path, mode: Literal["xb", "ab"]) -> BinaryIO:
+    """Open a file to write, never through a link; a new one is its owner's alone.
+
+    Parameters
+    ----------
+    path : Path
+    mode : {"xb", "ab"}
+        ``open``'s.
+
+    Returns
+    -------
+    file
+    """
+    return open(path, mode, opener=_open_private)
+
+
+def _open_private(name: str, flags: int) -> int:
+    handle = os.open(name, flags | NO_FOLLOW, 0o600)
+    if flags & os.O_EXCL and os.name == "posix":
+        os.fchmod(handle, 0o600)  # the umask may have taken the owner's rights
+    return handle
+
+
+def write_whole(path: Path, *data: bytes | memoryview, private: bool = True) -> None:
     """Write a file so that any reader, also after a power cut, finds all or nothing.
 
     Parameters
     ----------
     path : Path
-        In a folder that exists. An old file stays until the new one is complete.
+        In a folder that exists. An old file stays until the new one is complete; a
+        link is replaced, what it points to stays.
     *data : bytes or memoryview
         One behind the other.
+    private : bool (default: True)
+        Only its owner can read it; otherwise whoever the umask says.
 
     Raises
     ------
     OSError
         If the folder cannot be written or is full; what was begun is taken away.
     """
-    partial = path.with_name(path.name + ".partial")
+    # A name that nobody can foretell, and that must not exist: whoever can write into
+    # the folder cannot have us write elsewhere.
+    partial = path.with_name(f"{path.name}.{token_hex(8)}.partial")
     try:
-        with partial.open("wb") as file:
+        with open_private(partial, "xb") if private else open(partial, "xb") as file:
             file.writelines(data)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except OSError:
+    except BaseException:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         raise

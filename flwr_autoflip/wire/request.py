@@ -211,6 +211,8 @@ class Request:
         The app's own configuration, without our keys.
     layout_bytes, plan_bytes : bytes
         What is held from now on, see :meth:`remember`.
+    anew : bool
+        The server assumes nothing of this node, as when a run begins.
     """
 
     orders: Orders
@@ -218,6 +220,7 @@ class Request:
     config: dict[str, Any]
     layout_bytes: bytes
     plan_bytes: bytes
+    anew: bool
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Arrays of the small model."""
@@ -226,9 +229,9 @@ class Request:
     def remember(self, state: RecordDict) -> None:
         """Keep layout and plan in ``context.state``, once nothing can be refused."""
         now: dict[str, Any] = {KEY_LAYOUT: self.layout_bytes, KEY_PLAN: self.plan_bytes}
-        if dict(state.config_records.get(STATE, {})) != now:
+        if self.anew or dict(state.config_records.get(STATE, {})) != now:
             state[STATE] = ConfigRecord(now)
-            state.pop(RESIDUAL, None)  # of values under another plan
+            state.pop(RESIDUAL, None)  # of values under another plan, or another run's
 
 
 def is_ours(config: Mapping[str, Any]) -> bool:
@@ -294,7 +297,8 @@ def read_request(
         config.get(KEY_BUDGET, ""),
     )
     own = {key: v for key, v in config.items() if not key.startswith(PREFIX)}
-    return Request(orders, cast(bytes, digest), own, layout_bytes, plan_bytes)
+    anew = KEY_LAYOUT in config
+    return Request(orders, cast(bytes, digest), own, layout_bytes, plan_bytes, anew)
 
 
 def _read_encoding(config: Mapping[str, Any]) -> Encoding:
