@@ -8,19 +8,44 @@ from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from . import wire
-from .core.aggregate import settle, stand_in
+from .core.aggregate import check_usable, settle, stand_in
+from .core.errors import AutoFlipError, WireError
 from .core.layout import Arrays
 from .core.plan import Plan
 from .core.robust import far_outside, root_mean_square
 from .core.values import expand
 from .exchange import Answer
-from .hosts import only_averages, update_inplace, weight_key
+from .hosts import needed_metrics, only_averages, update_inplace, weight_key
 
 Aggregated = tuple[ArrayRecord | None, MetricRecord | None]
+NOTHING: Aggregated = None, None
+"""Of a round that is lost."""
 
 
-def size_of(reply: wire.Reply, orders: wire.Orders) -> float:
-    """Measure what a node trained, for :func:`refuse_diverged`."""
+def measure(inner: Strategy, reply: wire.Reply, orders: wire.Orders) -> float:
+    """Measure what a node trained, for :func:`refuse_diverged`.
+
+    Parameters
+    ----------
+    inner : Strategy
+    reply : Reply
+    orders : Orders
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    WireError
+        If a metric without which the inner strategy cannot aggregate is no number.
+    """
+    for name in needed_metrics(inner):
+        if not isinstance(reply.metrics.get(name), (int, float)):
+            raise WireError(
+                f"the inner strategy needs the metric {name!r} of every node, a finite "
+                f"number. {reply.unusable}"
+            )
     return root_mean_square(reply.values)
 
 
@@ -51,7 +76,6 @@ def aggregate(
     server_round: int,
     answers: list[Answer[float]],
     weights: Arrays,
-    *,
     zero: bool,
 ) -> Aggregated:
     """Let the inner strategy aggregate, and keep what nobody trained.
@@ -74,6 +98,11 @@ def aggregate(
         Dense, in the model's dtypes; None if the inner strategy gave none.
     metrics : MetricRecord or None
 
+    Raises
+    ------
+    AutoFlipError
+        If what comes out is no model that nodes could go on with.
+
     Notes
     -----
     A strategy that only averages gets the kept values as they came, one flat array a
@@ -91,7 +120,13 @@ def aggregate(
         dense = expand(base, wire.single_array(aggregated), plans[0])
         return wire.to_arrayrecord(dense), metrics
     mean = wire.from_arrayrecord(aggregated)
-    update_inplace(aggregated, settle(mean, weights, plans, zero=zero))
+    settled = settle(mean, weights, plans, zero=zero)
+    try:
+        check_usable(settled)
+    except AutoFlipError:  # FedAvgM takes the record for the global model
+        update_inplace(aggregated, dict(weights))
+        raise
+    update_inplace(aggregated, settled)
     return aggregated, metrics
 
 

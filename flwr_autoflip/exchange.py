@@ -1,8 +1,7 @@
 """One phase with its nodes: who is sent what, which replies count, what it cost."""
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from logging import WARNING, getLogger
 from typing import Any, Generic, TypeVar
 
@@ -185,23 +184,31 @@ class Exchange:
         for index, reason in refused.items():
             sent, answer = valid[index]
             self._lost(sent, "refused", reason, answer.message)
-        return self._alike([v for i, v in enumerate(valid) if i not in refused])
+        return self._accept([v for i, v in enumerate(valid) if i not in refused])
 
-    def _alike(self, valid: list[tuple[Sent, Answer[T]]]) -> list[Answer[T]]:
-        """Drop replies whose metrics differ from the others': averaging would raise."""
-        shapes = [_metric_shape(answer.reply) for _, answer in valid]
-        common = Counter(shapes).most_common(1)[0][0] if shapes else frozenset()
-        kept = []
-        for (sent, answer), shape in zip(valid, shapes, strict=True):
-            if shape != common:
-                names, others = sorted(dict(shape)), sorted(dict(common))
-                reason = f"its metrics are {names}, the other nodes' {others}."
-                self._lost(sent, "refused", reason, answer.message)
-                continue
+    def _accept(self, valid: list[tuple[Sent, Answer[T]]]) -> list[Answer[T]]:
+        """Book replies that count, with the metrics that all of them have."""
+        metrics, left_out = wire.common_metrics([a.reply.metrics for _, a in valid])
+        if left_out:
+            names = visible(", ".join(left_out))
+            text = "\t> metrics that not all nodes have alike are left out: %s"
+            LOGGER.log(WARNING, text, names)
+        accepted = []
+        for (sent, answer), common in zip(valid, metrics, strict=True):
+            note = self._note_metrics(sent, answer.reply.unusable)
             self.held[sent.row["node"]] = sent.held
-            self._book(sent, "ok", "", answer.message, answer.reply.receipt)
-            kept.append(answer)
-        return kept
+            self._book(sent, "ok", note, answer.message, answer.reply.receipt)
+            reply = replace(answer.reply, metrics=common)
+            accepted.append(replace(answer, reply=reply))
+        return accepted
+
+    def _note_metrics(self, sent: Sent, unusable: str) -> str:
+        """Say which metrics of a reply that counts were left out, if any were."""
+        if not unusable:
+            return ""
+        note = visible(f"metrics left out: {unusable}")
+        LOGGER.log(WARNING, "\t> reply of node %s: %s", sent.row["node"], note)
+        return note
 
     def _lost(
         self, sent: Sent, status: Status, reason: str, message: Message | None = None
@@ -255,10 +262,3 @@ def _bytes_up(message: Message | None) -> int:
         return wire.count_bytes(message.content)
     except ValueError:  # such as half a character in a text
         return 0
-
-
-def _metric_shape(reply: wire.Reply) -> frozenset[tuple[str, int]]:
-    return frozenset(
-        (name, len(value) if isinstance(value, list) else 0)
-        for name, value in reply.metrics.items()
-    )

@@ -100,8 +100,7 @@ class Explorer:
         LOGGER.log(INFO, "[EXPLORATION on %s nodes]", len(templates))
         explorers = self.visit(0, grid, templates, arrays)
         if not explorers:
-            rows = self.exchange.ledger.rows
-            reasons = sorted({row["reason"] for row in rows if row.get("reason")})
+            reasons = self.exchange.ledger.reasons("budget", "explore")
             reasons += [self.reports.fault] if self.reports.fault else []
             raise AutoFlipError(
                 f"none of {len(templates)} explorers gave a valid report: "
@@ -216,6 +215,18 @@ class Explorer:
             if self._keep(answer, weights, warm=server_round == 0):
                 explorers.append(answer.message)
         return explorers
+
+    def visit_new(
+        self,
+        server_round: int,
+        grid: Grid,
+        templates: list[Message],
+        arrays: ArrayRecord,
+    ) -> None:
+        """Let nodes explore that never did, and can; see :meth:`visit`."""
+        new = [t for t in templates if t.metadata.dst_node_id not in self.reports]
+        if able := self.budgets.able(server_round, grid, new):
+            self.visit(server_round, grid, able, arrays)
 
     def _noise_of(self, reply: wire.Reply) -> ReportPrivacy | None:
         """Read how private a node says its report is; there is no way to check it.

@@ -96,6 +96,17 @@ def weight_key(strategy: Strategy) -> str:
     return str(find_attribute(strategy, "weighted_by_key", wire.NUM_EXAMPLES))
 
 
+def needed_metrics(strategy: Strategy) -> tuple[str, ...]:
+    """Names of metrics without which a strategy cannot aggregate a node's training.
+
+    q-FedAvg weighs nodes by their loss; adaptive clipping asks each whether it clipped.
+    """
+    loss = find_attribute(strategy, "train_loss_key", None)
+    adaptive = DifferentialPrivacyClientSideAdaptiveClipping
+    clips = any(isinstance(layer, adaptive) for layer in layers(strategy))
+    return (*([] if loss is None else [str(loss)]), *(["norm_bit"] if clips else []))
+
+
 def wait_for_nodes(grid: Grid, minimum: int, timeout: float | None) -> None:
     """Wait until enough nodes are there: FedAvg counts them before it waits.
 

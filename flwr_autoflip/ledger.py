@@ -44,7 +44,7 @@ class NodeRow:
         ``"failed"`` is the node's own error, ``"refused"`` a reply that broke a rule,
         ``"lost"`` work of a round that the server did not finish before it stopped.
     reason : str (default: "")
-        Why it is not ``"ok"``.
+        Why it is not ``"ok"``, or which metrics of a reply that is were left out.
     bytes_down, bytes_up : int
         Serialised messages, bytes.
     plan_bytes : int
@@ -145,6 +145,11 @@ class Ledger:
                 file.write(line)
             self._size += len(line)
             self._digest.update(line)
+
+    def reasons(self, *phases: str) -> list[str]:
+        """Give the different reasons why nodes' work of these phases did not count."""
+        rows = (row for row in node_rows(self.rows) if row["phase"] in phases)
+        return sorted({row["reason"] for row in rows if row["status"] != "ok"})
 
     # --- Checkpoints ---
 

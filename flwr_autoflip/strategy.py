@@ -1,6 +1,7 @@
 """AutoFlip: a Flower strategy around any other one. Explore, plan, ship, aggregate."""
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from logging import INFO, getLogger
 from pathlib import Path
 from typing import Any, Unpack
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from . import wire
-from .aggregation import aggregate, refuse_diverged, size_of
+from .aggregation import NOTHING, aggregate, measure, refuse_diverged
 from .beginning import Beginning
 from .budgets import Budgets
 from .checkpoint import CheckpointFolder
@@ -36,6 +37,7 @@ from .planner import Planner
 from .policy_names import check_used, resolve_policy
 from .presets import Options, check_choice, resolve_options
 from .resume import Resumable
+from .rounds import Rounds
 from .snapshot import KINDS
 from .store import ReportStore
 
@@ -134,6 +136,7 @@ class AutoFlip(Strategy):
         reports = ReportStore(self.layout.digest, kept, self.policy.running)
         key, layout, options = weight_key(self.strategy), self.layout, self.options
         self._live = Live(self.ledger, self._cost_of)
+        self._rounds = Rounds(self.ledger)
         exchange = Exchange(self.ledger, self._cost_of, self._client_api, key)
         planner = Planner(self.policy, layout, reports)
         asks, multiple = options["budgets"], options["round_to"]
@@ -201,10 +204,12 @@ class AutoFlip(Strategy):
         record = given["initial_arrays"]
         self._weights = wire.from_arrayrecord(record)
         self._live.begin(num_rounds, waits=given["evaluate_fn"] is not None)
+        self._rounds.begin()
         if own := find_own_start(self.strategy):
             result = run_own_start(own, self, given, more)
         else:
             result = super().start(**given) if run is None else run.start(**given)
+        self._rounds.check()
         if isinstance(result, Result) and not len(result.arrays):
             result.arrays = record
         return result
@@ -292,9 +297,8 @@ class AutoFlip(Strategy):
         check_started(bool(self._weights))
         if self.policy.renewed != "never":
             self._renew_plan(server_round, arrays)
-        templates = list(
-            self.strategy.configure_train(server_round, arrays, config, grid)
-        )
+        sampling = server_round, arrays, config, grid
+        templates = self._rounds.choose(self.strategy, "train", *sampling)
         self._weights = wire.from_arrayrecord(arrays)
         if not templates:
             return []
@@ -328,13 +332,7 @@ class AutoFlip(Strategy):
         grid: Grid,
     ) -> Plan:
         if self.policy.per_round and self.policy.explores:
-            late = [
-                t
-                for t in templates
-                if t.metadata.dst_node_id not in self._explorer.reports
-            ]
-            if late := self._budgets.able(server_round, grid, late):
-                self._explorer.visit(server_round, grid, late, arrays)
+            self._explorer.visit_new(server_round, grid, templates, arrays)
         nodes = [template.metadata.dst_node_id for template in templates]
         plan = self._planner.of_round(server_round, self._weights, nodes)
         self._live.plan_made(server_round, plan, self._planner.guidance)
@@ -344,30 +342,29 @@ class AutoFlip(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Expand valid replies and let the inner strategy average them."""
-        answers = self._exchange.replies(replies, size_of, refuse_diverged)
+        read = partial(measure, self.strategy)
+        answers = self._exchange.replies(replies, read, refuse_diverged)
         if not answers:
             LOGGER.warning("\t> no valid reply: the global model stays as it was")
             return None, None
         for reply in (answer.reply for answer in answers if answer.reply.probe):
             self._planner.add_probe(reply.probe, reply.num_examples)
-        aggregated, metrics = aggregate(
-            self.strategy,
-            server_round,
-            answers,
-            self._weights,
-            zero=self.options["untrained"] == "zero",
+        zero = self.options["untrained"] == "zero"
+        work = self.strategy, server_round, answers, self._weights, zero
+        aggregated, metrics = self._rounds.attempt(
+            "aggregate_train", NOTHING, aggregate, *work
         )
         if aggregated is not None:
             self._weights = wire.from_arrayrecord(aggregated)
+            self._rounds.note_trained()
         return aggregated, metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Send the deployable model, or what fits, to the sampled nodes."""
-        templates = list(
-            self.strategy.configure_evaluate(server_round, arrays, config, grid)
-        )
+        sampling = server_round, arrays, config, grid
+        templates = self._rounds.choose(self.strategy, "evaluate", *sampling)
         if not templates:
             return []
         plan, weights = self.deployable_plan(arrays), wire.from_arrayrecord(arrays)
@@ -386,7 +383,9 @@ class AutoFlip(Strategy):
         accepted = [answer.message for answer in answers]
         metrics = None
         if accepted:
-            metrics = self.strategy.aggregate_evaluate(server_round, accepted)
+            average = self.strategy.aggregate_evaluate
+            args = None, average, server_round, accepted
+            metrics = self._rounds.attempt("aggregate_evaluate", *args)
         self._live.nodes_done(server_round, self._round_plan, metrics)
         return metrics
 

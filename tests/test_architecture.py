@@ -48,6 +48,7 @@ ALLOWED: dict[str, set[str]] = {
         "core",
     },
     "resume": {"keeper", "hosts"},
+    "rounds": {"ledger", "core"},
     "explorer": {
         *("budgets", "exchange", "hosts", "presets", "store", "wire", "policies"),
         "core",
@@ -58,7 +59,7 @@ ALLOWED: dict[str, set[str]] = {
         *("budgets", "costs", "explorer", "exchange", "hosts", "planner", "presets"),
         *("aggregation", "wire", "ledger", "live", "policies", "core"),
         *("checkpoint", "keeper", "policy_names", "snapshot", "resume", "store"),
-        *("beginning", "claim", "own_start"),
+        *("beginning", "claim", "own_start", "rounds"),
     },
     "older": {"strategy", "wire", "core"},
     "": {"core", "client", "files", "mod", "older", "presets", "strategy"},

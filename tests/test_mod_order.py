@@ -226,7 +226,8 @@ def test_a_mod_that_stumbles_over_eight_bits_is_told_its_place() -> None:
     strategy = AutoFlip(wrap("fixed", Watched()), TinyNet(), EXAMPLE)
     app = plain_app([fixedclipping_mod, autoflip_mod])
 
-    strategy.start(LocalGrid(app, NODES), initial(), num_rounds=1)
+    with pytest.raises(AutoFlipError, match="put it behind ours"):
+        strategy.start(LocalGrid(app, NODES), initial(), num_rounds=1)
 
     rows = node_rows(strategy.ledger.rows)
     assert {row["status"] for row in rows} == {"failed"}
@@ -347,7 +348,8 @@ def test_a_mods_own_error_passes() -> None:
     )
     app = plain_app([autoflip_mod, fixedclipping_mod])
 
-    strategy.start(LocalGrid(app, NODES), initial(), num_rounds=1)
+    with pytest.raises(AutoFlipError, match="requires the key 'clipping_norm'"):
+        strategy.start(LocalGrid(app, NODES), initial(), num_rounds=1)
 
     rows: Rows = node_rows(strategy.ledger.rows)
     assert {row["status"] for row in rows} == {"failed"}

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import AutoFlipError
 from .layout import Arrays, Layout
 from .plan import Plan
-from .values import unpack_small
+from .values import LARGEST, unpack_small
 
 
 def stand_in(
@@ -106,3 +107,16 @@ def cast_to_layout(arrays: Arrays, layout: Layout) -> dict[str, NDArray[Any]]:
         whole = np.dtype(spec.dtype).kind in "iu" and array.dtype.kind == "f"
         cast[spec.name] = (np.rint(array) if whole else array).astype(spec.dtype)
     return cast
+
+
+def check_usable(arrays: Arrays) -> None:
+    """Raise ``AutoFlipError`` unless a model's values can travel, as they must next."""
+    for name, array in arrays.items():
+        if array.dtype.kind != "f" or not array.size:
+            continue
+        low, high = float(array.min()), float(array.max())
+        if not max(-low, high) <= LARGEST or np.isnan(low):
+            raise AutoFlipError(
+                f"the average of {name!r} is no model's: its values lie in "
+                f"[{low:.3g}, {high:.3g}]."
+            )

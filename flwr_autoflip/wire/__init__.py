@@ -32,9 +32,9 @@ from .keys import (
     is_numpy_key,
     message_type,
 )
+from .metrics import common_metrics
 from .records import (
     check_single,
-    count_bytes,
     from_arrayrecord,
     records_of,
     single_array,
@@ -61,6 +61,7 @@ from .request import (
     read_request,
     request_content,
 )
+from .size import count_bytes
 from .values import encode_trained, starting_values
 
 __all__ = [
@@ -92,6 +93,7 @@ __all__ = [
     "Request",
     "add_receipt_inplace",
     "check_single",
+    "common_metrics",
     "count_bytes",
     "encode_trained",
     "evaluate_reply",

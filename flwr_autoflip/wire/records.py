@@ -1,9 +1,7 @@
-"""Flower's records <-> NumPy, and what a record weighs."""
+"""Flower's records <-> NumPy."""
 
-import warnings
-from functools import cache, lru_cache
+from functools import lru_cache
 from io import BytesIO
-from itertools import count
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -16,16 +14,13 @@ from numpy.lib.format import (
 )
 from numpy.typing import NDArray
 
-from ..core.errors import AutoFlipWarning, WireError
+from ..core.errors import WireError
 from ..core.layout import Arrays
 
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
 
 NUMPY = "numpy.ndarray"
 """What Flower calls the bytes of ``numpy.save``."""
-
-ID = 64
-"""Length of Flower's object ids."""
 
 _DTYPES = ("float32", "uint8", "float16", "float64")
 _HEAD = 128
@@ -164,68 +159,3 @@ def to_arrayrecord(arrays: Arrays) -> ArrayRecord:
 def from_arrayrecord(record: ArrayRecord) -> dict[str, NDArray[Any]]:
     """View the named arrays of Flower's record, read-only."""
     return {name: as_numpy(array) for name, array in record.items()}
-
-
-def count_bytes(content: RecordDict) -> int:
-    """Count what a message's content weighs on the wire.
-
-    The serialised size of every nested object plus its id in the object tree, as
-    Flower moves them; never a count of elements. Flower's ids are hashes of what they
-    name. Data is only measured here, not hashed, so that counting costs no pass over
-    it; repeated chunks of 5 MB, which Flower would send once, count each time.
-
-    How Flower nests objects is private to it. Where its modules have moved, the
-    records' own count is given, which is within some percent.
-
-    Parameters
-    ----------
-    content : RecordDict
-
-    Returns
-    -------
-    int
-        Bytes.
-
-    Warns
-    -----
-    AutoFlipWarning
-        Once a process, if Flower's modules have moved.
-    """
-    try:
-        from flwr.app.message.arraychunk import ArrayChunk
-        from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE as LONGEST
-        from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
-    except ImportError as error:
-        _warn_inexact(str(error))
-        records = (content[key] for key in content)
-        return sum(record.count_bytes() for record in records if len(record))
-    nothing = ArrayChunk(memoryview(b""))
-    head = len(nothing.deflate()) - len("0") + ID
-    light, total, ids = RecordDict(dict(content)), 0, count()
-    for key, record in records_of(content, ArrayRecord).items():
-        bare = {n: Array(a.dtype, a.shape, a.stype, b"") for n, a in record.items()}
-        light[key] = stand_ins = ArrayRecord(bare)
-        for name, array in record.items():
-            rest = len(array.data)
-            lengths = [min(LONGEST, rest - start) for start in range(0, rest, LONGEST)]
-            total += sum(head + len(str(length)) + length for length in lengths)
-            # Where Flower remembers an array's chunks; ids of any name are as long.
-            stand_ins[name].__dict__["_chunks"] = [
-                (f"{next(ids):0{ID}}", nothing) for _ in lengths
-            ]
-    objects = get_all_nested_objects(light)
-    return total + sum(
-        len(obj.deflate()) + len(key)
-        for key, obj in objects.items()
-        if not isinstance(obj, ArrayChunk)
-    )
-
-
-@cache
-def _warn_inexact(reason: str) -> None:
-    warnings.warn(
-        f"bytes are counted within some percent only: this Flower is not laid out as "
-        f"expected ({reason}). Use a version that flwr-autoflip was tested with.",
-        AutoFlipWarning,
-        stacklevel=3,
-    )

@@ -21,11 +21,13 @@ from ..core.errors import WireError
 from ..core.guidance import Report
 from ..core.probe import split_probe
 from .keys import (
+    KEY_BUDGET,
     KEY_CHECKSUM,
     KEY_DIGEST,
     KEY_EVAL_EXAMPLES,
     KEY_EXAMPLES,
     KEY_PARAMETERS,
+    KEY_PRIVACY,
     KEY_SCALE,
     KEY_SECONDS,
     KEY_VERSION,
@@ -41,6 +43,7 @@ from .keys import (
     is_number,
     message_type,
 )
+from .metrics import usable_metrics
 from .records import only_record, records_of, single_array, to_arrayrecord
 from .request import Orders
 from .values import decode_trained
@@ -56,6 +59,20 @@ MOD_ORDER = (
     "put that mod behind ours, mods=[autoflip_mod, ...]; around AutoFlipClient, set "
     "AutoFlip(..., exploration_payload='weights')."
 )
+
+RECEIPT_TYPES: dict[str, tuple[type, ...]] = {
+    KEY_VERSION: (int,),
+    KEY_DIGEST: (bytes,),
+    KEY_PARAMETERS: (int,),
+    KEY_EXAMPLES: (int, float),
+    KEY_EVAL_EXAMPLES: (int, float),
+    KEY_SECONDS: (int, float),
+    KEY_SCALE: (int, float),
+    KEY_CHECKSUM: (int,),
+    KEY_BUDGET: (str,),
+    KEY_PRIVACY: (str,),
+}
+"""All that is read of a receipt, and what it may be."""
 
 
 # --- Node: out ---
@@ -136,11 +153,13 @@ class Reply:
         Empty from an evaluation, and from a node that says what it can carry.
     num_examples : float
     metrics : dict
-        The app's own, numbers only.
+        The app's own, those that can be averaged; see :mod:`.metrics`.
     receipt : dict
         Our keys: parameters, examples, seconds, scale, budget.
     probe : Report (default: empty)
         Squared gradients, if they were asked for.
+    unusable : str (default: "")
+        Which of the app's metrics were left out, and why.
     """
 
     values: NDArray[Any]
@@ -148,6 +167,7 @@ class Reply:
     metrics: dict[str, Any]
     receipt: dict[str, Any]
     probe: Report = field(default_factory=dict)
+    unusable: str = ""
 
 
 def read_reply(
@@ -173,12 +193,14 @@ def read_reply(
     Raises
     ------
     WireError
-        On another plan's digest, a wrong length, NaN, or a missing weight.
+        On another plan's digest, a wrong length, NaN, or a missing weight. Metrics
+        are no reason: those that nobody can average are left out.
     """
     content, phase = message.content, orders.phase
-    metrics = _numpy_metrics(content, phase) if api == "numpy" else _metrics(content)
-    own, receipt = split_receipt(metrics)
-    num_examples = own.pop(weight_key if weight_key in own else NUM_EXAMPLES, None)
+    metrics, receipt = (_numpy_parts if api == "numpy" else _parts)(content, phase)
+    counted = weight_key if weight_key in metrics else NUM_EXAMPLES
+    num_examples = metrics.pop(counted, None)
+    own, unusable = usable_metrics(metrics)
     if receipt.get(KEY_VERSION) != VERSION:
         raise WireError(
             f"the reply carries no receipt of wire version {VERSION}; the node must "
@@ -197,37 +219,51 @@ def read_reply(
         counted = KEY_EVAL_EXAMPLES if phase == "evaluate" else KEY_EXAMPLES
         receipt[counted] = int(num_examples)  # a mod cannot count: the app's word
     if phase in ("budget", "evaluate"):
-        return Reply(np.zeros(0), num_examples, own, receipt)
+        return Reply(np.zeros(0), num_examples, own, receipt, unusable=unusable)
     values = single_array(only_record(content, ArrayRecord))
     if orders.probe:
         trained, probe = split_probe(values, orders.reply_plan)
-        return Reply(trained, num_examples, own, receipt, probe)
+        return Reply(trained, num_examples, own, receipt, probe, unusable)
     if phase == "train":
         values = decode_trained(orders, values)
     elif orders.payload != "weights":
         _check_seal(values, receipt)
-    return Reply(values, num_examples, own, receipt)
+    return Reply(values, num_examples, own, receipt, unusable=unusable)
 
 
 def peek_receipt(content: RecordDict) -> dict[str, Any]:
     """Read what a refused reply says it cost; empty if that cannot be trusted."""
     receipt: dict[str, Any] = {}
-    for record in records_of(content, ConfigRecord).values():
-        receipt |= split_receipt(record)[1]
     try:
+        for record in records_of(content, ConfigRecord).values():
+            receipt |= _read_receipt(record)
         _check_receipt(receipt)
     except WireError:
         return {}
     return receipt
 
 
-def _metrics(content: RecordDict) -> dict[str, Any]:
+def _read_receipt(record: ConfigRecord) -> dict[str, Any]:
+    """Take our own keys, and no others, whatever else a record holds."""
+    receipt = {key: record[key] for key in RECEIPT_TYPES if key in record}
+    for key, value in receipt.items():
+        if type(value) not in RECEIPT_TYPES[key]:
+            names = " or ".join(kind.__name__ for kind in RECEIPT_TYPES[key])
+            raise WireError(f"{key} must be {names}, got {type(value).__name__}.")
+    return receipt
+
+
+def _parts(content: RecordDict, phase: Phase) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Give a reply's metrics, its weight among them, and its receipt."""
     metrics = only_record(content, MetricRecord)
     receipt = records_of(content, ConfigRecord).get(RECEIPT, ConfigRecord())
-    return {**metrics, **receipt}
+    return dict(metrics.items()), _read_receipt(receipt)
 
 
-def _numpy_metrics(content: RecordDict, phase: Phase) -> dict[str, Any]:
+def _numpy_parts(
+    content: RecordDict, phase: Phase
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Give the same of what Flower's NumPyClient adapter answers."""
     head = NUMPY_OUT[message_type(phase)]
     configs = records_of(content, ConfigRecord)
     numbers = records_of(content, MetricRecord)
@@ -236,15 +272,16 @@ def _numpy_metrics(content: RecordDict, phase: Phase) -> dict[str, Any]:
         if status["code"] != 0:
             raise WireError(f"the client answered with status {status['message']!r}.")
         # Beside the number stands what Flower's mods add, such as "norm_bit".
-        metrics: dict[str, Any] = dict(numbers[f"{head}.num_examples"])
+        metrics: dict[str, Any] = dict(numbers[f"{head}.num_examples"].items())
         metrics[NUM_EXAMPLES] = metrics.pop("num_examples")
-        metrics |= dict(configs[f"{head}.metrics"])
+        own = configs[f"{head}.metrics"]
         if phase == "evaluate":
             metrics["loss"] = numbers[f"{head}.loss"]["loss"]
     except KeyError as error:
         raise WireError(f"the reply has no {error}; is client_api right?") from error
-    kept = {k: v for k, v in metrics.items() if k.startswith(PREFIX) or is_number(v)}
-    return kept
+    # Such apps may say words, which Flower's strategies do not average either.
+    said = {k: v for k, v in own.items() if k not in RECEIPT_TYPES and is_number(v)}
+    return {**said, **metrics}, _read_receipt(own)
 
 
 def _check_receipt(receipt: Mapping[str, Any]) -> None:

@@ -1,0 +1,140 @@
+"""What a message weighs on the wire, worked out without serialising it.
+
+Flower moves a content as objects: every record, array and chunk of an array is one,
+named by a hash. An object is a head (its kind, the ids of its parts, its body's length)
+and a body; beside it travels its own id. Bodies of records are protocol buffers. All
+lengths follow from names and values, so that a reply with 100,000 names costs no more
+than looking at each of them once.
+"""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from numpy.typing import NDArray
+
+ID = 64
+"""Length of Flower's object ids."""
+
+CHUNK = 5 * 2**20
+"""Bytes of an array that Flower moves as one object."""
+
+_DOUBLE = 9
+_INT64_MAX = 2**63 - 1
+
+
+def count_bytes(content: RecordDict) -> int:
+    """Count what a message's content weighs on the wire.
+
+    The serialised size of every nested object plus its id in the object tree, as
+    Flower moves them; never a count of elements. Objects that are equal, which Flower
+    would send once, count each time: nothing is hashed.
+
+    Parameters
+    ----------
+    content : RecordDict
+
+    Returns
+    -------
+    int
+        Bytes.
+
+    Raises
+    ------
+    ValueError
+        If a text in it is one that no wire carries, such as half a character.
+    """
+    total = sum(map(_count_record, content.values()))
+    return total + _count_references("RecordDict", content)
+
+
+def _count_record(record: ArrayRecord | ConfigRecord | MetricRecord) -> int:
+    if isinstance(record, ArrayRecord):
+        total = sum(map(_count_array, record.values()))
+        return total + _count_references("ArrayRecord", record)
+    return _count_object(type(record).__name__, 0, _count_items(record))
+
+
+def _count_object(kind: str, parts: int, body: int) -> int:
+    """Count an object's id, head and body; the head names its parts."""
+    ids = max(0, parts * (ID + len(",")) - len(","))
+    return ID + len(f"{kind}  {body}\0") + ids + body
+
+
+def _count_references(kind: str, names: Iterable[str]) -> int:
+    """Count an object that only says which part has which name."""
+    references = dict.fromkeys(names, "0" * ID)
+    return _count_object(kind, len(references), len(json.dumps(references)))
+
+
+def _count_array(array: Array) -> int:
+    size = len(array.data)
+    chunks = [min(CHUNK, size - start) for start in range(0, size, CHUNK)]
+    about = {
+        "dtype": array.dtype,
+        "shape": array.shape,
+        "stype": array.stype,
+        "arraychunk_ids": list(range(len(chunks))),
+    }
+    total = _count_object("Array", len(chunks), len(json.dumps(about)))
+    return total + sum(_count_object("ArrayChunk", 0, chunk) for chunk in chunks)
+
+
+# --- Protocol buffers: a byte a tag, one for seven bits of a length or whole number ---
+
+
+def _count_items(record: ConfigRecord | MetricRecord) -> int:
+    names = np.fromiter(map(len, map(str.encode, record.keys())), np.int64)
+    values = np.array(
+        [_DOUBLE if type(v) is float else _count_value(v) for v in record.values()],
+        np.int64,
+    )
+    items = np.where(names > 0, _delimited(names), 0) + _delimited(values)
+    return int(_delimited(items).sum())
+
+
+def _delimited(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Count fields whose contents have these sizes: tag, length, content."""
+    more = sum((sizes >> bits) > 0 for bits in range(7, 63, 7))
+    return np.asarray(2 + more + sizes)
+
+
+def _count_value(value: Any) -> int:
+    """Count the one field of a record's value."""
+    if isinstance(value, list):
+        content = _count_list(value)
+        return 2 + _varint(content) + content  # these fields' numbers take two bytes
+    if isinstance(value, (str, bytes)):
+        return _text(value)
+    return 1 + _plain(value)
+
+
+def _count_list(values: list[Any]) -> int:
+    if values and isinstance(values[0], (str, bytes)):
+        return sum(map(_text, values))
+    if isinstance(max(values, default=0.0), int) and max(values) > _INT64_MAX:
+        content = sum(map(_varint, values))
+    else:
+        content = sum(map(_plain, values))
+    return 1 + _varint(content) + content if values else 0
+
+
+def _text(value: str | bytes) -> int:
+    size = len(value.encode() if isinstance(value, str) else value)
+    return 1 + _varint(size) + size
+
+
+def _plain(value: float) -> int:
+    if isinstance(value, bool):
+        return 1
+    if isinstance(value, float):
+        return _DOUBLE - 1
+    if value > _INT64_MAX:  # as it is; all others alternate between the signs
+        return _varint(value)
+    return _varint(2 * value if value >= 0 else -2 * value - 1)
+
+
+def _varint(number: int) -> int:
+    return max(1, -(-number.bit_length() // 7))
