@@ -12,6 +12,7 @@ from .core.cost import Cost, count_training_memory, measure_cost
 from .core.errors import WireError
 from .core.plan import Plan
 from .core.shrink import shrink
+from .core.verify import answering_groups
 
 Measure = Callable[[nn.Module, Any], Any]
 
@@ -31,6 +32,7 @@ class CostOf:
     model: nn.Module
     example_input: Any
     _known: dict[tuple[Measure, bytes], Any] = field(default_factory=dict)
+    _answering: tuple[str, ...] | None = None
 
     def dense(self) -> Cost:
         """Cost of the whole model."""
@@ -74,6 +76,19 @@ class CostOf:
                 model = shrink(model, plan.without_mask())
             self._known[key] = measure(model, self.example_input)
         return self._known[key]
+
+    def answering(self, plan: Plan) -> list[str]:
+        """Name groups with removed units that answer even so, in a masked model.
+
+        See :func:`.core.verify.answering_groups`.
+        """
+        if plan.alive.all():
+            return []
+        if self._answering is None:
+            found = answering_groups(self.model, self.example_input, plan.layout)
+            self._answering = found
+        sizes = {group.name: group.size for group in plan.layout.groups}
+        return [n for n in self._answering if len(plan.keep[n]) < sizes[n]]
 
     def shape(self, plan: Plan) -> dict[str, Any]:
         """Describe a plan's model, and the dense one, for the ledger."""

@@ -100,7 +100,12 @@ class Exchange:
             if key not in built:
                 known = self.plans.get(before.plan)
                 content, after, plan_bytes = wire.request_content(
-                    orders, template.content, before, self.api, known
+                    orders,
+                    template.content,
+                    before,
+                    self.api,
+                    known,
+                    self.cost_of.answering(orders.plan),
                 )
                 self.plans[after.plan] = orders.plan
                 size = wire.count_bytes(content)

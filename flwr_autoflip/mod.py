@@ -104,6 +104,12 @@ def autoflip_mod(
             f"this node's budget is '{budget}', but a mod cannot keep the app from "
             "training the dense model; use AutoFlipClient."
         )
+    if answering := config.get(wire.KEY_ANSWERING):
+        raise WireError(
+            f"removed units of {answering!s} still answer in the dense model that a "
+            "mod shows the app, as a sigmoid of 0 is .5: name them in the server's "
+            "exclude=(...), or use AutoFlipClient."
+        )
     numpy = wire.is_numpy_key(arrays_key)
     if request.orders.phase == "budget":
         request.remember(context.state)

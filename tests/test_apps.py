@@ -1,5 +1,6 @@
 """What apps that exist do to AutoFLIP: it works, or one line says the way out."""
 
+import contextlib
 import copy
 from typing import Any
 
@@ -257,3 +258,82 @@ def test_sizes_are_torchs_own_words() -> None:
         nn.Linear(2, 3).load_state_dict(
             {"weight": torch.zeros(1), "bias": torch.ones(3)}
         )
+
+
+# --- Units that answer though they are removed ---
+
+
+class Sigmoids(nn.Module):
+    """A hidden layer with sigmoids, another one with ReLUs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 6), nn.Linear(6, 6)
+        self.last = nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.sigmoid(self.first(x.flatten(1)))
+        return self.last(torch.relu(self.second(x)))
+
+
+def sigmoid_app() -> ClientApp:
+    app = ClientApp(mods=[autoflip_mod])
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        model = Sigmoids()
+        model.load_state_dict(message.content["arrays"].to_torch_state_dict())
+        sgd(model, int(context.node_config["partition-id"]))
+        reply = message.content
+        reply["arrays"] = ArrayRecord(model.state_dict())
+        del reply["config"]
+        reply["metrics"] = MetricRecord({"num-examples": 3})
+        return Message(reply, reply_to=message)
+
+    return app
+
+
+class SigmoidClient(Client):
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self.model_fn = Sigmoids
+
+    def train(self, model: nn.Module, config: dict[str, Any]) -> tuple[int, Any]:
+        return 3, {"loss": sgd(model, self.node)}
+
+
+def sigmoid_run(app: ClientApp, **options: Any) -> tuple[Any, AutoFlip]:
+    torch.manual_seed(0)
+    model = Sigmoids()
+    options = {"value_dtype": "float32", **options}
+    strategy = AutoFlip(FedAvg(fraction_evaluate=0.0), model, EXAMPLE, **options)
+    start = ArrayRecord(model.state_dict())
+    return strategy.start(LocalGrid(app, NODES), start, num_rounds=2), strategy
+
+
+def test_a_mod_that_would_train_another_network_refuses() -> None:
+    torch.manual_seed(0)
+    model = Sigmoids()
+    strategy = AutoFlip(FedAvg(fraction_evaluate=0.0), model, EXAMPLE)
+    start = ArrayRecord(model.state_dict())
+    with contextlib.suppress(AutoFlipError):
+        strategy.start(LocalGrid(sigmoid_app(), NODES), start, num_rounds=1)
+    (reason,) = {row["reason"] for row in node_rows(strategy.ledger.rows)}
+    assert "removed units of first still answer" in reason
+    assert "exclude=(...), or use AutoFlipClient" in reason
+
+
+def test_with_the_way_out_mod_and_client_train_the_same() -> None:
+    excluded = {"exclude": ("first",), "policy": "l1", "threshold": "2x"}
+    found = [
+        sigmoid_run(app, **excluded)[0].arrays
+        for app in (sigmoid_app(), client_app(SigmoidClient))
+    ]
+    for name, array in found[0].items():
+        np.testing.assert_allclose(array.numpy(), found[1][name].numpy(), atol=1e-6)
+
+
+def test_the_class_needs_no_way_out() -> None:
+    _, strategy = sigmoid_run(client_app(SigmoidClient))
+
+    assert {row["status"] for row in node_rows(strategy.ledger.rows)} == {"ok"}

@@ -136,7 +136,9 @@ def _is_odd(tensor: torch.Tensor) -> bool:
 
 def _run(model: nn.Module, inputs: tuple[Any, ...], watch: "_Watch") -> None:
     try:
-        with torch.no_grad(), watch.modules_named(), watch:
+        # The caller's generator stays, whatever forward draws.
+        rng = torch.random.fork_rng(devices=[])
+        with torch.no_grad(), rng, watch.modules_named(), watch:
             output = model(*inputs)
     except UnsupportedLayerError:
         raise

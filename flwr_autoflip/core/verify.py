@@ -2,7 +2,8 @@
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,7 @@ def verified_layout(
             model, inputs, _half_plan(layout, {g.name for g in layout.groups})
         ):
             raise UnsupportedLayerError(
-                f"the shrunk model does not compute what the masked one does: {fault}. "
+                f"the shrunk model does not compute what the masked one does: {fault} "
                 "Exclude layers by name, exclude=(...), until it does."
             )
     if not layout.groups:
@@ -69,19 +70,82 @@ def verified_layout(
         )
     for name, fault in faults.items():
         warnings.warn(
-            f"group {name!r} stays dense, since forward depends on its size: {fault} "
-            "If forward reshapes with fixed numbers, write x.flatten(1) instead.",
+            f"group {name!r} stays dense, since forward depends on its size: {fault}",
             AutoFlipWarning,
             stacklevel=4,
         )
     return layout
 
 
+def answering_groups(
+    model: nn.Module, example_input: Any, layout: Layout
+) -> tuple[str, ...]:
+    """Name groups whose removed units still answer where their weights are 0.
+
+    A sigmoid of nothing is .5: in the masked model, which apps behind a mod train, the
+    layer behind it would learn from removed units, in the small model it cannot.
+    Where all is zero that a plan removes, a gradient there tells.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Dense; left untouched: a copy runs, in evaluation mode, on the CPU.
+    example_input : Tensor or tuple of Tensor
+        What its ``forward`` takes.
+    layout : Layout
+
+    Returns
+    -------
+    tuple of str
+        In the layout's order; empty if no gradient can be computed.
+    """
+    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    inputs = tuple(x.cpu() if isinstance(x, torch.Tensor) else x for x in inputs)
+    model = copy.deepcopy(model).cpu().eval()
+    names = {group.name for group in layout.groups}
+    found: set[str] = set()
+    # What stands behind a unit may be ReLUs that are all dead, if they are few.
+    narrow = any(group.size < 32 for group in layout.groups)
+    for seed in range(3 if narrow else 1):
+        drawn = _randomized(model, inputs, seed)
+        if _learns_from_removed(*drawn, _half_plan(layout, names)):
+            found |= {
+                name
+                for name in names - found
+                if _learns_from_removed(*drawn, _half_plan(layout, {name}))
+            }
+    return tuple(group.name for group in layout.groups if group.name in found)
+
+
+def _learns_from_removed(model: nn.Module, inputs: tuple[Any, ...], plan: Plan) -> bool:
+    """Tell whether training would move what a plan removes from 0."""
+    kept = {
+        t.name: torch.as_tensor(plan.dense_mask(t.name)) for t in plan.layout.tensors
+    }
+    masked = copy.deepcopy(model)
+    masked.load_state_dict({n: t * kept[n] for n, t in model.state_dict().items()})
+    try:
+        with _seeded(0):
+            leaves = tree_leaves(masked(*inputs))
+            sums = [
+                (x.detach().cos() * x).sum()  # another weight for every output
+                for x in leaves
+                if isinstance(x, torch.Tensor) and x.requires_grad
+            ]
+            torch.autograd.backward(torch.stack(sums).sum())
+    except RuntimeError:
+        return False
+    return any(
+        parameter.grad is not None and bool((parameter.grad[~kept[name]] != 0).any())
+        for name, parameter in masked.named_parameters()
+    )
+
+
 def _randomized(
-    model: nn.Module, inputs: tuple[Any, ...]
+    model: nn.Module, inputs: tuple[Any, ...], seed: int = 0
 ) -> tuple[nn.Module, tuple[Any, ...]]:
     """Give every value a generic size, so that no zero hides a fault."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     if _runs(double := copy.deepcopy(model).double(), _as_double(inputs)):
         model, inputs = double, _as_double(inputs)
     else:  # forward casts to float32 itself
@@ -113,8 +177,7 @@ def _as_double(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _runs(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
     try:
-        with torch.no_grad():
-            model(*inputs)
+        _outputs(model, inputs)
     except RuntimeError:
         return False
     return True
@@ -136,18 +199,44 @@ def _fault(model: nn.Module, inputs: tuple[Any, ...], plan: Plan) -> str:
     masked = copy.deepcopy(model)
     arrays = plan.apply({n: t.numpy() for n, t in model.state_dict().items()})
     masked.load_state_dict({n: torch.as_tensor(a) for n, a in arrays.items()})
-    with torch.no_grad():
-        expected = tree_leaves(masked(*inputs))
-        try:
-            got = tree_leaves(shrink(model, plan)(*inputs))
-        except Exception as error:
-            return f"{error}"
+    expected = _outputs(masked, inputs)
+    try:
+        got = _outputs(shrink(model, plan), inputs)
+    except Exception as error:
+        return f"{str(error).rstrip('.')}. {_RESHAPES}"
     if len(got) != len(expected):
         return "the number of outputs differs."
-    for one, other in zip(expected, got, strict=True):
-        if isinstance(one, torch.Tensor) and not _same(one, other):
-            return "outputs differ."
-    return ""
+    if _all_same(expected, got):
+        return ""
+    if not _all_same(expected, _outputs(masked, inputs, seed=1)):
+        return (
+            "forward draws random numbers, as many as it has units, so that outputs "
+            "cannot be compared."
+        )
+    return f"outputs differ. {_RESHAPES}"
+
+
+_RESHAPES = "If forward reshapes with fixed numbers, write x.flatten(1) instead."
+
+
+def _outputs(
+    model: nn.Module, inputs: tuple[Any, ...], seed: int = 0
+) -> list[torch.Tensor]:
+    """Run a model that may draw random numbers; the caller's generator stays."""
+    with torch.no_grad(), _seeded(seed):
+        leaves = tree_leaves(model(*inputs))
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def _all_same(ones: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
+    return all(_same(one, other) for one, other in zip(ones, others, strict=True))
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -9,6 +9,7 @@ checked before a value is used.
 
 from .hints import SECURE_AGGREGATION, with_way_out
 from .keys import (
+    KEY_ANSWERING,
     KEY_BUDGET,
     KEY_DIGEST,
     KEY_EVAL_EXAMPLES,
@@ -65,6 +66,7 @@ from .size import count_bytes
 from .values import encode_trained, starting_values
 
 __all__ = [
+    "KEY_ANSWERING",
     "KEY_BUDGET",
     "KEY_DIGEST",
     "KEY_EVAL_EXAMPLES",

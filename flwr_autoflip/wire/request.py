@@ -1,6 +1,6 @@
 """Server -> node: what a round asks for, out and in."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, cast, get_args
@@ -18,6 +18,7 @@ from ..core.plan_change import decode_change, encode_change
 from ..core.values import pack, unpack_small
 from ..core.version import __version__
 from .keys import (
+    KEY_ANSWERING,
     KEY_BUDGET,
     KEY_CHANGE,
     KEY_COMPRESS,
@@ -124,6 +125,7 @@ def request_content(
     held: Held,
     api: ClientApi,
     before: Plan | None = None,
+    answering: Sequence[str] = (),
 ) -> tuple[RecordDict, Held, int]:
     """Build the content of one request.
 
@@ -138,6 +140,8 @@ def request_content(
         ``"numpy"`` for nodes that run a plain ``ClientApp(client_fn)``.
     before : Plan, optional
         The plan that the node holds; what changed since is sent if it is shorter.
+    answering : sequence of str (default: ())
+        Groups with removed units that a mod's app would still hear from.
 
     Returns
     -------
@@ -158,6 +162,8 @@ def request_content(
         config[KEY_COMPRESS] = True
     if orders.phase == "train":
         config[KEY_REGROW] = orders.regrow
+        if answering:
+            config[KEY_ANSWERING] = ", ".join(answering)
     if orders.probe:
         config[KEY_PROBE] = True
     if orders.budget:
@@ -310,7 +316,9 @@ def _read_encoding(config: Mapping[str, Any]) -> Encoding:
 
 _TYPES: dict[str, type] = {
     **dict.fromkeys((KEY_LAYOUT, KEY_PLAN, KEY_CHANGE, KEY_DIGEST), bytes),
-    **dict.fromkeys((KEY_PHASE, KEY_PAYLOAD, KEY_DTYPE, KEY_BUDGET), str),
+    **dict.fromkeys(
+        (KEY_PHASE, KEY_PAYLOAD, KEY_DTYPE, KEY_BUDGET, KEY_ANSWERING), str
+    ),
     **dict.fromkeys((KEY_COMPRESS, KEY_REGROW, KEY_PROBE), bool),
 }
 

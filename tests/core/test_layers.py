@@ -1,5 +1,6 @@
 """Recurrent layers, normalisation and layer types of one's own, traced and shrunk."""
 
+import copy
 import warnings
 from functools import lru_cache
 from typing import Any
@@ -29,6 +30,7 @@ from flwr_autoflip.core.propagate import Flow
 from flwr_autoflip.core.shrink import register_resize, shrink
 from flwr_autoflip.core.trace import trace
 from flwr_autoflip.core.values import expand, pack
+from flwr_autoflip.core.verify import answering_groups
 
 TOKENS = torch.arange(20).reshape(4, 5) % 9
 SEEDS = st.integers(0, 2**32 - 1)
@@ -229,6 +231,25 @@ def test_expand_is_arrays_on_kept_coordinates_and_base_elsewhere(
             plan.dense_mask(spec.name), arrays[spec.name], base[spec.name]
         )
         np.testing.assert_array_equal(full[spec.name], expected, err_msg=spec.name)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_gradient_tells_what_three_steps_do(name: str) -> None:
+    model, inputs = built(name)
+    layout = layout_of_case(name)
+    plan = Plan(layout, {g.name: np.arange(g.size // 2, g.size) for g in layout.groups})
+    kept = {t.name: torch.as_tensor(plan.dense_mask(t.name)) for t in layout.tensors}
+    masked = copy.deepcopy(model)
+    masked.load_state_dict({n: v * kept[n] for n, v in model.state_dict().items()})
+    optimizer = torch.optim.SGD(masked.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (masked(*inputs) ** 2).mean().backward()
+        optimizer.step()
+
+    moved = any(bool((p[~kept[n]] != 0).any()) for n, p in masked.named_parameters())
+
+    assert moved == bool(answering_groups(model, inputs, layout))
 
 
 @pytest.mark.parametrize("name", CASES)
