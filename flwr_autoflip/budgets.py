@@ -22,7 +22,7 @@ from . import wire
 from .core.budget import Budget, parse_budget
 from .core.errors import AutoFlipError, KeepError, WireError
 from .core.layout import Arrays, Layout
-from .core.nested import cut_plan
+from .core.nested import below_floor, cut_plan
 from .core.plan import Plan, dense_plan
 from .exchange import Exchange
 
@@ -172,14 +172,25 @@ class Budgets:
             self._cut_from, self._scores, self._cuts = plan, self.rank(weights), {}
         if budget not in self._cuts:
             cost = partial(self.exchange.cost_of.share, resource=budget.resource)
+            part: Plan | None = None
             try:
                 part = cut_plan(plan, self._scores, budget.share, cost, self.multiple)
             except KeepError as error:
                 text = "\t> nodes with budget '%s' take no part: %s Raise it."
                 LOGGER.log(WARNING, text, budget, error)
-                part = None
+            else:
+                self._say_if_narrow(plan, part, budget)
             self._cuts[budget] = part
         return self._cuts[budget]
+
+    def _say_if_narrow(self, plan: Plan, part: Plan, budget: Budget) -> None:
+        if narrow := [
+            name for name in below_floor(part) if name not in below_floor(plan)
+        ]:
+            text = (
+                "\t> nodes with budget '%s' keep less than a tenth of %s: no more fits"
+            )
+            LOGGER.log(WARNING, text, budget, narrow)
 
 
 def _read_budget(reply: wire.Reply, orders: wire.Orders) -> Budget | None:

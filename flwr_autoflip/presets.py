@@ -22,7 +22,7 @@ MAC_SHARES: Mapping[Priority, float] = {
     "compute": 0.1,
     "memory": 0.1,
 }
-"""What ``threshold="auto"`` keeps of the dense model's MACs."""
+"""What ``threshold="auto"`` keeps of the MACs that can shrink."""
 
 
 class Options(TypedDict, total=False):
@@ -37,7 +37,10 @@ class Options(TypedDict, total=False):
     threshold : float, str, Threshold or mapping
         What stays: ``"auto"``, ``"macs:0.25"``, ``"even-macs:0.25"``, ``"2x"``
         (parameters), ``"mass:0.7"``, a float (the paper's T_p), ``"quantile:0.3"``, or
-        units a group.
+        units a group. A ratio is of what can shrink: MACs (or parameters) of layers
+        without prunable units, such as excluded ones, are not part of it. At least a
+        tenth of every group's units stays, unless units are counted or the policy is
+        another paper's rule; a threshold that asks for less warns.
     value_dtype : {"float32", "float16", "int8"}
         Values on the wire, both ways; 8 bits with error feedback.
     normalization : {"layer", "client"}

@@ -60,7 +60,7 @@ class AutoFlip(Strategy):
     preset : {"default", "guided", "paper", "authors-code"} (default: "default")
         Where options that are not given come from.
     exclude : sequence of str (default: ())
-        Modules whose units all stay.
+        Modules whose units all stay; ratios are of the rest.
     compress : bool (default: False)
         Pack values without loss; needs ``flwr-autoflip[compress]`` on both sides.
     client_api : {"message", "numpy"} (default: "message")

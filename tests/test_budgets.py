@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from federation import (
     EXAMPLE,
     Client,
@@ -16,7 +17,7 @@ from federation import (
     plain_app,
     sgd,
 )
-from flwr.app import ConfigRecord, Context, Message
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import (
     DifferentialPrivacyServerSideFixedClipping,
@@ -26,6 +27,7 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 from grid import Fault, LocalGrid
+from torch import nn
 
 from flwr_autoflip import (
     AutoFlip,
@@ -505,3 +507,48 @@ def test_a_mod_takes_part_as_a_dense_node_and_refuses_less() -> None:
     assert set(status.values()) == {"ok"}
     assert len(rows_of(strategy, "train")) == NODES - 1
     assert "use AutoFlipClient" in rows_of(strategy, "budget")[0]["reason"]
+
+
+class Wide(nn.Sequential):
+    """Linear 4 -> 40 -> 2; a hidden unit has 7 of 282 parameters."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(4, 40), nn.ReLU(), nn.Linear(40, 2))
+
+
+class WideClient(AutoFlipClient):
+    """Trains on one batch that everybody has."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(Wide, context)
+
+    def train(self, model: nn.Module, config: dict[str, Any]) -> tuple[int, Any]:
+        model(torch.ones(2, 4)).sum().backward()
+        torch.optim.SGD(model.parameters(), lr=0.1).step()
+        return 2, {}
+
+
+def test_a_budget_below_a_tenth_of_a_group_is_met_and_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    strategy = AutoFlip(
+        FedAvg(fraction_evaluate=0.0),
+        Wide(),
+        torch.zeros(1, 4),
+        policy="dense",
+        budgets=True,
+    )
+    grid = LocalGrid(client_app(WideClient), 3)
+    for node, share in {100: 0.12, 101: 0.05}.items():
+        budget = f"parameters:{share}"
+        grid.contexts[node].node_config["autoflip-budget"] = budget
+
+    with caplog.at_level("WARNING", logger="flwr"):
+        strategy.start(grid, ArrayRecord(Wide().state_dict()), num_rounds=1)
+
+    rows = {row["node"]: row["parameters"] for row in rows_of(strategy, "train")}
+    assert rows == {100: 4 * 7 + 2, 101: 1 * 7 + 2, 102: 282}
+    assert caplog.messages[1:] == [
+        "\t> nodes with budget 'parameters:0.05' keep less than a tenth of ['0']: no "
+        "more fits"
+    ]

@@ -1,5 +1,6 @@
 """How many units each layer keeps when all together may cost so much."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,44 +10,67 @@ from .layout import Layout
 
 _SWEEPS = 60
 _HALVINGS = 60
+_ONE_IN = 10
 
 
-def allocate(layout: Layout, share: float, exponent: float) -> dict[str, int]:
+def floors(layout: Layout) -> dict[str, int]:
+    """Say how many units of each group stay whatever a threshold asks for.
+
+    A tenth, rounded up: a layer that is left with a unit or two lets nothing through,
+    and what that saves is better saved elsewhere.
+
+    Returns
+    -------
+    dict of str to int
+        Group name to a number of units, at least 1.
+    """
+    return {group.name: -(-group.size // _ONE_IN) for group in layout.groups}
+
+
+def allocate(
+    layout: Layout, share: float, exponent: float, least: Mapping[str, int]
+) -> dict[str, int]:
     """Cut each layer as far as what that saves is worth.
 
-    Of all networks with at most this share of the MACs, look for the one that loses
-    least, where a group of units that keeps k of its n loses (n / k) ** exponent, and
-    where saved parameters count as much as saved MACs (both as shares of the dense
-    model's). So a narrow layer that costs next to nothing, such as an embedding or the
-    squeeze of a squeeze-and-excitation, stays whole, and what is wide and dear goes
-    first. An even share of every layer would cut all alike.
+    Of all networks with at most this share of the MACs that can shrink, look for the
+    one that loses least, where a group of units that keeps k of its n loses
+    (n / k) ** exponent, and where saved parameters count as much as saved MACs (both as
+    shares of the dense model's). So a narrow layer that costs next to nothing, such as
+    an embedding or the squeeze of a squeeze-and-excitation, stays whole, and what is
+    wide and dear goes first. An even share of every layer would cut all alike.
 
     Parameters
     ----------
     layout : Layout
     share : float
-        Largest share of the dense model's MACs, in (0, 1].
+        Largest share, in (0, 1], of the dense model's MACs without those of layers
+        that no unit touches.
     exponent : float
         Above 0, finite. The larger, the nearer all layers come to an even share.
+    least : mapping of str to int
+        Group name to its fewest units, at least 1; see :func:`floors`.
 
     Returns
     -------
     dict of str to int
-        Group name to how many units stay, at least one even above the target. A larger
+        Group name to how many units stay, ``least`` even above the target. A larger
         share never keeps fewer.
     """
     costs = _Costs.of(layout)
     sizes = np.array([group.size for group in layout.groups], np.float64)
-    dense = costs.macs(sizes)
-    # Widths on a logarithmic scale: at the highest all stay, at the lowest one each.
+    lowest = np.array([least[group.name] for group in layout.groups], np.float64)
+    fixed = costs.fixed_macs
+    most = share * (costs.macs(sizes) - fixed) * (1 + 1e-12)
+    # Widths on a logarithmic scale: at the highest all stay, at the lowest the fewest.
     low, high = -60.0, 60.0
     counts = sizes
     if share < 1:
-        counts = np.ones_like(sizes)
+        counts = lowest
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
-            found = np.floor(costs.best(sizes, 2.0**middle, exponent) + 1e-9)
-            if costs.macs(found) <= share * dense * (1 + 1e-12):
+            wanted = costs.best(lowest, sizes, 2.0**middle, exponent)
+            found = np.floor(wanted + 1e-9)
+            if costs.macs(found) - fixed <= most:
                 low, counts = middle, found
             else:
                 high = middle
@@ -67,6 +91,7 @@ class _Costs:
     macs_per_weight: NDArray[np.float64]
     weight: NDArray[np.float64]
     """MACs and parameters of one element, each as a share of the dense model's."""
+    fixed_macs: float
 
     @classmethod
     def of(cls, layout: Layout) -> "_Costs":
@@ -87,7 +112,15 @@ class _Costs:
         values = np.array([t.size for t in layout.tensors], np.float64)
         trained = np.array([t.trainable for t in layout.tensors], np.float64)
         weight = macs / np.maximum(macs @ values, 1) + trained / (trained @ values)
-        return cls(np.array(per_unit), np.array(fixed), np.array(tensor), macs, weight)
+        stays = np.array([t.name in layout.fixed for t in layout.tensors])
+        return cls(
+            np.array(per_unit),
+            np.array(fixed),
+            np.array(tensor),
+            macs,
+            weight,
+            float(macs[stays] @ values[stays]),
+        )
 
     def values(self, counts: NDArray[np.float64]) -> NDArray[np.float64]:
         """Count each tensor's elements."""
@@ -105,7 +138,11 @@ class _Costs:
         return (terms / lengths) @ self.per_unit
 
     def best(
-        self, sizes: NDArray[np.float64], width: float, exponent: float
+        self,
+        lowest: NDArray[np.float64],
+        sizes: NDArray[np.float64],
+        width: float,
+        exponent: float,
     ) -> NDArray[np.float64]:
         """Minimise the sum of (n / k)**p plus cost at a price that ``width`` says.
 
@@ -117,5 +154,5 @@ class _Costs:
             slopes = self.slopes(counts) + 1e-300
             wanted = width * sizes ** (1 - root) / slopes**root
             # Halfway on a logarithmic scale: layers' wishes depend on each other.
-            counts = np.clip(np.sqrt(counts * wanted), 1, sizes)
+            counts = np.clip(np.sqrt(counts * wanted), lowest, sizes)
         return counts

@@ -162,6 +162,26 @@ class Layout:
         return sum(t.size for t in self.tensors if t.trainable)
 
     @cached_property
+    def fixed(self) -> frozenset[str]:
+        """Tensors of layers that no unit touches, such as excluded ones.
+
+        Whatever goes elsewhere, these stay as large as they are.
+        """
+        touched = {
+            _layer_of(spec.name)
+            for spec in self.tensors
+            if any(o is not None and o.max(initial=FIXED) > FIXED for o in spec.owners)
+        }
+        names = self.by_name
+        return frozenset(name for name in names if _layer_of(name) not in touched)
+
+    @property
+    def fixed_layers(self) -> list[str]:
+        """Names of the layers that :attr:`fixed` tensors belong to, in their order."""
+        names = (_layer_of(name) for name in self.by_name if name in self.fixed)
+        return list(dict.fromkeys(names))
+
+    @cached_property
     def digest(self) -> bytes:
         """Sixteen bytes that name this layout."""
         return blake2b(_to_json(self), digest_size=DIGEST_BYTES).digest()
@@ -170,6 +190,10 @@ class Layout:
     def encoded(self) -> bytes:
         """The layout as it travels: see :func:`layout_to_bytes`."""
         return layout_to_bytes(self)
+
+
+def _layer_of(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _check_unique(kind: str, names: Sequence[str]) -> None:

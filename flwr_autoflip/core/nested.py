@@ -10,6 +10,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from .allocate import floors
 from .errors import KeepError
 from .plan import Plan
 from .threshold import Kept, keep_even
@@ -40,7 +41,8 @@ def cut_plan(
     Returns
     -------
     Plan
-        ``plan`` itself if it fits.
+        ``plan`` itself if it fits. A group falls below its floor, see
+        :func:`.allocate.floors`, only if the plan has it there or nothing else fits.
 
     Raises
     ------
@@ -50,15 +52,36 @@ def cut_plan(
     if cost(plan) <= share:
         return plan
 
-    def part(kept: Kept) -> Plan:
-        keep = {name: plan.keep[name][choice] for name, choice in kept.items()}
-        return Plan(plan.layout, keep, plan.mask)
-
-    ranked = {name: scores[name][kept] for name, kept in plan.keep.items()}
-    cut = part(keep_even(ranked, lambda kept: cost(part(kept)), share, multiple))
+    cut = _even_part(plan, scores, share, cost, multiple, floors(plan.layout))
+    if cost(cut) > share:  # a part of the fewest, so that cuts stay nested
+        cut = _even_part(cut, scores, share, cost, multiple, None)
     if (least := cost(cut)) > share:
         raise KeepError(
             f"the fewest units of every group cost {least:.3g} of the dense model, "
             f"which is above {share:g}."
         )
     return cut
+
+
+def below_floor(plan: Plan) -> list[str]:
+    """Name the groups of which a plan keeps fewer units than their floor."""
+    least = floors(plan.layout)
+    return [name for name, kept in plan.keep.items() if len(kept) < least[name]]
+
+
+def _even_part(
+    plan: Plan,
+    scores: Mapping[str, NDArray[Any]],
+    share: float,
+    cost: Callable[[Plan], float],
+    multiple: int,
+    least: Mapping[str, int] | None,
+) -> Plan:
+    def part(kept: Kept) -> Plan:
+        keep = {name: plan.keep[name][choice] for name, choice in kept.items()}
+        return Plan(plan.layout, keep, plan.mask)
+
+    ranked = {name: scores[name][kept] for name, kept in plan.keep.items()}
+    return part(
+        keep_even(ranked, lambda kept: cost(part(kept)), share, multiple, least)
+    )

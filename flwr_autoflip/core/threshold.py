@@ -19,7 +19,7 @@ Kept = dict[str, NDArray[np.bool_]]
 _BINS = 1024
 
 Cost = Callable[[Kept], float]
-"""Share of the dense cost, in (0, 1], that a choice has."""
+"""Share, in (0, 1], that a choice has of the dense cost, as far as that can shrink."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,19 @@ class Quantile:
 
 @dataclass(frozen=True)
 class Compression:
-    """Keep the largest even share of each layer within 1/``factor`` of parameters."""
+    """Keep the largest even share of each layer within 1/``factor`` of parameters.
+
+    Parameters of layers that cannot shrink, such as excluded ones, are not counted.
+    """
 
     factor: float = 2.0
 
 
 @dataclass(frozen=True)
 class MacShare:
-    """Keep at most ``share`` of the MACs.
+    """Keep at most ``share`` of the MACs that can shrink.
 
+    Those of layers that no prunable unit touches, such as excluded ones, come on top.
     Layers share the cut by what it saves, see :func:`.allocate.allocate`; the larger
     the exponent, the more alike, and with an infinite one all keep the largest share
     of theirs that fits.
@@ -143,7 +147,12 @@ def _parse_text(text: str) -> Threshold | float:
         raise AutoFlipError(f"threshold must be {_WAYS}, got {text!r}.") from None
 
 
-def select(scores: Scores, threshold: Threshold, cost: Mapping[type, Cost]) -> Kept:
+def select(
+    scores: Scores,
+    threshold: Threshold,
+    cost: Mapping[type, Cost],
+    least: Mapping[str, int] | None = None,
+) -> Kept:
     """Choose what stays.
 
     Parameters
@@ -153,6 +162,8 @@ def select(scores: Scores, threshold: Threshold, cost: Mapping[type, Cost]) -> K
     threshold : Threshold
     cost : mapping of type to Cost
         What ``Compression`` (parameters) and ``MacShare`` (MACs) mean for a choice.
+    least : mapping of str to int, optional
+        For those two; see :func:`keep_even`.
 
     Returns
     -------
@@ -172,9 +183,9 @@ def select(scores: Scores, threshold: Threshold, cost: Mapping[type, Cost]) -> K
         case Mass(share):
             return {n: keep_top(s, mass_count(s, share)) for n, s in scores.items()}
         case Compression(factor):
-            return keep_even(scores, cost[Compression], 1 / factor)
+            return keep_even(scores, cost[Compression], 1 / factor, least=least)
         case MacShare(share):
-            return keep_even(scores, cost[MacShare], share)
+            return keep_even(scores, cost[MacShare], share, least=least)
 
 
 def keep_top(scores: NDArray[Any], count: int) -> NDArray[np.bool_]:
@@ -230,7 +241,13 @@ def _above_global_quantile(scores: Scores, share: float) -> Kept:
     return {name: s > value for name, s in scores.items()}
 
 
-def keep_even(scores: Scores, cost: Cost, target: float, multiple: int = 1) -> Kept:
+def keep_even(
+    scores: Scores,
+    cost: Cost,
+    target: float,
+    multiple: int = 1,
+    least: Mapping[str, int] | None = None,
+) -> Kept:
     """Keep the same share of every layer, as large as the target allows.
 
     Choices for different targets are nested.
@@ -244,12 +261,14 @@ def keep_even(scores: Scores, cost: Cost, target: float, multiple: int = 1) -> K
         Largest share of the dense cost, in (0, 1].
     multiple : int (default: 1)
         Keep a multiple of this many a layer, fewer rather than more.
+    least : mapping of str to int, optional
+        The fewest of each layer; left out, 1.
 
     Returns
     -------
     dict of str to ndarray
-        Exact to the last unit; at least one a layer (or ``multiple``, if it has so
-        many), even above the target.
+        Exact to the last unit; at least ``least`` a layer, rounded up to a multiple if
+        it has so many, even above the target.
     """
     sizes = {scores[name].size for name in scores}
     steps = np.unique(np.concatenate([np.arange(1, n + 1) / n for n in sizes]))
@@ -260,8 +279,9 @@ def keep_even(scores: Scores, cost: Cost, target: float, multiple: int = 1) -> K
         kept = {}
         for name, order in orders.items():
             count = int(ratio * order.size + 1e-9) // multiple * multiple
+            fewest = -(-(1 if least is None else least[name]) // multiple) * multiple
             kept[name] = np.zeros(order.size, np.bool_)
-            kept[name][order[: max(min(multiple, order.size), count)]] = True
+            kept[name][order[: max(min(fewest, order.size), count)]] = True
         return {name: mask.reshape(scores[name].shape) for name, mask in kept.items()}
 
     low, high = 0, len(steps) - 1

@@ -1,15 +1,18 @@
 """What a policy is, and what policies share."""
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from logging import getLogger
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.allocate import allocate
-from ..core.errors import AutoFlipError
+from ..core.allocate import allocate, floors
+from ..core.errors import AutoFlipError, AutoFlipWarning
 from ..core.guidance import Report, unit_scores
 from ..core.layout import Arrays, Layout, TensorSpec
 from ..core.plan import Plan, dense_plan, keep_from_bool
@@ -24,6 +27,8 @@ from ..core.threshold import (
     parse_threshold,
     select,
 )
+
+LOGGER = getLogger("flwr")
 
 UnitCounts = Mapping[str, int]
 """Group name to how many of its units stay."""
@@ -206,20 +211,91 @@ def unit_plan(
     Returns
     -------
     Plan
-        At least the best unit of every group stays.
+        At least the best unit of every group stays; and a tenth of its units, rounded
+        up, unless counts say otherwise.
+
+    Warns
+    -----
+    AutoFlipWarning
+        If that is more than the threshold asks for.
     """
-    if isinstance(threshold, MacShare) and np.isfinite(threshold.exponent):
-        threshold = allocate(layout, threshold.share, threshold.exponent)
     if isinstance(threshold, Mapping):
         _check_counts(layout, threshold)
-        kept = {name: keep_top(s, threshold[name]) for name, s in scores.items()}
+        chosen = {name: keep_top(s, threshold[name]) for name, s in scores.items()}
+        kept = keep_least(chosen, scores, dict.fromkeys(scores, 1))
     else:
-        kept = select(scores, threshold, unit_costs(layout))
+        kept = _choose(layout, scores, threshold)
     kept = {
         name: choice | keep_top(scores[name], -(-choice.sum() // round_to) * round_to)
-        for name, choice in keep_one(kept, scores).items()
+        for name, choice in kept.items()
     }
     return Plan(layout, keep_from_bool(kept))
+
+
+def _choose(
+    layout: Layout, scores: Mapping[str, NDArray[Any]], threshold: Threshold
+) -> Kept:
+    """Choose by a threshold, and say so where floors keep more than it asks for."""
+    least, costs = floors(layout), unit_costs(layout)
+    if isinstance(threshold, MacShare) and np.isfinite(threshold.exponent):
+        counts = allocate(layout, threshold.share, threshold.exponent, least)
+        chosen = {name: keep_top(s, counts[name]) for name, s in scores.items()}
+    else:
+        chosen = select(scores, threshold, costs, least)
+    kept = keep_least(chosen, scores, least)
+    match threshold:
+        case MacShare(share):
+            _warn_above(layout, threshold, "MACs", share, costs[MacShare](kept))
+        case Compression(factor):
+            reached = costs[Compression](kept)
+            _warn_above(layout, threshold, "parameters", 1 / factor, reached)
+        case _:
+            _warn_lifted(layout, threshold, chosen, kept)
+    return kept
+
+
+def _warn_above(
+    layout: Layout, threshold: Threshold, what: str, target: float, reached: float
+) -> None:
+    if reached <= target * (1 + 1e-9):
+        return
+    fixed = layout.fixed_layers
+    without = f" Layers without prunable units, {fixed}, are not counted." * bool(fixed)
+    _warn(
+        layout,
+        f"{threshold} is out of reach: it asks for {target:.3g} of the {what} that can "
+        f"shrink, and the fewest units, a tenth of every group, have {reached:.3g}. "
+        f"The plan keeps those.{without} {_TO_KEEP_FEWER}",
+    )
+
+
+def _warn_lifted(
+    layout: Layout, threshold: Threshold, chosen: Kept, kept: Kept
+) -> None:
+    # The best unit of an emptied group stayed ever since; that is no surprise.
+    lifted = [n for n, c in kept.items() if c.sum() > max(1, chosen[n].sum())]
+    if lifted:
+        _warn(
+            layout,
+            f"{threshold} keeps less than a tenth of the units of {lifted}; a tenth "
+            f"stays. {_TO_KEEP_FEWER}",
+        )
+
+
+_TO_KEEP_FEWER = (
+    "Ask for more; or, to keep fewer, give units a group (not for policy='autoflip')."
+)
+
+
+def _warn(layout: Layout, text: str) -> None:
+    warnings.warn(text, AutoFlipWarning, stacklevel=5)
+    _log_once(layout, text)
+
+
+@lru_cache(maxsize=16)
+def _log_once(layout: Layout, text: str) -> None:
+    """Log what every new plan of a run would say again."""
+    LOGGER.warning("\t> %s", text)
 
 
 def _check_counts(layout: Layout, counts: UnitCounts) -> None:
@@ -230,24 +306,42 @@ def _check_counts(layout: Layout, counts: UnitCounts) -> None:
         )
 
 
-def keep_one(kept: Kept, scores: Mapping[str, NDArray[Any]]) -> Kept:
-    """Let the best-scored unit of an emptied group stay."""
+def keep_least(
+    kept: Kept, scores: Mapping[str, NDArray[Any]], least: Mapping[str, int]
+) -> Kept:
+    """Let so many best-scored units of a group stay that has fewer."""
     return {
-        name: choice if choice.any() else keep_top(scores[name], 1)
+        name: choice
+        if choice.sum() >= least[name]
+        else keep_top(scores[name], least[name])
         for name, choice in kept.items()
     }
 
 
 def unit_costs(layout: Layout) -> dict[type, Cost]:
-    """Say what a choice of units costs, as shares of the dense model."""
+    """Say what a choice of units costs, as shares of what can shrink.
+
+    Layers that no unit touches cost the same whatever is chosen, and are left out.
+    """
     dense = dense_plan(layout)
+    never = [t for t in layout.tensors if t.name in layout.fixed]
+    fixed_parameters = sum(t.size for t in never if t.trainable)
+    fixed_macs = sum(t.macs_per_weight * t.size for t in never)
 
     def parameters(kept: Kept) -> float:
         plan = Plan(layout, keep_from_bool(kept))
-        return plan.num_parameters / dense.num_parameters
+        return (plan.num_parameters - fixed_parameters) / (
+            dense.num_parameters - fixed_parameters
+        )
 
     def macs(kept: Kept) -> float:
-        return Plan(layout, keep_from_bool(kept)).macs / dense.macs
+        if dense.macs == fixed_macs:
+            raise AutoFlipError(
+                "no layer that can shrink multiplies, so a share of the MACs chooses "
+                "nothing; give a number of parameters such as threshold='2x'."
+            )
+        plan = Plan(layout, keep_from_bool(kept))
+        return (plan.macs - fixed_macs) / (dense.macs - fixed_macs)
 
     return {Compression: parameters, MacShare: macs}
 
@@ -273,12 +367,13 @@ def weight_tensors(layout: Layout) -> list[TensorSpec]:
 
 
 def weight_costs(layout: Layout, plan: Plan) -> dict[type, Cost]:
-    """Single weights inside a plan: their share of the dense model's parameters."""
-    fixed = plan.num_parameters
+    """Single weights inside a plan: their share of the parameters that can go."""
 
     def parameters(kept: Mapping[str, NDArray[np.bool_]]) -> float:
         gone = sum(mask.size - int(np.count_nonzero(mask)) for mask in kept.values())
-        return (fixed - gone) / layout.num_parameters
+        stays = layout.fixed - set(kept)
+        never = sum(t.size for t in layout.tensors if t.trainable and t.name in stays)
+        return (plan.num_parameters - gone - never) / (layout.num_parameters - never)
 
     def macs(kept: Mapping[str, NDArray[np.bool_]]) -> float:
         raise AutoFlipError(

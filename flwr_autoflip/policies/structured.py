@@ -16,7 +16,7 @@ from .base import (
     Policy,
     Previous,
     UnitCounts,
-    keep_one,
+    keep_least,
     unit_plan,
     weight_tensors,
 )
@@ -93,7 +93,8 @@ class Structured(Policy):
         if self.threshold is None:
             near = {name: z <= self.k for name, z in apart.items()}
             scores = {name: -z for name, z in apart.items()}
-            return Plan(layout, keep_from_bool(keep_one(near, scores)))
+            one = dict.fromkeys(near, 1)
+            return Plan(layout, keep_from_bool(keep_least(near, scores, one)))
         if previous.plan.alive.all():
             return unit_plan(layout, {n: -z for n, z in apart.items()}, self.threshold)
         return previous.plan

@@ -10,10 +10,17 @@ from hypothesis import strategies as st
 from models import ZOO, layout_of, mlp_layout
 from torch import nn
 
-from flwr_autoflip.core.allocate import allocate
+from flwr_autoflip.core.allocate import allocate as allocate_above
+from flwr_autoflip.core.allocate import floors
 from flwr_autoflip.core.layout import Layout
 from flwr_autoflip.core.plan import Plan, dense_plan
 from flwr_autoflip.core.trace import trace
+
+
+def allocate(layout: Layout, share: float, exponent: float) -> dict[str, int]:
+    """Allocate down to one unit a group."""
+    ones = {group.name: 1 for group in layout.groups}
+    return allocate_above(layout, share, exponent, ones)
 
 
 def linear_layout(*widths: int) -> Layout:
@@ -152,3 +159,40 @@ def test_more_never_keeps_fewer_and_fits(name: str) -> None:
         assert all(counts[group] >= before[group] for group in counts)
         before = counts
     assert before == {group.name: group.size for group in layout.groups}
+
+
+# --- Floors, and layers that cannot shrink ---
+
+
+def test_a_tenth_rounded_up_and_at_least_one() -> None:
+    assert list(floors(linear_layout(3, 5, 10, 11, 95, 2)).values()) == [1, 1, 2, 10]
+
+
+def test_by_hand_no_group_falls_below_its_fewest() -> None:
+    layout = linear_layout(4, 4, 4, 4)
+
+    # 4a + ab + 4b MACs: 16 at (1, 2) with 4 + 2 + 8 = 14, and 21 at (1, 3) is too many.
+    assert allocate_above(layout, 16 / 48, 1, {"0": 1, "2": 1}) == {"0": 1, "2": 1}
+    assert allocate_above(layout, 16 / 48, 1, {"0": 1, "2": 2}) == {"0": 1, "2": 2}
+    assert allocate_above(layout, 0.01, 1, {"0": 3, "2": 2}) == {"0": 3, "2": 2}
+
+
+def test_by_hand_layers_that_no_unit_touches_come_on_top() -> None:
+    layers = (nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 20), nn.ReLU())
+    model = nn.Sequential(*layers, nn.Linear(20, 5))
+    layout = trace(model, torch.zeros(1, 6), ("0",))
+
+    # 60 MACs stay; of 20 units each takes 10 + 5.
+    shares = (1, 0.5, 0.25)
+    assert [allocate(layout, s, 1)["2"] for s in shares] == [20, 10, 5]
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_floors_hold_and_a_larger_share_keeps_no_fewer(name: str) -> None:
+    layout = layout_of(name)
+    least = {group.name: -(-group.size // 3) for group in layout.groups}
+    before = least
+    for share in np.linspace(0.02, 1, 20):
+        counts = allocate_above(layout, float(share), 1, least)
+        assert all(counts[group] >= before[group] for group in counts)
+        before = counts

@@ -1,18 +1,23 @@
 """Plans inside plans: by hand, nested, as large as fits."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import ZOO, batch, build, layout_of, mlp_layout, random_plan
+from torch import nn
 
 from flwr_autoflip.core.budget import Resource
 from flwr_autoflip.core.errors import KeepError
-from flwr_autoflip.core.nested import cut_plan
+from flwr_autoflip.core.layout import Layout
+from flwr_autoflip.core.nested import below_floor, cut_plan
 from flwr_autoflip.core.plan import Plan, dense_plan
+from flwr_autoflip.core.trace import trace
 from flwr_autoflip.costs import CostOf
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -130,3 +135,45 @@ def test_a_cut_fits_and_one_step_more_would_not(name: str, resource: Resource) -
             larger.append(plan)
     assert larger
     assert all(cost(plan) > 0.6 for plan in larger)
+
+
+# --- Floors: a tenth of a group, unless nothing else fits ---
+
+
+def wide_layout() -> Layout:
+    """Linear 1 -> 5 -> 40 -> 1."""
+    layers = (nn.Linear(1, 5), nn.ReLU(), nn.Linear(5, 40), nn.ReLU(), nn.Linear(40, 1))
+    return trace(nn.Sequential(*layers), torch.zeros(1, 1))
+
+
+def sizes(plan: Plan) -> list[int]:
+    return [len(kept) for kept in plan.keep.values()]
+
+
+def test_a_cut_goes_below_a_tenth_only_if_nothing_else_fits() -> None:
+    # Of a and b neurons 2a + ab + b + b + 1 parameters of 291: 15 at floors 1 and 4.
+    whole = dense_plan(wide_layout())
+    scores = {"0": np.arange(5), "2": np.arange(40)}
+
+    cuts = {
+        most: cut_plan(whole, scores, most / 291, parameters)
+        for most in (20, 15, 14, 6)
+    }
+
+    assert {most: sizes(cut) for most, cut in cuts.items()} == {
+        20: [1, 5],  # 2 + 5 + 5 + 5 + 1 = 18; a sixth neuron would be 21
+        15: [1, 4],
+        14: [1, 3],
+        6: [1, 1],
+    }
+    assert [below_floor(cut) for cut in cuts.values()] == [[], [], ["2"], ["2"]]
+    assert all(holds(one, other) for one, other in pairwise(cuts.values()))
+
+
+def test_a_plan_that_is_narrower_already_is_cut_from_there() -> None:
+    layout = wide_layout()
+    plan = Plan(layout, {"0": np.arange(5), "2": np.array([3, 7])})
+
+    cut = cut_plan(plan, {"0": np.arange(5), "2": np.arange(40)}, 9 / 291, parameters)
+
+    assert sizes(cut) == [1, 2]

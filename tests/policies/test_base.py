@@ -21,7 +21,7 @@ from flwr_autoflip.policies import (
     Structured,
 )
 from flwr_autoflip.policies.base import (
-    keep_one,
+    keep_least,
     parse_units,
     unit_costs,
     unit_plan,
@@ -68,13 +68,13 @@ def test_counts_that_do_not_fit_are_refused(counts: dict[str, int]) -> None:
         unit_plan(flat_layout(), SCORES, counts)
 
 
-def test_keep_one_touches_emptied_groups_only() -> None:
+def test_keep_least_touches_narrow_groups_only() -> None:
     kept = {
         "conv": np.array([False, False]),
         "fc1": np.array([False, True, False]),
     }
 
-    mended = keep_one(kept, SCORES)
+    mended = keep_least(kept, SCORES, {"conv": 1, "fc1": 1})
 
     np.testing.assert_array_equal(mended["conv"], [False, True])
     np.testing.assert_array_equal(mended["fc1"], [False, True, False])
