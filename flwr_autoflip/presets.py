@@ -28,6 +28,9 @@ MAC_SHARES: Mapping[Priority, float] = {
 class Options(TypedDict, total=False):
     """Options of :class:`flwr_autoflip.AutoFlip`; what is left out is the preset's.
 
+    One that does nothing beside the others, such as ``units`` with a policy that reads
+    no guidance, is refused; so are those of a named policy beside a ``Policy`` object.
+
     Attributes
     ----------
     policy : Policy or str

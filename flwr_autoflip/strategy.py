@@ -112,7 +112,7 @@ class AutoFlip(Strategy):
         self.strategy = strategy
         self.options = resolve_options(preset, options)
         self.policy = resolve_policy(self.options)
-        check_used(self.policy, options)
+        check_used(self.policy, self.options, options)
         self.encoding = Encoding(self.options["value_dtype"], compress)
         check_choice("client_api", client_api, ("message", "numpy"))
         check_inner(strategy, self.options["budgets"])

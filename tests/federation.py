@@ -23,15 +23,18 @@ from flwr_autoflip.core.shrink import arrays_of, load_arrays_inplace
 EXAMPLE = torch.zeros(1, 1, 8, 8)
 
 
-def guided(**options: Any) -> dict[str, Any]:
+def guided(mass: float = 0.7, **options: Any) -> dict[str, Any]:
     """Make options so that nodes explore and values travel exactly.
 
     Exact values can be compared to the last digit. A preset of the test's own stays
-    as it is.
+    as it is; units that hold ``mass`` stay, where the policy asks.
     """
     if "preset" in options:
         return options
-    exactly = {"preset": "guided", "threshold": "mass:0.7", "value_dtype": "float32"}
+    exactly = {"preset": "guided", "value_dtype": "float32"}
+    policy = options.get("policy", "")
+    if isinstance(policy, str) and policy != "dense":
+        exactly["threshold"] = f"mass:{mass}"
     return {**exactly, **options}
 
 

@@ -80,9 +80,7 @@ class ChurnGrid(LocalGrid):
 
 def build(**options: Any) -> AutoFlip:
     inner = FedAvg(fraction_evaluate=0.0, min_available_nodes=2, min_train_nodes=1)
-    return AutoFlip(
-        inner, TinyNet(), EXAMPLE, **guided(**{"threshold": "mass:0.5", **options})
-    )
+    return AutoFlip(inner, TinyNet(), EXAMPLE, **guided(0.5, **options))
 
 
 def by_round(strategy: AutoFlip, phase: str = "train") -> dict[int, dict[int, str]]:
@@ -126,7 +124,8 @@ def test_a_node_killed_in_mid_round(caplog: pytest.LogCaptureFixture) -> None:
 def test_a_node_that_joins_late(guidance_from: Any) -> None:
     # Phases: exploring, round 1; with participants the late one's exploring follows.
     grid = ChurnGrid(3, {1: lambda grid: grid.join(103, 3)})
-    strategy = build(guidance_from=guidance_from, rescale=False)
+    exact = {"rescale": False} if guidance_from == "explorers" else {}
+    strategy = build(guidance_from=guidance_from, **exact)
 
     run(strategy, grid, rounds=3)
 
@@ -150,7 +149,7 @@ def test_a_node_that_restarts_under_a_new_id() -> None:
         grid.join(900, 0)
 
     grid = ChurnGrid(NODES, {2: restart})
-    strategy = build(guidance_from="participants", rescale=False)
+    strategy = build(guidance_from="participants")
     seen: set[int] = set()
 
     run(strategy, grid, rounds=4)
@@ -262,7 +261,7 @@ def test_everything_at_once() -> None:
         grid.join(next(ids), gone % 8)
 
     grid.events = {phase: shake for phase in range(1, 60)}
-    strategy = build(guidance_from="participants", rescale=False)
+    strategy = build(guidance_from="participants")
 
     run(strategy, grid, rounds=12, timeout=5.0)
 

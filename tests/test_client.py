@@ -29,9 +29,7 @@ from flwr_autoflip.ledger import node_rows
 
 def run(app: ClientApp, inner: Strategy, **options: Any) -> tuple[AutoFlip, Any]:
     random.seed(0)  # FedAvg draws nodes from it
-    strategy = AutoFlip(
-        inner, TinyNet(), EXAMPLE, **guided(**{"threshold": "mass:0.5"} | options)
-    )
+    strategy = AutoFlip(inner, TinyNet(), EXAMPLE, **guided(0.5, **options))
     result = strategy.start(LocalGrid(app, 3), initial(), num_rounds=2)
     return strategy, result
 

@@ -40,7 +40,7 @@ APPS = {"message": plain_app, "numpy": numpy_app}
 
 
 def build(inner: Any = None, **options: Any) -> AutoFlip:
-    options = guided(**{"threshold": "mass:0.5", **options})
+    options = guided(0.5, **options)
     return AutoFlip(inner or FedAvg(), TinyNet(), EXAMPLE, **options)
 
 

@@ -55,7 +55,7 @@ INNERS: dict[str, Callable[[], Strategy]] = {
 
 
 def build(inner: Strategy | None = None, **options: Any) -> AutoFlip:
-    options = guided(**{"threshold": "mass:0.5", **options})
+    options = guided(0.5, **options)
     return AutoFlip(inner or FedAvg(), TinyNet(), EXAMPLE, **options)
 
 
@@ -209,7 +209,6 @@ def test_participants_make_a_plan_of_their_own_each_round() -> None:
     strategy = build(
         FedAvg(fraction_train=0.5, fraction_evaluate=0.0),
         guidance_from="participants",
-        rescale=False,
     )
 
     run(strategy, rounds=4)

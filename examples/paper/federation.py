@@ -254,10 +254,10 @@ def make_strategy(setting: Setting, model: nn.Module, ledger_dir: Path) -> AutoF
     threshold = setting.threshold or options.pop("threshold", "")
     if "macs" in method.options:
         threshold = MacShare(**method.options["macs"])
-    if threshold:
-        options["threshold"] = threshold
     if "policy" in options:
         options["policy"] = make_policy(setting, threshold, model)
+    if threshold and not isinstance(options.get("policy"), Policy):
+        options["threshold"] = threshold
     if method.literal:
         options["exploration_epochs"] = scale.exploration_epochs
     common = {

@@ -23,6 +23,7 @@ from ..core.plan import Mask, Plan, warn_if_nothing_pruned
 from ..core.statistics import Running
 from ..core.threshold import (
     Absolute,
+    MacShare,
     Threshold,
     keep_top,
     select,
@@ -96,6 +97,16 @@ class AutoFlipPolicy(Policy):
                 f"units={self.units!r} already prunes single weights by threshold; "
                 "leave single_weights out or use units='score'."
             )
+        for_weights = {
+            f"units={self.units!r}": None if self.units == "score" else self.threshold,
+            "single_weights": self.single_weights,
+        }
+        for name, threshold in for_weights.items():
+            if isinstance(threshold, MacShare):
+                raise AutoFlipError(
+                    f"{name}: single weights that go save no MACs, so {threshold} "
+                    "cannot choose them; give a threshold such as '2x'."
+                )
 
     explores = True
 
