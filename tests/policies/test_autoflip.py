@@ -222,9 +222,9 @@ def test_compression_of_single_weights_counts_what_units_saved() -> None:
 
 
 def test_macs_cannot_choose_single_weights() -> None:
-    with pytest.raises(AutoFlipError, match="single_weights: .* save no MACs"):
+    with pytest.raises(AutoFlipError, match=r"single_weights: .* save no MACs"):
         AutoFlipPolicy(Quantile(0.25), single_weights=MacShare(0.5))
-    with pytest.raises(AutoFlipError, match="units='none': .* save no MACs"):
+    with pytest.raises(AutoFlipError, match=r"units='none': .* save no MACs"):
         AutoFlipPolicy(MacShare(0.5), units="none")
 
 
