@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from federation import EXAMPLE, Client, TinyNet, initial, plain_app, sgd
-from flwr.app import ArrayRecord, Context, Message, MetricRecord
+from flwr.app import ArrayRecord, Context, Error, Message, MetricRecord
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
 from flwr.server.strategy import FedAvg as OlderFedAvg
@@ -121,6 +121,29 @@ def test_a_forgotten_mod_is_named() -> None:
     app = ClientApp(client_fn=lambda context: Usual().to_client())
     (reason,) = reasons(app, build(client_api="numpy"))
     assert "mods=[autoflip_mod]" in reason
+
+
+@pytest.mark.parametrize(
+    ("said", "hint"),
+    [
+        ("'secaggplus_configs'", "leave secaggplus_mod out"),
+        ("'fitins.parameters'", "import mods from flwr.clientapp.mod"),
+        ('Missing key(s) in state_dict: "fc1.weight"', "mods=[autoflip_mod]"),
+    ],
+)
+def test_flowers_engine_says_it_in_other_words(said: str, hint: str) -> None:
+    """As ``flwr run`` reports what a ClientApp raised: without its name."""
+    name = "flwr.clientapp.client_app.ClientAppException"
+    told = f"\nException ClientAppException occurred. Message: {said}"
+    error = Error(2, f"<class '{name}'>:<'{told}'>")
+
+    def fail(message: Message, context: Any, call_next: Any) -> Message:
+        return Message(error, reply_to=message)
+
+    (reason,) = reasons(plain_app([fail]), build())
+
+    assert hint in reason
+    assert said in reason
 
 
 # --- Strategies that cannot work ---

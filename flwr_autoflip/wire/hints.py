@@ -29,8 +29,8 @@ OTHER_SIZES = (
 HINTS = (
     ("secaggplus_configs", SECURE_AGGREGATION),
     ("uint8", EIGHT_BITS),
-    ("KeyError: 'fitins.", OLDER_RECORDS),
-    ("KeyError: 'evaluateins.", OLDER_RECORDS),
+    ("'fitins.", OLDER_RECORDS),
+    ("'evaluateins.", OLDER_RECORDS),
     ("Missing key(s) in state_dict", NO_MOD),
     ("size mismatch for ", OTHER_SIZES),
 )
