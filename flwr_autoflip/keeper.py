@@ -27,7 +27,7 @@ from .snapshot import (
 
 LOGGER = getLogger("flwr")
 _NEW_NOISE = (
-    "the inner strategy may draw noise, so generators are seeded anew; figures differ "
+    "noise may be drawn in this run, so generators are seeded anew; figures differ "
     "from those of a run that was never stopped"
 )
 
@@ -79,8 +79,8 @@ class Keeper:
     Attributes
     ----------
     noisy : bool
-        Whether the inner strategy may draw noise. A checkpoint then holds nothing that
-        foretells it.
+        Whether the inner strategy, or a node of this process, may draw noise. A
+        checkpoint then holds nothing that foretells it.
     """
 
     folder: CheckpointFolder
@@ -140,8 +140,8 @@ class Keeper:
         Progress
             Everything else is put into its place: the inner strategy's attributes,
             reports, plans, generators and the ledger. What nodes hold is forgotten:
-            nobody knows what reached them last. Where the inner strategy may draw
-            noise, no generator was saved: the operating system seeds new ones.
+            nobody knows what reached them last. Where noise may be drawn, no generator
+            was saved: the operating system seeds new ones.
 
         Raises
         ------

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from flwr.clientapp.mod import LocalDpMod
+from flwr.serverapp import Grid
 from flwr.serverapp.strategy import (
     Bulyan,
     FedAdagrad,
@@ -41,6 +43,15 @@ def draws_noise(strategy: Strategy) -> bool:
     if type(strategy).aggregate_train not in _QUIET or "aggregate_train" in own:
         return True
     return any(draws_noise(v) for v in own.values() if isinstance(v, Strategy))
+
+
+def nodes_draw_noise(grid: Grid) -> bool:
+    """Tell whether nodes of this process noise what they send, as Flower's mod does.
+
+    They share its generators. Elsewhere a server's generators say nothing of theirs.
+    """
+    mods = getattr(getattr(grid, "app", None), "_mods", ())  # private to Flower
+    return any(isinstance(mod, LocalDpMod) for mod in mods)
 
 
 def is_seed(name: str) -> bool:

@@ -15,6 +15,7 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from .hosts import find_attribute
 from .keeper import BEGUN, Keeper, Metrics, Progress
+from .noise import nodes_draw_noise
 
 LOGGER = getLogger("flwr")
 
@@ -48,6 +49,7 @@ class Resumable(Strategy):
             ConfigRecord(dict(given["train_config"] or {})),
             ConfigRecord(dict(given["evaluate_config"] or {})),
         )
+        keeper.noisy |= nodes_draw_noise(given["grid"])
         self.progress = keeper.open(begun, given["num_rounds"])
         self._done = self.progress.last_round
         self._trained = self.progress.trained_round

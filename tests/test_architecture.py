@@ -47,7 +47,7 @@ ALLOWED: dict[str, set[str]] = {
         *("checkpoint", "snapshot", "explorer", "planner", "ledger", "noise"),
         "core",
     },
-    "resume": {"keeper", "hosts"},
+    "resume": {"keeper", "hosts", "noise"},
     "rounds": {"ledger", "core"},
     "explorer": {
         *("budgets", "exchange", "hosts", "presets", "store", "wire", "policies"),

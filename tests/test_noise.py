@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from federation import EXAMPLE, Client, TinyNet, guided, initial
+from federation import EXAMPLE, Client, TinyNet, guided, initial, plain_app
 from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.clientapp.mod import LocalDpMod
 from flwr.serverapp.strategy import (
     DifferentialPrivacyClientSideFixedClipping,
     DifferentialPrivacyServerSideAdaptiveClipping,
@@ -24,7 +25,7 @@ from flwr.serverapp.strategy import (
 )
 from grid import LocalGrid
 
-from flwr_autoflip import AutoFlip, client_app
+from flwr_autoflip import AutoFlip, autoflip_mod, client_app
 from flwr_autoflip.ledger import read_ledger
 from flwr_autoflip.noise import draws_noise
 
@@ -206,6 +207,21 @@ def test_generators_of_ones_own_are_seeded_anew(tmp_path: Path) -> None:
         drawn = [result.train_metrics_clientapp[i][name] for i in (1, 2, 3, 4)]
         assert drawn[:2] == known[:2]
         assert not set(drawn[2:]) & set(known)
+
+
+def test_nodes_in_this_process_that_draw_noise(tmp_path: Path) -> None:
+    strategy = AutoFlip(
+        FedAvg(**QUIET),  # type: ignore[arg-type]
+        TinyNet(),
+        EXAMPLE,
+        **guided(policy="l1", threshold="2x", checkpoint_dir=tmp_path),
+    )
+    app = plain_app([autoflip_mod, LocalDpMod(1.0, 1.0, 1.0, 1e-5)])
+
+    strategy.start(LocalGrid(app, NODES), initial(), num_rounds=2)
+
+    written = all_bytes(tmp_path)
+    assert [name for name, state in states().items() if state in written] == []
 
 
 def test_noise_is_looked_for_wherever_it_may_be() -> None:

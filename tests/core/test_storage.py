@@ -1,5 +1,7 @@
 """Files that are whole or not there."""
 
+import os
+import stat
 from pathlib import Path
 from unittest.mock import patch
 
@@ -97,3 +99,31 @@ def test_an_old_file_stays_until_the_new_one_is_complete(
     write_whole(path, b"new")
     assert path.read_bytes() == b"new"
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_file_for_others_is_as_the_umask_says(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        write_whole(tmp_path / "mine", b"x")
+        write_whole(tmp_path / "public", b"x", private=False)
+    finally:
+        os.umask(before)
+
+    found = {p.name: stat.S_IMODE(p.stat().st_mode) for p in tmp_path.iterdir()}
+    assert found == {"mine": 0o600, "public": 0o644}
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_a_link_is_replaced_and_what_it_points_to_stays(
+    tmp_path: Path, private: bool
+) -> None:
+    (tmp_path / "other").write_bytes(b"precious")
+    (tmp_path / "link").symlink_to(tmp_path / "other")
+    (tmp_path / "link.partial").symlink_to(tmp_path / "other")
+
+    write_whole(tmp_path / "link", b"new", private=private)
+
+    assert (tmp_path / "other").read_bytes() == b"precious"
+    assert not (tmp_path / "link").is_symlink()
+    assert (tmp_path / "link").read_bytes() == b"new"
+    assert len(list(tmp_path.iterdir())) == 3
