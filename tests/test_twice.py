@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import realistic
 import torch
 from federation import EXAMPLE, Client, TinyNet, guided, initial
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
@@ -180,6 +181,30 @@ def test_one_object_twice_is_two_objects(inner: str, options: str) -> None:
     assert_same(second, other)
     assert_same(third, other)
     assert {row["status"] for row in node_rows(first["rows"])} == {"ok"}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("case", "options"), [("pictures", {}), ("pictures", guided())]
+)
+def test_unequal_nodes_and_larger_models_too(
+    case: str, options: dict[str, Any]
+) -> None:
+    grid = InProcessGrid(realistic.app, len(realistic.SIZES), {"case": case})
+
+    def start(strategy: AutoFlip, grid: InProcessGrid) -> dict[str, Any]:
+        random.seed(0)
+        torch.manual_seed(0)
+        result = strategy.start(grid, realistic.initial(case), num_rounds=2)
+        found = {"result": everything(result), **afterwards(strategy, result)}
+        return {what: repr(value) for what, value in found.items()}  # NaN is as NaN
+
+    strategy = realistic.build(case, **options)
+    first, second = (start(strategy, grid) for _ in range(2))
+
+    grid = InProcessGrid(realistic.app, len(realistic.SIZES), {"case": case})
+    assert_same(first, start(realistic.build(case, **options), grid))
+    assert_same(second, first)
 
 
 # --- What stays between runs, and what cannot be put back ---
