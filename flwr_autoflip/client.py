@@ -22,8 +22,14 @@ from .core.cost import count_parameters
 from .core.errors import AutoFlipError, AutoFlipWarning, WireError
 from .core.layout import Arrays
 from .core.probe import append_probe, sum_gradients
-from .core.shrink import arrays_of, hold_mask, load_arrays_inplace
-from .core.skeleton import build_small
+from .core.shrink import (
+    arrays_of,
+    describe,
+    hold_mask,
+    load_arrays_inplace,
+    shrink,
+)
+from .core.skeleton import build_dense
 from .core.values import pack_small
 from .private import make_report, one_release, privacy_of
 
@@ -124,19 +130,20 @@ class AutoFlipClient(NumPyClient):
         self, parameters: list[NDArray[Any]], config: Mapping[str, Any]
     ) -> tuple[list[NDArray[Any]], int, dict[str, Any]]:
         """Answer a training (or exploring) request; Flower calls this."""
-        request = self._read(parameters, config)
+        request, model = self._read(parameters, config)
         with one_release(request, self.privacy, self.context):
-            return self._train(request)
+            return self._train(request, model)
 
     def _train(
-        self, request: wire.Request
+        self, request: wire.Request, model: nn.Module
     ) -> tuple[list[NDArray[Any]], int, dict[str, Any]]:
         orders = request.orders
         if orders.phase == "budget":
             request.remember(self.context.state)
             return [np.zeros(0, np.float32)], 1, budget_receipt(request, self.budget)
         received = request.arrays()
-        model = self._small_model(request, received).train()
+        self._load(model, request, received)
+        model.train()
         with ExitStack() as stack:
             sums = stack.enter_context(sum_gradients(model)) if orders.probe else {}
             stack.enter_context(hold_mask(model, orders.reply_plan))
@@ -163,8 +170,9 @@ class AutoFlipClient(NumPyClient):
         self, parameters: list[NDArray[Any]], config: Mapping[str, Any]
     ) -> tuple[float, int, dict[str, Any]]:
         """Answer an evaluation request; Flower calls this."""
-        request = self._read(parameters, config)
-        model = self._small_model(request, request.arrays()).eval()
+        request, model = self._read(parameters, config)
+        self._load(model, request, request.arrays())
+        model.eval()
         with torch.no_grad(), _measured(model) as spent:
             loss, num_examples, metrics = self.test(model, request.config)
         receipt = _receipt(request, model, spent)
@@ -172,19 +180,21 @@ class AutoFlipClient(NumPyClient):
 
     def _read(
         self, parameters: list[NDArray[Any]], config: Mapping[str, Any]
-    ) -> wire.Request:
+    ) -> tuple[wire.Request, nn.Module]:
+        """Read what the server asks of this node's own model, and cut that to it."""
         wire.check_single(len(parameters))
-        request = wire.read_request(parameters[0], config, self.context.state)
+        dense = build_dense(self.model_fn)
+        request = wire.read_request(
+            parameters[0], config, self.context.state, describe(dense)
+        )
         check_budget(request, self.budget)
-        return request
+        return request, shrink(dense, request.orders.plan)
 
-    def _small_model(
-        self, request: wire.Request, arrays: dict[str, NDArray[Any]]
-    ) -> nn.Module:
-        model = build_small(self.model_fn, request.orders.plan)
+    def _load(
+        self, model: nn.Module, request: wire.Request, arrays: dict[str, NDArray[Any]]
+    ) -> None:
         load_arrays_inplace(model, arrays)
         request.remember(self.context.state)  # it fits this node's model
-        return model
 
 
 def client_app(

@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_leaves
 
 from .core.codec import decode_plan, encode_plan
 from .core.errors import AutoFlipError
-from .core.layout import Arrays, layout_from_bytes
+from .core.layout import Arrays
+from .core.layout_reader import layout_from_bytes
 from .core.plan import Plan
 from .core.shrink import arrays_of, load_arrays_inplace
 from .core.skeleton import build_small
@@ -42,7 +43,7 @@ def save_pruned(path: str | Path, model: nn.Module | Arrays, plan: Plan) -> None
         If the tensors are neither the dense model's nor the plan's.
     """
     arrays = arrays_of(model) if isinstance(model, nn.Module) else model
-    kept = {spec.name: _kept(arrays, plan, spec.name) for spec in plan.layout.tensors}
+    kept = {spec.name: _kept(arrays, plan, spec.name) for spec in plan.layout.distinct}
     metadata = {
         "format": FORMAT,
         "layout": b64encode(plan.layout.encoded).decode(),
@@ -103,7 +104,7 @@ def read_pruned(path: str | Path) -> tuple[Plan, dict[str, NDArray[Any]]]:
         raise AutoFlipError(
             f"{path}: its layout lacks the tensor {visible(surplus[0], 80)!r}."
         )
-    for spec in layout.tensors:
+    for spec in layout.distinct:
         stored, mask = arrays.get(spec.name), plan.small_mask.get(spec.name)
         shape = plan.small_shape(spec.name) if mask is None else (int(mask.sum()),)
         if stored is None or stored.shape != shape or stored.dtype.name != spec.dtype:
@@ -111,7 +112,7 @@ def read_pruned(path: str | Path) -> tuple[Plan, dict[str, NDArray[Any]]]:
         if mask is not None:
             arrays[spec.name] = np.zeros(mask.shape, stored.dtype)
             arrays[spec.name][mask] = stored
-    return plan, arrays
+    return plan, layout.tie(arrays)
 
 
 def load_pruned(
@@ -138,7 +139,7 @@ def load_pruned(
     """
     plan, arrays = read_pruned(path)
     model = build_small(model_fn, plan)
-    load_arrays_inplace(model, {t.name: arrays[t.name] for t in plan.layout.tensors})
+    load_arrays_inplace(model, arrays)
     return model.eval(), plan
 
 

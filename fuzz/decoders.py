@@ -20,7 +20,8 @@ from flwr_autoflip.core.exploration import (
     decode_report,
     encode_report,
 )
-from flwr_autoflip.core.layout import layout_from_bytes, layout_to_bytes
+from flwr_autoflip.core.layout import layout_to_bytes
+from flwr_autoflip.core.layout_reader import layout_from_bytes
 from flwr_autoflip.core.plan import Plan, dense_plan
 from flwr_autoflip.core.plan_change import decode_change, encode_change
 from flwr_autoflip.core.probe import append_probe, probe_size, split_probe

@@ -161,9 +161,9 @@ def test_one_node_with_another_model_is_refused_in_one_line() -> None:
     assert {row["node"] for row in rows if row["status"] == "ok"} == {100, 101}
     (reason,) = {row["reason"] for row in rows if row["node"] == 102}
     assert reason == (
-        "AutoFlipError: this node's model is not the server's: fc1.weight: expected "
-        "(8, 96), got (9, 96); fc1.bias: expected (8,), got (9,). Use the same model "
-        "class and arguments on both sides."
+        "WireError: this node's model is not the server's: fc1.weight: expected "
+        "float32 (8, 96), got float32 (9, 96); fc1.bias: expected float32 (8,), got "
+        "float32 (9,). Use the same model class and arguments on both sides."
     )
 
 

@@ -20,7 +20,7 @@ from flwr_autoflip.core.exploration import (
     decode_report,
     encode_report,
 )
-from flwr_autoflip.core.layout import layout_from_bytes
+from flwr_autoflip.core.layout_reader import layout_from_bytes
 from flwr_autoflip.core.plan import Plan, dense_plan
 from flwr_autoflip.core.plan_change import encode_change
 from flwr_autoflip.core.shrink import arrays_of

@@ -26,7 +26,7 @@ from rich.table import Table
 from torch import nn
 
 from flwr_autoflip.core.codec import decode_plan, encode_plan
-from flwr_autoflip.core.layout import layout_from_bytes
+from flwr_autoflip.core.layout_reader import layout_from_bytes
 from flwr_autoflip.core.plan import Plan, dense_plan
 from flwr_autoflip.core.shrink import arrays_of, hold_mask, load_arrays_inplace
 from flwr_autoflip.core.skeleton import build_small

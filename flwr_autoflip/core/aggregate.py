@@ -52,7 +52,7 @@ def stand_in(
     for spec in plans[0].layout.tensors:
         name = spec.name
         made[name] = base[name]
-        if all(plan.count(name) == spec.size for plan in plans):
+        if spec.same_as or all(plan.count(name) == spec.size for plan in plans):
             continue
         total, sums = np.zeros(spec.shape), np.zeros(spec.shape)
         for model, plan, weight in zip(models, plans, weights, strict=True):
@@ -91,7 +91,7 @@ def settle(
     """
     settled, layout = {}, trained[0].layout
     different = {id(plan): plan for plan in trained}.values()
-    for spec in layout.tensors:
+    for spec in layout.distinct:
         base = last[spec.name]
         base = np.zeros_like(base) if zero and spec.trainable else base
         mask = np.logical_or.reduce([p.dense_mask(spec.name) for p in different])
@@ -102,11 +102,11 @@ def settle(
 def cast_to_layout(arrays: Arrays, layout: Layout) -> dict[str, NDArray[Any]]:
     """Give arrays the model's dtypes; integers are rounded."""
     cast = {}
-    for spec in layout.tensors:
+    for spec in layout.distinct:
         array = np.asarray(arrays[spec.name])
         whole = np.dtype(spec.dtype).kind in "iu" and array.dtype.kind == "f"
         cast[spec.name] = (np.rint(array) if whole else array).astype(spec.dtype)
-    return cast
+    return layout.tie(cast)
 
 
 def check_usable(arrays: Arrays) -> None:

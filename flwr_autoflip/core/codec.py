@@ -37,6 +37,11 @@ _HEADER = 2
 
 @lru_cache(maxsize=16)  # by identity; one plan is encoded for every node and reply
 def encode_plan(plan: Plan) -> bytes:
+    """Write a plan as bytes; the last ones written are kept."""
+    return plan_to_bytes(plan)
+
+
+def plan_to_bytes(plan: Plan) -> bytes:
     """Write a plan as bytes; see the module's table.
 
     Parameters
@@ -62,6 +67,11 @@ def join_digits(codes: Iterable[str]) -> bytes:
     """Put codes of 0 and 1 behind each other, with zeros to a whole byte."""
     digits = np.frombuffer("".join(codes).encode(), np.uint8)
     return np.packbits(digits & 1).tobytes()
+
+
+def has_masks(data: bytes) -> bool:
+    """Tell whether a plan's bytes say more than which units stay."""
+    return data[1:_HEADER] != b"\0"
 
 
 def plan_digest(data: bytes, layout: Layout) -> bytes:

@@ -66,7 +66,7 @@ def encode_report(
         if privacy is not None:
             report = privatize(report, privacy)
         return to_half(np.sqrt(np.concatenate([v.ravel() for v in report.values()])))
-    names = [t.name for t in layout.tensors] if payload == "update" else trainable
+    names = [t.name for t in _sent(layout, payload)]
     parts = [(final[n].astype(np.float64) - initial[n]).ravel() for n in names]
     values = np.concatenate(parts)
     return to_half(values if payload == "update" else np.abs(values))
@@ -130,8 +130,8 @@ def _check_ended(
     values: NDArray[Any], scale: float, layout: Layout, initial: Arrays
 ) -> None:
     """Check that the explorer's model fits into dtypes smaller than a report's."""
-    parts_of = np.split(values, _ends(layout.tensors))
-    for spec, part in zip(layout.tensors, parts_of, strict=True):
+    parts_of = np.split(values, _ends(layout.distinct))
+    for spec, part in zip(layout.distinct, parts_of, strict=True):
         if spec.dtype not in ("float32", "float64"):
             ended = initial[spec.name].ravel() + from_half(part, scale)
             cast_exactly(ended, spec.dtype)
@@ -185,11 +185,11 @@ def decode_report(
             final[spec.name] = cast_exactly(ended, spec.dtype)
         if spec.trainable:
             report[spec.name] = np.square(moved, out=moved)
-    return report, final or None
+    return report, layout.tie(final) if payload == "update" else None
 
 
 def _sent(layout: Layout, payload: Payload) -> list[TensorSpec]:
-    return [t for t in layout.tensors if payload == "update" or t.trainable]
+    return [t for t in layout.distinct if payload == "update" or t.trainable]
 
 
 def _ends(specs: Sequence[TensorSpec]) -> NDArray[np.int64]:

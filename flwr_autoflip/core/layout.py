@@ -14,13 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
-from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import AutoFlipError, WireError
+from .errors import AutoFlipError
 
 Arrays = Mapping[str, NDArray[Any]]
 """Named arrays in the layout's order, full (dense) or kept (small) shapes."""
@@ -30,27 +29,14 @@ Owners = NDArray[np.int64] | None
 
 FIXED = -1
 DIGEST_BYTES = 16
-MAX_LAYOUT_BYTES = 1 << 22
-MAX_AXIS = 1 << 22
-MAX_INDICES = 1 << 24
-"""Of all axes that have owners together: 128 MB of them."""
-MAX_UNITS = 1 << 20
-MAX_VALUES = 1 << 33
-MAX_AXES = 32
-MAX_MACS = 1 << 53
 DTYPES = (
     *("bool", "float16", "float32", "float64", "int8", "int16", "int32", "int64"),
     *("uint8", "uint16", "uint32", "uint64"),
 )
 """What a tensor may be made of: numbers that NumPy knows."""
-_UNREADABLE = (
-    zlib.error,
-    KeyError,
-    TypeError,
-    ValueError,
-    OverflowError,
-    RecursionError,
-)
+
+Described = tuple[str, tuple[int, ...], str, str]
+"""A tensor's name, shape, dtype, and the name of the tensor that it is, or ``""``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +63,9 @@ class TensorSpec:
         convolution, 1 for a linear layer, 0 for what is not multiplied.
     normalized : bool (default: False)
         The tensor feeds a normalisation layer, so its scale does not matter.
+    same_as : str (default: "")
+        Name of an earlier tensor that this one is (tied weights). It is no parameter of
+        its own, and does not travel.
     """
 
     name: str
@@ -87,6 +76,12 @@ class TensorSpec:
     input_axes: tuple[int, ...] = ()
     macs_per_weight: float = 0.0
     normalized: bool = False
+    same_as: str = ""
+
+    @property
+    def described(self) -> Described:
+        """What any two sides that speak of one model have to agree on."""
+        return self.name, self.shape, self.dtype, self.same_as
 
     @property
     def size(self) -> int:
@@ -129,7 +124,8 @@ class Layout:
     Raises
     ------
     AutoFlipError
-        If an owner names a unit that no group has, or an axis has the wrong length.
+        If an owner names a unit that no group has, an axis has the wrong length, or
+        a tensor is said to be another that it cannot be.
     """
 
     tensors: tuple[TensorSpec, ...]
@@ -150,6 +146,16 @@ class Layout:
             first += group.size
         for spec in self.tensors:
             _check_owners(spec, first)
+        _check_ties(self.tensors)
+
+    @cached_property
+    def distinct(self) -> tuple[TensorSpec, ...]:
+        """Tensors without second names of them: these have values of their own."""
+        return tuple(spec for spec in self.tensors if not spec.same_as)
+
+    def tie(self, arrays: Arrays) -> dict[str, NDArray[Any]]:
+        """Give arrays in this order, each second name the array of the first."""
+        return {spec.name: arrays[spec.same_as or spec.name] for spec in self.tensors}
 
     @property
     def num_units(self) -> int:
@@ -222,6 +228,22 @@ def _check_owners(spec: TensorSpec, num_units: int) -> None:
             )
 
 
+def _check_ties(tensors: Sequence[TensorSpec]) -> None:
+    firsts: dict[str, TensorSpec] = {}
+    for spec in tensors:
+        if not spec.same_as:
+            firsts[spec.name] = spec
+            continue
+        first = firsts.get(spec.same_as)
+        alike = first is not None and (first.shape, first.dtype) == spec.described[1:3]
+        if not alike or spec.trainable or any(o is not None for o in spec.owners):
+            raise AutoFlipError(
+                f"tensor {spec.name!r} cannot be {spec.same_as!r}: a second name comes "
+                "after the first, has its shape and dtype, no parameters of its own "
+                "and no units."
+            )
+
+
 def check_arrays(layout: Layout, arrays: Arrays, *, whose: str) -> None:
     """Check that dense arrays are those of the layout's model.
 
@@ -254,6 +276,29 @@ def check_arrays(layout: Layout, arrays: Arrays, *, whose: str) -> None:
         )
 
 
+def difference(have: Mapping[str, str], want: Mapping[str, str]) -> str:
+    """Say how a node's tensors differ from the server's, by what is said of each.
+
+    Returns
+    -------
+    str
+        With every missing, surplus and other tensor; empty if they are the same, in the
+        same order.
+    """
+    if list(have.items()) == list(want.items()):
+        return ""
+    faults = [
+        f"{name}: expected {want.get(name, 'nothing')}, got {have.get(name, 'nothing')}"
+        for name in {**want, **have}
+        if want.get(name) != have.get(name)
+    ]
+    shown = "; ".join(faults[:8]) or "its tensors stand in another order"
+    return (
+        f"this node's model is not the server's: {shown}. Use the same model class and "
+        "arguments on both sides."
+    )
+
+
 # --- The bytes of a layout: runs of owners, as deflated JSON ---
 
 
@@ -272,29 +317,6 @@ def layout_to_bytes(layout: Layout) -> bytes:
     return zlib.compress(_to_json(layout), 9)
 
 
-def layout_from_bytes(data: bytes) -> Layout:
-    """Decode :func:`layout_to_bytes`.
-
-    Raises
-    ------
-    WireError
-        If the bytes are not a layout, or one larger than 4 MiB, or of a model beyond
-        this module's ``MAX_`` bounds; those are checked before memory is taken.
-    """
-    try:
-        inflater = zlib.decompressobj()
-        text = inflater.decompress(data, MAX_LAYOUT_BYTES)
-        surplus = inflater.unconsumed_tail or inflater.unused_data
-        if surplus or not inflater.eof:
-            raise WireError("the layout is truncated, followed by more, or over 4 MiB.")
-        body = json.loads(text)
-        groups = tuple(_group_from_json(row) for row in body["groups"])
-        _check_bounds(body["tensors"], sum(group.size for group in groups))
-        return Layout(tuple(map(_tensor_from_json, body["tensors"])), groups)
-    except _UNREADABLE as error:
-        raise WireError(f"the layout's bytes cannot be read: {error}") from error
-
-
 def _to_json(layout: Layout) -> bytes:
     body = {
         "tensors": [_tensor_to_json(spec) for spec in layout.tensors],
@@ -305,7 +327,7 @@ def _to_json(layout: Layout) -> bytes:
 
 def _tensor_to_json(spec: TensorSpec) -> list[Any]:
     runs = [None if o is None else _to_runs(o) for o in spec.owners]
-    return [
+    row = [
         spec.name,
         list(spec.shape),
         spec.dtype,
@@ -315,57 +337,7 @@ def _tensor_to_json(spec: TensorSpec) -> list[Any]:
         spec.macs_per_weight,
         int(spec.normalized),
     ]
-
-
-def _tensor_from_json(row: Sequence[Any]) -> TensorSpec:
-    name, shape, dtype, trainable, runs, input_axes, macs, normalized = row
-    shape, input_axes = _whole(shape), _whole(input_axes)
-    if dtype not in DTYPES or not set(input_axes) <= set(range(len(shape))):
-        raise WireError(f"tensor {name!r}: no tensor has {dtype!r} or {input_axes}.")
-    if not set(_whole([trainable, normalized])) <= {0, 1} or not 0 <= macs <= MAX_MACS:
-        raise WireError(f"tensor {name!r}: expected two flags and MACs, got {row[3:]}.")
-    owners = tuple(
-        None if r is None else _from_runs(r, length)
-        for r, length in zip(runs, shape, strict=True)
-    )
-    return TensorSpec(
-        _name(name),
-        shape,
-        dtype,
-        bool(trainable),
-        owners,
-        input_axes,
-        float(macs),
-        bool(normalized),
-    )
-
-
-def _group_from_json(row: Sequence[Any]) -> Group:
-    name, first, size = row
-    return Group(_name(name), *_whole([first, size]))
-
-
-def _check_bounds(rows: Sequence[Sequence[Any]], units: int) -> None:
-    """Add up what a layout's tensors would take, before any of it is made."""
-    values = indices = 0
-    for name, shape, _, _, owners, *_ in rows:
-        if len(shape) > MAX_AXES or any(not 0 <= n <= MAX_AXIS for n in _whole(shape)):
-            raise WireError(f"tensor {name!r}: no model has axes of {shape[:8]}.")
-        values += prod(shape)
-        owned = zip(owners, shape, strict=True)
-        indices += sum(n for owner, n in owned if owner is not None)
-    if units > MAX_UNITS or values > MAX_VALUES or indices > MAX_INDICES:
-        raise WireError(
-            f"the layout has {units} units, {values} values and {indices} indices; up "
-            f"to {MAX_UNITS}, {MAX_VALUES} and {MAX_INDICES} are taken."
-        )
-
-
-def _name(name: Any) -> str:
-    """Read a name that can be shown and stored."""
-    if type(name) is not str or not name.isprintable():
-        raise WireError(f"expected a name, got {str(name)[:40]!r}.")
-    return name
+    return [*row, spec.same_as] if spec.same_as else row
 
 
 def _to_runs(owners: NDArray[np.int64]) -> list[list[int]]:
@@ -373,27 +345,11 @@ def _to_runs(owners: NDArray[np.int64]) -> list[list[int]]:
     edges = np.flatnonzero(np.diff(owners, prepend=owners[0] - 1))
     lengths = np.diff(np.append(edges, len(owners)))
     runs: list[list[int]] = []
-    for owner, repeat in zip(owners[edges].tolist(), lengths.tolist(), strict=True):
+    for at, length in zip(edges, lengths, strict=True):  # lists take 40 bytes each
+        owner, repeat = int(owners[at]), int(length)
         last = runs[-1] if runs else None
         if last and last[2] == repeat and owner == last[0] + last[1] != 0:
             last[1] += 1
         else:
             runs.append([owner, 1, repeat])
     return runs
-
-
-def _whole(numbers: Sequence[Any]) -> tuple[int, ...]:
-    """Read integers; anything else is an error, not rounded."""
-    if any(type(number) is not int for number in numbers):
-        raise WireError(f"expected integers, got {list(numbers)[:8]}.")
-    return tuple(numbers)
-
-
-def _from_runs(runs: Sequence[Sequence[int]], length: int) -> NDArray[np.int64]:
-    runs = [_whole(run) for run in runs]
-    if sum(count * repeat for _, count, repeat in runs) != length or any(
-        count < 1 or repeat < 1 for _, count, repeat in runs
-    ):
-        raise WireError(f"the runs of an axis must cover its {length} indices.")
-    parts = [np.repeat(np.arange(f, f + c), r) for f, c, r in runs]
-    return np.concatenate(parts) if parts else np.zeros(0, np.int64)

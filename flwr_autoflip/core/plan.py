@@ -130,7 +130,9 @@ class Plan:
         return {name: mask for name, mask in cut.items() if not mask.all()}
 
     def count(self, name: str) -> int:
-        """How many values of a tensor are kept: these travel."""
+        """How many values of a tensor are kept: these travel; 0 for second names."""
+        if self.layout.by_name[name].same_as:
+            return 0
         if name in self.small_mask:
             return int(np.count_nonzero(self.small_mask[name]))
         return math.prod(self.small_shape(name))
@@ -183,14 +185,15 @@ class Plan:
         dict of str to ndarray
             The masked dense model, which computes what the small one computes.
         """
-        return {
+        masked = {
             t.name: np.where(self.dense_mask(t.name), arrays[t.name], 0).astype(
                 arrays[t.name].dtype
             )
             if t.trainable
             else arrays[t.name]
-            for t in self.layout.tensors
+            for t in self.layout.distinct
         }
+        return self.layout.tie(masked)
 
 
 def _check_keep(layout: Layout, keep: Keep) -> None:

@@ -26,7 +26,7 @@ LEVELS = 127
 
 def quantized_size(plan: Plan) -> int:
     """Count the bytes of a plan's values in 8 bits."""
-    specs = plan.layout.tensors
+    specs = plan.layout.distinct
     trainable = [plan.count(t.name) for t in specs if t.trainable]
     return 4 * len(trainable) + 4 * (plan.num_values - sum(trainable)) + sum(trainable)
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from .attention import HeadPrunedAttention
 from .errors import AutoFlipError
-from .layout import Arrays, Layout
+from .layout import Arrays, Described, Layout, difference
 from .plan import Plan
 
 Resize = Callable[[Any], None]
@@ -132,6 +132,18 @@ def load_arrays_inplace(model: nn.Module, arrays: Arrays) -> None:
     model.load_state_dict(state, strict=True)
 
 
+def describe(model: nn.Module) -> tuple[Described, ...]:
+    """Say what a model's ``state_dict`` holds, and which names are of one tensor."""
+    firsts: dict[int, str] = {}
+    described = []
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        first = firsts.setdefault(id(tensor), name)
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        same_as = "" if first == name else first
+        described.append((name, tuple(tensor.shape), dtype, same_as))
+    return tuple(described)
+
+
 def check_model(model: nn.Module, layout: Layout) -> None:
     """Check that a model has the layout's tensors.
 
@@ -140,20 +152,10 @@ def check_model(model: nn.Module, layout: Layout) -> None:
     AutoFlipError
         With every missing, surplus and misshapen tensor.
     """
-    have = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    want = {spec.name: spec.shape for spec in layout.tensors}
-    if list(have.items()) == list(want.items()):
-        return
-    faults = [
-        f"{name}: expected {want.get(name, 'nothing')}, got {have.get(name, 'nothing')}"
-        for name in {**want, **have}
-        if want.get(name) != have.get(name)
-    ]
-    raise AutoFlipError(
-        "this node's model is not the server's: "
-        f"{'; '.join(faults[:8]) or 'its tensors stand in another order'}. Use the "
-        "same model class and arguments on both sides."
-    )
+    have = {name: f"{shape}" for name, shape, *_ in describe(model)}
+    want = {spec.name: f"{spec.shape}" for spec in layout.tensors}
+    if fault := difference(have, want):
+        raise AutoFlipError(fault)
 
 
 def shrink(model: nn.Module, plan: Plan) -> nn.Module:
@@ -162,7 +164,8 @@ def shrink(model: nn.Module, plan: Plan) -> nn.Module:
     Parameters
     ----------
     model : nn.Module
-        Dense; left untouched.
+        Dense; left untouched. Of one on ``meta`` comes a small one on the CPU, whose
+        values are whatever memory held.
     plan : Plan
         Its single-weight mask zeroes weights of the result; see :func:`hold_mask`.
 
@@ -180,7 +183,8 @@ def shrink(model: nn.Module, plan: Plan) -> nn.Module:
     check_model(model, plan.layout)
     memo: dict[int, Any] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        memo[id(tensor)] = _cut(tensor, plan, name)
+        if id(tensor) not in memo:  # its first name may have a mask
+            memo[id(tensor)] = _cut(tensor, plan, name)
     small = copy.deepcopy(model, memo)  # meets the cut tensors instead of dense ones
     for module in small.modules():
         for kind in type(module).__mro__:
@@ -215,7 +219,10 @@ def _cut(tensor: torch.Tensor, plan: Plan, name: str) -> torch.Tensor:
     for axis, kept in enumerate(plan.index[name]):
         if kept is not None:
             cut = cut.index_select(axis, torch.as_tensor(kept, device=cut.device))
-    cut = cut.clone() if cut.data_ptr() == tensor.data_ptr() else cut
+    if cut.is_meta:
+        cut = torch.empty_like(cut, device="cpu")
+    elif cut.data_ptr() == tensor.data_ptr():
+        cut = cut.clone()
     if name in plan.small_mask:
         cut *= torch.as_tensor(plan.small_mask[name], device=cut.device)
     if isinstance(tensor, nn.Parameter):

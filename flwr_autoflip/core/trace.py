@@ -307,6 +307,7 @@ def _build_layout(watch: _Watch, batch: int, dense: frozenset[str]) -> Layout:
     groups, number = _group_units(roots, units.input_axes, dense)
     lookup = np.full(len(units.parent), FIXED)
     lookup[list(number)] = list(number.values())
+    same_as = {name: first for first, *rest in _tied(watch.model) for name in rest}
     trainable = {name for name, _ in watch.model.named_parameters()}
     tensors = []
     for name, tensor in state.items():
@@ -322,6 +323,7 @@ def _build_layout(watch: _Watch, batch: int, dense: frozenset[str]) -> Layout:
                 tuple(axis for axis in axes if (name, axis) in units.input_axes),
                 units.macs.get(name, 0.0) / batch,
                 name in units.normalized,
+                same_as.get(name, ""),
             )
         )
     return Layout(tuple(tensors), tuple(groups))

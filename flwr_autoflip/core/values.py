@@ -62,7 +62,7 @@ def split_values(
 ) -> Iterator[tuple[TensorSpec, NDArray[Any]]]:
     """Cut ``(plan.num_values,)`` into the tensors' parts, as flat views, in order."""
     start = 0
-    for spec in plan.layout.tensors:
+    for spec in plan.layout.distinct:
         end = start + plan.count(spec.name)
         yield spec, values[start:end]
         start = end
@@ -108,7 +108,7 @@ def unpack_small(values: NDArray[Any], plan: Plan) -> dict[str, NDArray[Any]]:
         else:
             small[spec.name] = np.zeros(mask.shape, spec.dtype)
             small[spec.name][mask] = part
-    return small
+    return plan.layout.tie(small)
 
 
 def check_values(values: NDArray[Any], plan: Plan) -> None:
@@ -180,6 +180,9 @@ def expand(
     small = unpack_small(values, plan)
     full = {n: np.empty_like(a) for n, a in base.items()} if out is None else out
     for spec in plan.layout.tensors:
+        if spec.same_as:
+            np.copyto(full[spec.name], full[spec.same_as])
+            continue
         np.copyto(full[spec.name], base[spec.name])
         part = small[spec.name]
         mask = plan.small_mask.get(spec.name)

@@ -34,6 +34,7 @@ from .keys import (
     message_type,
 )
 from .metrics import common_metrics
+from .node import Request, is_ours, read_request
 from .records import (
     check_single,
     from_arrayrecord,
@@ -54,15 +55,8 @@ from .reply import (
     seal_report,
     train_reply,
 )
-from .request import (
-    Held,
-    Orders,
-    Request,
-    is_ours,
-    read_request,
-    request_content,
-)
 from .size import count_bytes
+from .request import Held, Orders, request_content
 from .values import encode_trained, starting_values
 
 __all__ = [

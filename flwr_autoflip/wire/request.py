@@ -1,21 +1,20 @@
-"""Server -> node: what a round asks for, out and in."""
+"""Server -> node: what a round asks for, on its way out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import Any, cast, get_args
+from functools import cached_property
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
-from ..core.codec import VERSION, decode_plan, encode_plan, plan_digest
-from ..core.encoding import DTYPES, FLOAT32, Encoding
-from ..core.errors import WireError
-from ..core.exploration import PAYLOADS, Payload
-from ..core.layout import Arrays, Layout, layout_from_bytes
+from ..core.codec import VERSION, encode_plan, plan_digest
+from ..core.encoding import FLOAT32, Encoding
+from ..core.exploration import Payload
+from ..core.layout import Arrays
 from ..core.plan import Plan
-from ..core.plan_change import decode_change, encode_change
-from ..core.values import pack, unpack_small
+from ..core.plan_change import encode_change
+from ..core.values import pack
 from ..core.version import __version__
 from .keys import (
     KEY_ANSWERING,
@@ -34,17 +33,12 @@ from .keys import (
     KEY_VERSION,
     NUMPY_ARRAY,
     NUMPY_IN,
-    PREFIX,
-    RESIDUAL,
-    STATE,
     VALUES,
     ClientApi,
     Phase,
     message_type,
 )
 from .records import records_of, to_arrayrecord
-
-# --- Server: out ---
 
 
 @dataclass(frozen=True)
@@ -198,163 +192,3 @@ def _request_keys(
         return f"{head}.parameters", f"{head}.config"
     arrays = next(iter(records_of(template, ArrayRecord)), "arrays")
     return arrays, next(iter(records_of(template, ConfigRecord)), "config")
-
-
-# --- Node: in ---
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a node was asked, read and checked; it has left no trace yet.
-
-    Parameters
-    ----------
-    orders : Orders
-        Phase, plan, values, and how to answer.
-    digest : bytes
-        Digest of the plan, to be sent back.
-    config : dict
-        The app's own configuration, without our keys.
-    layout_bytes, plan_bytes : bytes
-        What is held from now on, see :meth:`remember`.
-    anew : bool
-        The server assumes nothing of this node, as when a run begins.
-    """
-
-    orders: Orders
-    digest: bytes
-    config: dict[str, Any]
-    layout_bytes: bytes
-    plan_bytes: bytes
-    anew: bool
-
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """Arrays of the small model."""
-        return unpack_small(self.orders.values, self.orders.plan)
-
-    def remember(self, state: RecordDict) -> None:
-        """Keep layout and plan in ``context.state``, once nothing can be refused."""
-        now: dict[str, Any] = {KEY_LAYOUT: self.layout_bytes, KEY_PLAN: self.plan_bytes}
-        if self.anew or dict(state.config_records.get(STATE, {})) != now:
-            state[STATE] = ConfigRecord(now)
-            state.pop(RESIDUAL, None)  # of values under another plan, or another run's
-
-
-def is_ours(config: Mapping[str, Any]) -> bool:
-    """Tell whether a request comes from AutoFlip."""
-    return KEY_VERSION in config
-
-
-def read_request(
-    values: NDArray[Any], config: Mapping[str, Any], state: RecordDict
-) -> Request:
-    """Read a request on the node.
-
-    Parameters
-    ----------
-    values : ndarray
-        The one flat array.
-    config : mapping
-        The ConfigRecord, the app's keys and ours.
-    state : RecordDict
-        ``context.state``; holds the last layout and plan. It is not changed, see
-        :meth:`Request.remember`.
-
-    Returns
-    -------
-    Request
-
-    Raises
-    ------
-    WireError
-        If anything about it is wrong; the message says what.
-    """
-    _check_versions(config)
-    _check_types(config)
-    phase, payload = config.get(KEY_PHASE), config.get(KEY_PAYLOAD, "update")
-    if phase not in get_args(Phase) or payload not in PAYLOADS:
-        raise WireError(f"unknown phase {phase!r} or payload {payload!r}.")
-    held = dict(state.config_records.get(STATE, {}))
-    layout_bytes = config.get(KEY_LAYOUT, held.get(KEY_LAYOUT, b""))
-    plan_bytes = config.get(KEY_PLAN, held.get(KEY_PLAN, b""))
-    if KEY_CHANGE in config and layout_bytes and plan_bytes:
-        held_plan = _read_plan(plan_bytes, layout_bytes)
-        plan_bytes = encode_plan(decode_change(config[KEY_CHANGE], held_plan))
-    digest = config.get(KEY_DIGEST)
-    if not layout_bytes or digest != plan_digest(
-        plan_bytes, _read_layout(layout_bytes)
-    ):
-        raise WireError(
-            "this node does not hold the plan whose digest the server sent; it was "
-            "probably restarted. The server sends the whole plan next time."
-        )
-    plan = _read_plan(plan_bytes, layout_bytes)
-    encoding = _read_encoding(config)
-    if phase != "budget":
-        values = encoding.decode(values, plan)
-    orders = Orders(
-        cast(Phase, phase),
-        plan,
-        values,
-        encoding,
-        config.get(KEY_REGROW, False),
-        cast(Payload, payload),
-        config.get(KEY_PROBE, False),
-        config.get(KEY_BUDGET, ""),
-    )
-    own = {key: v for key, v in config.items() if not key.startswith(PREFIX)}
-    anew = KEY_LAYOUT in config
-    return Request(orders, cast(bytes, digest), own, layout_bytes, plan_bytes, anew)
-
-
-def _read_encoding(config: Mapping[str, Any]) -> Encoding:
-    dtype = config.get(KEY_DTYPE)
-    if dtype not in DTYPES:
-        raise WireError(f"unknown dtype {dtype!r} of values.")
-    return Encoding(dtype, config.get(KEY_COMPRESS, False))
-
-
-_TYPES: dict[str, type] = {
-    **dict.fromkeys((KEY_LAYOUT, KEY_PLAN, KEY_CHANGE, KEY_DIGEST), bytes),
-    **dict.fromkeys(
-        (KEY_PHASE, KEY_PAYLOAD, KEY_DTYPE, KEY_BUDGET, KEY_ANSWERING), str
-    ),
-    **dict.fromkeys((KEY_COMPRESS, KEY_REGROW, KEY_PROBE), bool),
-}
-
-
-def _check_types(config: Mapping[str, Any]) -> None:
-    for key, expected in _TYPES.items():
-        if key in config and type(config[key]) is not expected:
-            raise WireError(
-                f"{key} must be {expected.__name__}, got {type(config[key]).__name__}."
-            )
-
-
-def _check_versions(config: Mapping[str, Any]) -> None:
-    if config.get(KEY_VERSION) != VERSION:
-        raise WireError(
-            f"expected wire version {VERSION} from the server's AutoFlip, got "
-            f"{config.get(KEY_VERSION, 'none')}; wrap the server's strategy in "
-            "AutoFlip and install the same flwr-autoflip on both sides."
-        )
-    # The wire may be the same and what is trained still differ, as with a new preset.
-    if config.get(KEY_PACKAGE) != __version__:
-        raise WireError(
-            f"this node runs flwr-autoflip {__version__}, the server "
-            f"{config.get(KEY_PACKAGE, 'an unknown one')}; install one on both sides."
-        )
-
-
-# A node gets the same plan every round, and virtual nodes of one process share it: the
-# same object then finds its index maps, and the model cut by it, made already.
-
-
-@lru_cache(maxsize=8)
-def _read_plan(plan_bytes: bytes, layout_bytes: bytes) -> Plan:
-    return decode_plan(plan_bytes, _read_layout(layout_bytes))
-
-
-@lru_cache(maxsize=8)
-def _read_layout(layout_bytes: bytes) -> Layout:
-    return layout_from_bytes(layout_bytes)

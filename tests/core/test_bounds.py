@@ -17,12 +17,11 @@ from flwr_autoflip.core.encoding import Encoding
 from flwr_autoflip.core.errors import WireError
 from flwr_autoflip.core.exploration import check_report, encode_report
 from flwr_autoflip.core.layout import (
-    MAX_AXIS,
     Layout,
     TensorSpec,
-    layout_from_bytes,
     layout_to_bytes,
 )
+from flwr_autoflip.core.layout_reader import MAX_AXIS, layout_from_bytes
 from flwr_autoflip.core.plan import Plan, dense_plan
 from flwr_autoflip.core.trace import trace
 from flwr_autoflip.core.values import pack, unpack_small

@@ -22,9 +22,9 @@ from flwr_autoflip.core.layout import (
     Layout,
     TensorSpec,
     check_arrays,
-    layout_from_bytes,
     layout_to_bytes,
 )
+from flwr_autoflip.core.layout_reader import layout_from_bytes
 
 MLP_JSON = (
     '{"tensors":['

@@ -64,28 +64,52 @@ def test_values_outside_the_state_dict_survive(place: str) -> None:
     torch.testing.assert_close(small(x), expected(x))
 
 
-def test_a_plan_already_built_is_reused_but_never_its_values() -> None:
-    calls = []
+def test_what_model_fn_gives_may_change() -> None:
+    """Its structure is all that a plan speaks of: a rate of dropout may be another."""
+    rate = 0.1
 
     def model_fn() -> nn.Module:
-        calls.append(1)
-        return build("conv_flat")
+        return nn.Sequential(nn.Linear(3, 6), nn.Dropout(rate), nn.Linear(6, 2))
 
-    plan = random_plan(layout_of("conv_flat"), 0)
+    plan = Plan(trace(model_fn(), torch.zeros(1, 3)), {"0": np.array([1, 4])})
     first = build_small(model_fn, plan)
-    first.mark = "the user's own"
-    for module in first.modules():
-        module.register_forward_hook(lambda *_: None)
-    with torch.no_grad():
-        for parameter in first.parameters():
-            parameter.fill_(7.0)
+    rate = 0.7
     second = build_small(model_fn, plan)
 
-    assert len(calls) == 1
-    assert not hasattr(second, "mark")
-    assert not any(module._forward_hooks for module in second.modules())
+    assert [small[1].p for small in (first, second)] == [0.1, 0.7]
     ours = {p.data_ptr() for p in first.parameters()}
     assert ours.isdisjoint(p.data_ptr() for p in second.parameters())
 
-    build_small(model_fn, random_plan(layout_of("conv_flat"), 1))
-    assert len(calls) == 2  # another plan is another model
+
+def test_the_dense_model_gets_no_memory() -> None:
+    devices = []
+
+    def model_fn() -> nn.Module:
+        model = build("conv_flat")
+        devices.append({tensor.device.type for tensor in model.parameters()})
+        return model
+
+    build_small(model_fn, random_plan(layout_of("conv_flat"), 0))
+
+    assert devices == [{"meta"}]
+
+
+class Tied(nn.Module):
+    """Reads tokens and foretells them with the same weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.body = nn.Embedding(7, 4), nn.Linear(4, 6)
+        self.back, self.head = nn.Linear(6, 4), nn.Linear(4, 7)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.back(torch.relu(self.body(self.embed(x)))))
+
+
+def test_tied_weights_stay_one_tensor() -> None:
+    layout = trace(Tied(), torch.tensor([[1, 4, 2]]), exclude=("embed",))
+
+    small = build_small(Tied, Plan(layout, {"body": np.array([0, 5])}))
+
+    assert small.head.weight is small.embed.weight
