@@ -55,8 +55,8 @@ from .reply import (
     seal_report,
     train_reply,
 )
-from .size import count_bytes
 from .request import Held, Orders, request_content
+from .size import count_bytes
 from .values import encode_trained, starting_values
 
 __all__ = [
