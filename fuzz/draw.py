@@ -145,7 +145,7 @@ def change_content(draw: Draw, content: RecordDict) -> RecordDict:
                 arrays["more"] = array
             records[key] = ArrayRecord(arrays)
         case _ if isinstance(record, (ConfigRecord, MetricRecord)):
-            records[key] = _rebuild(type(record), change_record(draw, dict(record)))
+            records[key] = rebuild(type(record), change_record(draw, dict(record)))
     return RecordDict(records)
 
 
@@ -196,7 +196,7 @@ ODD_JSON: tuple[Any, ...] = (
 )
 
 
-def _rebuild(kind: Any, values: dict[str, Any]) -> Any:
+def rebuild(kind: Any, values: dict[str, Any]) -> Any:
     """Make a record of what this kind may hold: Flower refuses the rest."""
     record = kind()
     for key, value in values.items():

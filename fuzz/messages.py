@@ -9,8 +9,15 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
-from flwr.serverapp.strategy import FedAvg
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.serverapp.strategy import FedAvg, FedMedian
 from flwr.supercore.task_identity import TaskIdentity
 
 from flwr_autoflip import wire
@@ -27,11 +34,12 @@ from flwr_autoflip.inprocess import over_the_wire
 from flwr_autoflip.ledger import Ledger, total
 
 from .decoders import ENCODINGS
-from .draw import Draw, change_content, change_record
+from .draw import ODD, ODD_NAMES, Draw, change_content, change_record, rebuild
 from .model import ARRAYS, EXAMPLE, LAYOUT, MASKED, MODEL, PLANS, SMALL
 
 COST_OF = CostOf(MODEL, EXAMPLE)
 HONEST, CHANGED = 100, 101
+INNER = (FedAvg, FedMedian)
 
 
 def template() -> RecordDict:
@@ -184,6 +192,66 @@ def fuzz_reply(data: bytes) -> bool:
     if phase == "train" and answers:
         check_average(answers, orders)  # takes them, one after the other
     return accepted == 2
+
+
+def fuzz_metrics(data: bytes) -> bool:
+    """Read metrics and receipts of any names and values beside an honest node's.
+
+    The honest node's work counts, whatever the other says, and what comes out of the
+    inner strategy is finite numbers.
+    """
+    draw = Draw(data)
+    phase: wire.Phase = draw.pick(("train", "evaluate"))
+    orders = wire.Orders.of(phase, SMALL, ARRAYS, Encoding())
+    numpy = draw.number() % 2 == 1 and phase == "train"
+    api: wire.ClientApi = "numpy" if numpy else "message"
+    ledger = Ledger()
+    exchange = Exchange(ledger, COST_OF, api, wire.NUM_EXAMPLES)
+    requests = ask(exchange, orders)
+    contents = [answer(request, orders, 0.01) for request in requests]
+    for _ in range(draw.number() % 4):
+        contents[1] = with_value(draw, contents[1])
+    try:
+        contents[1] = over_the_wire(contents[1])
+    except (ValueError, TypeError):
+        return False  # Flower cannot carry it
+    pairs = zip(contents, requests, strict=True)
+    replies = [Message(content, reply_to=request) for content, request in pairs]
+    answers = exchange.replies(replies, lambda reply, orders: None)
+    check_books(ledger, answers, exchange)
+    assert HONEST in exchange.held
+    accepted, inner = len(answers), draw.pick(INNER)()
+    if phase == "train":
+        arrays, metrics = aggregate(inner, 1, answers, ARRAYS, zero=False)
+        assert arrays is not None
+    else:
+        for one in answers:
+            wire.inner_reply(one.message, None, one.reply, wire.NUM_EXAMPLES)
+        metrics = inner.aggregate_evaluate(1, [one.message for one in answers])
+    for name, value in (metrics or {}).items():
+        assert name.isprintable()
+        assert np.isfinite(np.asarray(value, np.float64)).all()
+    return accepted == 2
+
+
+def with_value(draw: Draw, content: RecordDict) -> RecordDict:
+    """Set a metric or a receipt's key, a known or a foreign one, to any value."""
+    records: dict[str, Any] = dict(content)
+    kinds = (ConfigRecord, MetricRecord)
+    place = draw.pick([key for key in records if isinstance(records[key], kinds)])
+    values = dict(records[place])
+    known = (*values, "loss", "num-examples", "num_examples", "accuracy", "more")
+    values[draw.pick((*known, *ODD_NAMES))] = draw.pick(ODD)
+    return RecordDict({**records, place: rebuild(type(records[place]), values)})
+
+
+def seed_metrics() -> Iterable[bytes]:
+    """Give whole replies, and some with a value that is odd."""
+    for phase in range(2):
+        yield bytes([phase, 0, 0, 0])
+        for place in range(2):
+            for value in (5, 15, 20, 34, 36):
+                yield bytes([phase, 0, 1, place, 1, value, 0])
 
 
 def check_books(

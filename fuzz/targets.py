@@ -35,6 +35,7 @@ TARGETS: dict[str, Target] = {
     "probe": Target(decoders.fuzz_probe, decoders.seed_probe, 2048),
     "request": Target(messages.fuzz_request, messages.seeds, 64),
     "reply": Target(messages.fuzz_reply, messages.seeds, 64),
+    "metrics": Target(messages.fuzz_metrics, messages.seed_metrics, 64),
     "report_file": Target(files.fuzz_report_file, files.seed_report_file, 1024),
     "checkpoint": Target(files.fuzz_checkpoint, files.seed_checkpoint),
     "safetensors": Target(files.fuzz_safetensors, files.seed_safetensors),

@@ -6,7 +6,14 @@ import pytest
 
 from fuzz.targets import TARGETS
 
-CHANGES = {"reply": 25, "page": 60, "model_file": 25, "request": 60, "checkpoint": 60}
+CHANGES = {
+    "reply": 25,
+    "metrics": 60,
+    "page": 60,
+    "model_file": 25,
+    "request": 60,
+    "checkpoint": 60,
+}
 """How many changed seeds a target gets here, where one takes long."""
 
 
