@@ -6,9 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from flwr_autoflip.ledger import Ledger, NodeRow
+from flwr_autoflip.ledger import Ledger, NodeRow, node_rows
 
 DENSE_UNITS = {"conv1": 16, "conv2": 32, "fc1": 128}
+HOSTILE = (
+    "[/x]\x1b[2J\n[ERROR] forged \u202e</script><script>alert(1)</script>$\\x$\ud800"
+)
+"""A name or reason that would do something, were it not only shown."""
 DENSE_MESSAGE = {"down": 1000, "up": 1100, "metrics": 100}
 
 
@@ -93,4 +97,21 @@ def write_large(folder: Path, rounds: int, nodes: int, groups: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "ledger.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def write_hostile(folder: Path) -> Path:
+    """A ledger in which every name and reason is a stranger's."""
+    ledger = make_ledger(folder, 6, 3)
+    text = json.dumps(list(ledger.rows))
+    for name in ("conv1", "top1", "loss", "out of memory"):
+        text = text.replace(f'"{name}"', json.dumps(name + HOSTILE))
+    rows = json.loads(text)
+    for found in node_rows(rows)[:3]:
+        found |= {"status": "failed" + HOSTILE, "reason": HOSTILE * 3}
+    lines = "".join(json.dumps(found) + "\n" for found in rows)
+    path = folder / "[red]\x1b[31m\n<i>$\\x$" / "ledger.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text(lines)
+    (folder / "ledger.jsonl").unlink()
     return path

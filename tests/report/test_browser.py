@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ledgers import make_ledger
+from ledgers import make_ledger, write_hostile
 
 from flwr_autoflip.report.page import render_page
-from flwr_autoflip.report.runs import Run
+from flwr_autoflip.report.runs import Run, read_runs
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 SMALLEST = 11.0
@@ -257,4 +257,23 @@ def test_figures_nobody_took_sort_last(browser: Any, files: dict[str, Path]) -> 
     for _ in range(2):
         heads.nth(place).click()
         assert cells(page, place)[-1] == ""
+    page.close()
+
+
+def test_a_strangers_names_run_nothing(browser: Any, tmp_path: Path) -> None:
+    (run,) = read_runs([write_hostile(tmp_path)])
+    (tmp_path / "page.html").write_text(render_page([run]))
+    page = browser.new_page(viewport={"width": 360, "height": 740})
+    faults: list[str] = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda message: faults.append(message.text))
+    page.on("dialog", lambda dialog: faults.append(dialog.message))
+    page.goto((tmp_path / "page.html").as_uri())
+
+    page.locator("table.sortable").first.locator("th button").first.click()
+
+    assert faults == []
+    assert page.locator("script").count() == 1
+    assert page.evaluate(OVERFLOW) == 0
+    assert "</script><script>alert(1)</script>" in page.inner_text("main")
     page.close()

@@ -11,7 +11,7 @@ import pytest
 from federation import EXAMPLE, Client, initial, make_model
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp.strategy import FedAvg
-from ledgers import make_ledger
+from ledgers import make_ledger, write_hostile
 from typer.testing import CliRunner, Result
 
 from flwr_autoflip import AutoFlip, client_app
@@ -19,15 +19,11 @@ from flwr_autoflip.cli.main import app
 from flwr_autoflip.cli.tensorboard import scalars
 from flwr_autoflip.core.errors import AutoFlipError, AutoFlipWarning
 from flwr_autoflip.inprocess import InProcessGrid
-from flwr_autoflip.ledger import NodeRow, node_rows, read_ledger, total
+from flwr_autoflip.ledger import NodeRow, read_ledger, total
 from flwr_autoflip.report.page import render_page
 from flwr_autoflip.report.runs import Run, read_runs, summarise
 from fuzz.draw import Draw, change_bytes, change_json
 from fuzz.pages import check_page
-
-HOSTILE = (
-    "[/x]\x1b[2J\n[ERROR] forged \u202e</script><script>alert(1)</script>$\\x$\ud800"
-)
 
 
 @pytest.fixture(scope="module")
@@ -218,25 +214,8 @@ def call(*words: object) -> Result:
     return CliRunner(env=environment).invoke(app, [str(word) for word in words])
 
 
-def hostile(folder: Path) -> Path:
-    """A ledger in which every name and reason is a stranger's."""
-    ledger = make_ledger(folder, 6, 3)
-    text = json.dumps(list(ledger.rows))
-    for name in ("conv1", "top1", "loss", "out of memory"):
-        text = text.replace(f'"{name}"', json.dumps(name + HOSTILE))
-    rows = json.loads(text)
-    for found in node_rows(rows)[:3]:
-        found |= {"status": "failed" + HOSTILE, "reason": HOSTILE * 3}
-    lines = "".join(json.dumps(found) + "\n" for found in rows)
-    path = folder / "[red]\x1b[31m\n<i>$\\x$" / "ledger.jsonl"
-    path.parent.mkdir(parents=True)
-    path.write_text(lines)
-    (folder / "ledger.jsonl").unlink()
-    return path
-
-
 def test_a_strangers_names_do_nothing_on_a_page(tmp_path: Path) -> None:
-    (run,) = read_runs([hostile(tmp_path)])
+    (run,) = read_runs([write_hostile(tmp_path)])
 
     for page in (render_page([run]), render_page([run, run])):
         check_page(page)
@@ -245,7 +224,7 @@ def test_a_strangers_names_do_nothing_on_a_page(tmp_path: Path) -> None:
 
 
 def test_a_strangers_names_do_nothing_in_a_terminal(tmp_path: Path) -> None:
-    path = hostile(tmp_path)
+    path = write_hostile(tmp_path)
 
     done = call("report", path, "--out", tmp_path / "[red]\x1b[31m.html")
 
@@ -270,7 +249,7 @@ def test_errors_name_a_strangers_file_visibly(tmp_path: Path) -> None:
 
 def test_a_strangers_names_are_tags(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    path = hostile(tmp_path)
+    path = write_hostile(tmp_path)
 
     done = call("tensorboard", path, tmp_path / "logs")
 
@@ -283,7 +262,7 @@ def test_a_strangers_names_are_tags(tmp_path: Path) -> None:
 
 def test_pictures_draw_a_strangers_names(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    path = hostile(tmp_path)
+    path = write_hostile(tmp_path)
 
     done = call("report", path, "--out", tmp_path / "page.html", "--png")
 
@@ -306,3 +285,36 @@ def test_metrics_of_any_kind(tmp_path: Path, value: Any) -> None:
     assert summarise(run)["value"] is not None
     json.dumps(summarise(run), allow_nan=False)
     assert all(isinstance(v, (int, float)) for v in scalars(rows).values())
+
+
+# --- Sizes ---
+
+
+def planned(folder: Path, last_round: int, groups: int) -> Path:
+    """A ledger of few bytes that asks for many numbers."""
+    ledger = make_ledger(folder, 2, 2)
+    rows = list(ledger.rows)
+    plan = next(found for found in rows if found["phase"] == "plan")
+    units = {f"g{number}": 1 for number in range(groups)}
+    rows.append({**plan, "round": last_round, "plan": {**plan["plan"], "units": units}})
+    rows.remove(plan)
+    path = folder / "ledger.jsonl"
+    path.write_text("".join(json.dumps(found) + "\n" for found in rows))
+    return path
+
+
+def test_the_last_round_that_is_read_is_shown(tmp_path: Path) -> None:
+    (run,) = read_runs([planned(tmp_path, 100_000, 3)])
+
+    assert run.rounds == 100_000
+    check_page(render_page([run]))
+
+
+def test_more_than_memory_holds_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = planned(tmp_path, 100_000, 5000)
+
+    done = call("report", path, "--out", tmp_path / "page.html")
+
+    assert done.exit_code == 1
+    assert "5000 groups over 100000 rounds are too many" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
