@@ -288,10 +288,13 @@ def units_kept(run: Run) -> dict[str, list[int]]:
 
 def shares_kept(run: Run) -> dict[str, list[float]]:
     """Give :func:`units_kept` as shares of the dense model's, or of the most there."""
-    dense = dense_units(run)
+    dense, kept = dense_units(run), units_kept(run)
+    whole = {
+        name: max(1, dense.get(name, max(counts))) for name, counts in kept.items()
+    }
     return {
-        name: [min(1.0, n / max(1, dense.get(name, max(counts)))) for n in counts]
-        for name, counts in units_kept(run).items()
+        name: [min(1.0, count / whole[name]) for count in counts]
+        for name, counts in kept.items()
     }
 
 
