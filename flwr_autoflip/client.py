@@ -159,8 +159,7 @@ class AutoFlipClient(NumPyClient):
         else:
             if num_examples:
                 warn_if_unmoved(received, trained, request)
-            dtype = orders.encoding.float_dtype
-            flat = pack_small(trained, orders.reply_plan, dtype)
+            flat = pack_small(trained, orders.reply_plan)
             values = wire.encode_trained(orders, flat, self.context.state)
             if orders.probe:
                 values = append_probe(values, sums, orders.reply_plan)

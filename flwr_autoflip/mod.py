@@ -20,7 +20,7 @@ order                                what it means
                                      Exploring is clipped like training.
 ``[fixedclipping_mod, autoflip_mod]``  Works in training with
                                      ``AutoFlip(..., value_dtype="float32")``: what
-                                     travels is clipped. Eight bits cannot be, and
+                                     travels is clipped. Fewer bits cannot be, and
                                      every reply fails with an error that says so.
                                      Exploring sends an update in 16 bits, which is
                                      no weights and must not be changed: the server
@@ -219,7 +219,7 @@ def _compact_inplace(
             receipt |= sealed
         else:
             warn_if_unmoved(dense, trained, request)
-            flat = pack(trained, orders.reply_plan, orders.encoding.float_dtype)
+            flat = pack(trained, orders.reply_plan)
             values = wire.encode_trained(orders, flat, state)
         reply.content[key] = wire.to_arrayrecord({name: values})
     wire.add_receipt_inplace(reply.content, receipt)

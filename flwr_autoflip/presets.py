@@ -45,7 +45,8 @@ class Options(TypedDict, total=False):
         tenth of every group's units stays, unless units are counted or the policy is
         another paper's rule; a threshold that asks for less warns.
     value_dtype : {"float32", "float16", "int8"}
-        Values on the wire, both ways; 8 bits with error feedback.
+        Weights on the wire, both ways; 8 bits with error feedback. Buffers travel in
+        float32.
     normalization : {"layer", "client"}
         Eq. 10: the authors' code, or the paper.
     client_scale : {"tensor", "raw"}

@@ -128,10 +128,8 @@ def fuzz_values(data: bytes) -> bool:
     except WireError:
         return False
     assert values.shape == (plan.num_values,)
-    assert values.dtype.name in ("float32", "float16")
-    assert np.isfinite(np.square(values, dtype=np.float32)).all() or (
-        values.dtype == np.float16
-    )
+    assert values.dtype == np.float32
+    assert np.isfinite(np.square(values)).all()
     for spec in plan.layout.tensors:
         assert small[spec.name].shape == plan.small_shape(spec.name)
         assert np.isfinite(small[spec.name]).all()
@@ -142,9 +140,9 @@ def seed_values() -> list[bytes]:
     """Give real values in every encoding."""
     seeds = []
     for number, encoding in enumerate(ENCODINGS):
-        values = pack(ARRAYS, SMALL, encoding.float_dtype)
+        values = pack(ARRAYS, SMALL)
         array = encoding.encode(values, SMALL)
-        kind = {"float32": 0, "float16": 1, "uint8": 2}[array.dtype.name]
+        kind = {"float32": 0, "uint8": 2}[array.dtype.name]
         seeds.append(bytes([number, 1, kind]) + array.tobytes())
     return seeds
 
@@ -152,7 +150,7 @@ def seed_values() -> list[bytes]:
 def fuzz_array(data: bytes) -> bool:
     """Read one of Flower's arrays, whatever it says of itself."""
     draw = Draw(data)
-    array = Array(pack(ARRAYS, SMALL, draw.pick(("float32", "float16"))))
+    array = Array(pack(ARRAYS, SMALL).astype(draw.pick(("float32", "float16"))))
     for _ in range(draw.number() % 3):
         array = change_array(draw, array)
     if draw.number() % 4 == 1:

@@ -146,7 +146,7 @@ def answer(request: Message, orders: wire.Orders, step: float) -> RecordDict:
     if orders.phase == "evaluate":
         return wire.evaluate_reply(0.5, 3, receipt)
     start = wire.starting_values(read.orders)
-    trained = (start + np.float32(step)).astype(orders.encoding.float_dtype)
+    trained = start + np.float32(step)
     values = wire.encode_trained(read.orders, trained, state)
     if orders.probe:
         values = append_probe(values, {}, orders.reply_plan)

@@ -5,7 +5,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from federation import EXAMPLE, Client, TinyNet, config_of, guided, initial, node_data
+from federation import (
+    EXAMPLE,
+    Client,
+    TinyNet,
+    config_of,
+    guided,
+    initial,
+    node_data,
+    plain_app,
+)
 from flwr.app import Context, Message, RecordDict
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
@@ -18,6 +27,7 @@ from flwr_autoflip import (
     AutoFlipClient,
     AutoFlipError,
     __version__,
+    autoflip_mod,
     client_app,
 )
 from flwr_autoflip.core.codec import VERSION, encode_plan, plan_digest
@@ -25,6 +35,7 @@ from flwr_autoflip.core.errors import WireError
 from flwr_autoflip.core.plan import dense_plan
 from flwr_autoflip.core.trace import trace
 from flwr_autoflip.ledger import node_rows
+from flwr_autoflip.wire.records import to_arrayrecord
 
 
 def run(app: ClientApp, inner: Strategy, **options: Any) -> tuple[AutoFlip, Any]:
@@ -236,3 +247,25 @@ def test_state_keeps_the_plan_for_the_next_round() -> None:
     assert trained[0].shape == values[0].shape
     assert examples == 12
     assert metrics["autoflip-plan-digest"] == config["autoflip-plan-digest"]
+
+
+@pytest.mark.parametrize("value_dtype", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("app", [client_app(Client), plain_app([autoflip_mod])])
+def test_statistics_and_counters_of_any_size_arrive(
+    app: ClientApp, value_dtype: str
+) -> None:
+    """Beyond 65,504, float16's largest number, and exactly."""
+    arrays = {name: a.numpy() for name, a in initial().items()}
+    arrays["norm.running_var"] = np.full(6, 1e6, np.float32)
+    arrays["norm.num_batches_tracked"] = np.int64(1_000_001)
+    inner = FedAvg(fraction_evaluate=0.0, min_available_nodes=3)
+    strategy = AutoFlip(
+        inner, TinyNet(), EXAMPLE, policy="dense", value_dtype=value_dtype
+    )
+
+    result = strategy.start(LocalGrid(app, 3), to_arrayrecord(arrays), num_rounds=1)
+
+    # Two batches a node, each a tenth of the new variance.
+    after = {name: a.numpy() for name, a in result.arrays.items()}
+    assert after["norm.num_batches_tracked"] == 1_000_003
+    assert (after["norm.running_var"] > 8e5).all()

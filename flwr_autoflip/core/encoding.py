@@ -15,6 +15,7 @@ from .quantize import (
     quantize_with_feedback,
     quantized_size,
 )
+from .sixteen import from_sixteen, sixteen_size, to_sixteen
 from .values import check_values
 
 ValueDtype = Literal["float32", "float16", "int8"]
@@ -48,26 +49,25 @@ class Encoding:
         if self.compress:
             check_available()
 
-    @property
-    def float_dtype(self) -> str:
-        """Dtype of values before :meth:`encode` and after :meth:`decode`."""
-        return "float32" if self.dtype == "int8" else self.dtype
-
     def encode(self, values: NDArray[Any], plan: Plan) -> NDArray[Any]:
         """Make the array that travels.
 
         Parameters
         ----------
         values : ndarray
-            ``(plan.num_values,)`` of :attr:`float_dtype`.
+            ``(plan.num_values,)`` float32.
         plan : Plan
 
         Returns
         -------
         ndarray
-            One-dimensional; uint8 if quantised or packed.
+            One-dimensional; uint8 if of 16 or 8 bits, or packed.
         """
-        return self._pack(quantize(values, plan) if self.dtype == "int8" else values)
+        if self.dtype == "int8":
+            return self._pack(quantize(values, plan))
+        return self._pack(
+            to_sixteen(values, plan) if self.dtype == "float16" else values
+        )
 
     def encode_update(
         self, update: NDArray[Any], residual: NDArray[np.float32] | None, plan: Plan
@@ -103,24 +103,30 @@ class Encoding:
         Returns
         -------
         ndarray
-            ``(plan.num_values,)`` of a floating dtype.
+            ``(plan.num_values,)`` float32.
 
         Raises
         ------
         WireError
             On a wrong length, shape or dtype, or values that are not finite.
         """
-        if self.compress:
-            eight = self.dtype == "int8"
-            size = quantized_size(plan) if eight else plan.num_values
-            data = decompress(data, size, "uint8" if eight else self.dtype)
         if self.dtype == "int8":
-            return dequantize(data, plan)
+            return dequantize(self._unpack(data, quantized_size(plan), "uint8"), plan)
+        if self.dtype == "float16":
+            words = self._unpack(data, sixteen_size(plan) // 2, "uint16")
+            return from_sixteen(words.view(np.uint8) if self.compress else words, plan)
+        data = self._unpack(data, plan.num_values, "float32")
         check_values(data, plan)
         return data
 
     def _pack(self, data: NDArray[Any]) -> NDArray[Any]:
-        return compress(data) if self.compress else data
+        if not self.compress:
+            return data
+        # Bytes of equal rank in a number are alike: the packer has to know its length.
+        return compress(data.view(np.uint16) if self.dtype == "float16" else data)
+
+    def _unpack(self, data: NDArray[Any], size: int, dtype: str) -> NDArray[Any]:
+        return decompress(data, size, dtype) if self.compress else data
 
 
 FLOAT32 = Encoding()

@@ -10,12 +10,11 @@ from .errors import WireError
 from .layout import Arrays, TensorSpec
 from .plan import Plan
 
-VALUE_DTYPES = ("float32", "float16")
 LARGEST = 2.0**60
 """Of a value on the wire: sums of many, and squares, stay within float32."""
 
 
-def pack(arrays: Arrays, plan: Plan, dtype: str = "float32") -> NDArray[Any]:
+def pack(arrays: Arrays, plan: Plan) -> NDArray[np.float32]:
     """Flatten the kept part of dense arrays, in the layout's order.
 
     Parameters
@@ -23,14 +22,14 @@ def pack(arrays: Arrays, plan: Plan, dtype: str = "float32") -> NDArray[Any]:
     arrays : mapping of str to ndarray
         Dense arrays.
     plan : Plan
-    dtype : {"float32", "float16"} (default: "float32")
 
     Returns
     -------
     ndarray
-        ``(plan.num_values,)`` of ``dtype``.
+        ``(plan.num_values,)`` float32. Integers, such as BatchNorm's counters, are
+        exact up to 2^24.
     """
-    values = _empty_values(plan, dtype)
+    values = np.empty(plan.num_values, np.float32)
     for spec, part in split_values(values, plan):
         dense = np.asarray(arrays[spec.name])
         if spec.name in plan.small_mask or dense.dtype != part.dtype:
@@ -40,21 +39,12 @@ def pack(arrays: Arrays, plan: Plan, dtype: str = "float32") -> NDArray[Any]:
     return values
 
 
-def pack_small(small: Arrays, plan: Plan, dtype: str = "float32") -> NDArray[Any]:
-    """Flatten the arrays of a small model; the twin of :func:`unpack_small`.
-
-    Values beyond float16's range are clipped to it: infinity would be refused.
-    """
-    values = _empty_values(plan, dtype)
+def pack_small(small: Arrays, plan: Plan) -> NDArray[np.float32]:
+    """Flatten the arrays of a small model; the twin of :func:`unpack_small`."""
+    values = np.empty(plan.num_values, np.float32)
     for spec, part in split_values(values, plan):
         _fill(part, np.asarray(small[spec.name]), plan.small_mask.get(spec.name))
     return values
-
-
-def _empty_values(plan: Plan, dtype: str) -> NDArray[Any]:
-    if dtype not in VALUE_DTYPES:
-        raise WireError(f"value dtype must be one of {VALUE_DTYPES}, got {dtype!r}.")
-    return np.empty(plan.num_values, dtype)
 
 
 def split_values(
@@ -71,11 +61,7 @@ def split_values(
 def _fill(
     part: NDArray[Any], small: NDArray[Any], mask: NDArray[np.bool_] | None
 ) -> None:
-    flat = small.ravel() if mask is None else small[mask]
-    if part.dtype == np.float16:
-        limit = np.finfo(np.float16).max
-        flat = np.where(np.isfinite(flat), np.clip(flat, -limit, limit), flat)
-    part[:] = flat
+    part[:] = small.ravel() if mask is None else small[mask]
 
 
 def unpack_small(values: NDArray[Any], plan: Plan) -> dict[str, NDArray[Any]]:
@@ -84,7 +70,7 @@ def unpack_small(values: NDArray[Any], plan: Plan) -> dict[str, NDArray[Any]]:
     Parameters
     ----------
     values : ndarray
-        ``(plan.num_values,)`` floating point.
+        ``(plan.num_values,)`` float32.
     plan : Plan
 
     Returns
@@ -118,10 +104,10 @@ def check_values(values: NDArray[Any], plan: Plan) -> None:
             f"values: the plan keeps {plan.num_values} values, an array of shape "
             f"{values.shape} came."
         )
-    if values.dtype.name not in VALUE_DTYPES:
-        raise WireError(f"values: dtype {values.dtype} is not one of {VALUE_DTYPES}.")
+    if values.dtype != np.float32:
+        raise WireError(f"values: expected float32, dtype {values.dtype} came.")
     # One pass and no memory: where the squares' sum is small enough, each of them is.
-    if values.dtype == np.float32 and np.vdot(values, values) <= LARGEST**2:
+    if np.vdot(values, values) <= LARGEST**2:
         return
     low, high = float(values.min(initial=0)), float(values.max(initial=0))
     if not np.isfinite([low, high]).all():

@@ -51,7 +51,7 @@ class Orders:
         ``"budget"`` only asks what the node can carry.
     plan : Plan
     values : ndarray
-        ``(plan.num_values,)`` of the encoding's ``float_dtype``, on the node as they
+        ``(plan.num_values,)`` float32, on the node as they
         came out of the wire; none with ``"budget"``.
     encoding : Encoding (default: float32)
         Of values both ways.
@@ -84,7 +84,7 @@ class Orders:
         **rest: Any,
     ) -> "Orders":
         """Give orders with the values that a plan keeps of dense weights."""
-        values = pack(weights, plan, encoding.float_dtype)
+        values = pack(weights, plan)
         return cls(phase, plan, values, encoding, **rest)
 
     @cached_property
@@ -95,7 +95,7 @@ class Orders:
     @property
     def reply_encoding(self) -> Encoding:
         """How values come back; a probe's magnitudes behind them are plain floats."""
-        return Encoding(self.encoding.float_dtype) if self.probe else self.encoding
+        return FLOAT32 if self.probe else self.encoding
 
     @cached_property
     def encoded(self) -> NDArray[Any]:

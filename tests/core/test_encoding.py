@@ -10,15 +10,15 @@ from flwr_autoflip.core.encoding import DTYPES, FLOAT32, Encoding
 from flwr_autoflip.core.errors import AutoFlipError, WireError
 from flwr_autoflip.core.plan import Plan
 from flwr_autoflip.core.quantize import dequantize, quantize, quantized_size
-from flwr_autoflip.core.values import VALUE_DTYPES
+from flwr_autoflip.core.sixteen import from_sixteen, sixteen_size, to_sixteen
 
 ALL = [Encoding(dtype, packed) for dtype in DTYPES for packed in (False, True)]
 SEEDS = st.integers(0, 2**32 - 1)
 
 
-def values_of(plan: Plan, dtype: str, seed: int = 0) -> np.ndarray:
+def values_of(plan: Plan, seed: int = 0) -> np.ndarray:
     values = np.random.default_rng(seed).standard_normal(plan.num_values)
-    return values.astype(dtype)
+    return values.astype(np.float32)
 
 
 @pytest.mark.parametrize("encoding", ALL, ids=str)
@@ -26,30 +26,35 @@ def values_of(plan: Plan, dtype: str, seed: int = 0) -> np.ndarray:
 @given(seed=SEEDS, masked=st.booleans())
 def test_there_and_back(encoding: Encoding, seed: int, masked: bool) -> None:
     plan = random_plan(layout_of("conv_flat"), seed, masked)
-    values = values_of(plan, encoding.float_dtype, seed)
+    values = values_of(plan, seed)
 
     again = encoding.decode(encoding.encode(values, plan), plan)
 
-    lossless = encoding.dtype in VALUE_DTYPES
-    expected = values if lossless else dequantize(quantize(values, plan), plan)
-    np.testing.assert_array_equal(again, expected)
-    assert again.dtype.name == encoding.float_dtype
+    expected = {
+        "float32": values,
+        "float16": from_sixteen(to_sixteen(values, plan), plan),
+        "int8": dequantize(quantize(values, plan), plan),
+    }
+    np.testing.assert_array_equal(again, expected[encoding.dtype])
+    assert again.dtype == np.float32
 
 
 def test_bytes_of_each_dtype() -> None:
     plan = random_plan(layout_of("conv_flat"), 0, False)
-    values = values_of(plan, "float32")
+    values = values_of(plan)
 
     assert FLOAT32.encode(values, plan) is values
     eight = Encoding("int8").encode(values, plan)
     assert eight.nbytes == quantized_size(plan) < 0.4 * values.nbytes
+    sixteen = Encoding("float16").encode(values, plan)
+    assert sixteen.nbytes == sixteen_size(plan) < 0.6 * values.nbytes
     assert Encoding("float32", True).encode(values, plan).dtype == np.uint8
 
 
 def test_an_update_carries_what_the_last_one_lost() -> None:
     plan = random_plan(layout_of("conv_flat"), 0, False)
     encoding = Encoding("int8", True)
-    update = values_of(plan, "float32")
+    update = values_of(plan)
 
     first, left = encoding.encode_update(update, None, plan)
     second, _ = encoding.encode_update(update, left, plan)
@@ -69,9 +74,8 @@ def test_a_wrong_dtype_is_refused() -> None:
 def test_another_encodings_bytes_are_a_wire_error(encoding: Encoding) -> None:
     plan = random_plan(layout_of("conv_flat"), 0, False)
     for other in ALL:
-        # Floats say their own dtype: 16 and 32 bits are told apart without being told.
-        if other == encoding or not (other.compress or encoding.compress):
+        if other == encoding:
             continue
-        data = other.encode(values_of(plan, other.float_dtype), plan)
+        data = other.encode(values_of(plan), plan)
         with pytest.raises(WireError, match="values: "):
             encoding.decode(data, plan)
