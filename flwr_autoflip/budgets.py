@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from . import wire
 from .core.budget import Budget, parse_budget
-from .core.errors import AutoFlipError, KeepError, WireError
+from .core.errors import AutoFlipError, WireError
 from .core.layout import Arrays, Layout
 from .core.nested import below_floor, cut_plan
 from .core.plan import Plan, dense_plan
@@ -175,7 +175,7 @@ class Budgets:
             part: Plan | None = None
             try:
                 part = cut_plan(plan, self._scores, budget.share, cost, self.multiple)
-            except KeepError as error:
+            except AutoFlipError as error:
                 text = "\t> nodes with budget '%s' take no part: %s Raise it."
                 LOGGER.log(WARNING, text, budget, error)
             else:

@@ -1,10 +1,8 @@
 """The node's side: a NumPyClient whose model is already small."""
 
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -21,6 +19,7 @@ from .core.codec import VERSION
 from .core.cost import count_parameters
 from .core.errors import AutoFlipError, AutoFlipWarning, WireError
 from .core.layout import Arrays
+from .core.meter import Spent, measure
 from .core.probe import append_probe, sum_gradients
 from .core.shrink import (
     arrays_of,
@@ -147,7 +146,7 @@ class AutoFlipClient(NumPyClient):
         with ExitStack() as stack:
             sums = stack.enter_context(sum_gradients(model)) if orders.probe else {}
             stack.enter_context(hold_mask(model, orders.reply_plan))
-            spent = stack.enter_context(_measured(model))
+            spent = stack.enter_context(measure(model, orders.plan.layout.batch_axis))
             num_examples, metrics = self.train(model, request.config)
         trained = arrays_of(model)
         receipt = _receipt(request, model, spent)
@@ -172,7 +171,8 @@ class AutoFlipClient(NumPyClient):
         request, model = self._read(parameters, config)
         self._load(model, request, request.arrays())
         model.eval()
-        with torch.no_grad(), _measured(model) as spent:
+        axis = request.orders.plan.layout.batch_axis
+        with torch.no_grad(), measure(model, axis) as spent:
             loss, num_examples, metrics = self.test(model, request.config)
         receipt = _receipt(request, model, spent)
         return float(loss), int(num_examples), {**_numbers(metrics), **receipt}
@@ -300,37 +300,6 @@ def check_budget(request: wire.Request, budget: Budget | None) -> None:
 # --- What it cost ---
 
 
-@dataclass
-class Spent:
-    """Examples that went through a model, and the seconds that took."""
-
-    examples: int = 0
-    eval_examples: int = 0
-    seconds: float = 0.0
-
-
-@contextmanager
-def _measured(model: nn.Module) -> Iterator[Spent]:
-    """Count the examples that really pass a model: the ledger takes nobody's word."""
-    spent = Spent()
-
-    def count(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
-        inputs = (*args, *kwargs.values())
-        batch = next((len(x) for x in inputs if isinstance(x, torch.Tensor)), 0)
-        if torch.is_grad_enabled():
-            spent.examples += batch
-        else:
-            spent.eval_examples += batch
-
-    handle = model.register_forward_pre_hook(count, with_kwargs=True)
-    start = time.perf_counter()
-    try:
-        yield spent
-    finally:
-        spent.seconds = time.perf_counter() - start
-        handle.remove()
-
-
 def receipt_of(
     request: wire.Request, parameters: int, seconds: float
 ) -> dict[str, Any]:
@@ -344,10 +313,16 @@ def receipt_of(
 
 
 def _receipt(request: wire.Request, model: nn.Module, spent: Spent) -> dict[str, Any]:
+    """Say what was counted; what is unknown is left out, and why is said."""
+    counted = {
+        wire.KEY_EXAMPLES: spent.examples,
+        wire.KEY_EVAL_EXAMPLES: spent.eval_examples,
+        wire.KEY_MACS: spent.macs,
+        wire.KEY_EVAL_MACS: spent.eval_macs,
+        wire.KEY_UNCOUNTED: spent.uncounted or None,
+    }
     receipt = receipt_of(request, count_parameters(model), spent.seconds)
-    receipt[wire.KEY_EXAMPLES] = spent.examples
-    receipt[wire.KEY_EVAL_EXAMPLES] = spent.eval_examples
-    return receipt
+    return receipt | {key: x for key, x in counted.items() if x is not None}
 
 
 def _numbers(metrics: Metrics) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """What plans' models cost, measured on the models themselves."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,12 +10,12 @@ from torch import nn
 from .core.budget import Resource
 from .core.codec import encode_plan, plan_digest
 from .core.cost import Cost, count_training_memory, measure_cost
-from .core.errors import WireError
+from .core.errors import AutoFlipError, AutoFlipWarning, WireError
 from .core.plan import Plan
 from .core.shrink import shrink
 from .core.verify import answering_groups
 
-Measure = Callable[[nn.Module, Any], Any]
+Measure = Callable[[nn.Module, Any, int], Any]
 
 
 @dataclass
@@ -26,17 +27,31 @@ class CostOf:
     Parameters
     ----------
     model : nn.Module
-    example_input : Tensor or tuple of Tensor
+    example_input : Tensor, tuple or mapping of str to object
+    axis : int (default: 0)
+        Along which examples lie in the first tensor.
     """
 
     model: nn.Module
     example_input: Any
+    axis: int = 0
+    _warned: bool = False
     _known: dict[tuple[Measure, bytes], Any] = field(default_factory=dict)
     _answering: tuple[str, ...] | None = None
 
     def dense(self) -> Cost:
-        """Cost of the whole model."""
+        """Cost of the whole model.
+
+        Warns
+        -----
+        AutoFlipWarning
+            Once, if its MACs cannot be counted.
+        """
         cost: Cost = self._once(measure_cost, None)
+        if cost.macs is None and not self._warned:
+            self._warned = True
+            text = f"{cost.uncounted} Shares of MACs are unknown; the run goes on."
+            warnings.warn(text, AutoFlipWarning, stacklevel=2)
         return cost
 
     def plan(self, plan: Plan) -> Cost:
@@ -56,13 +71,18 @@ class CostOf:
         -------
         float
             In (0, 1].
+
+        Raises
+        ------
+        AutoFlipError
+            If the resource cannot be counted.
         """
         if resource == "memory":
             small, dense = (self._once(count_training_memory, p) for p in (plan, None))
             return float(small / dense)
         small, dense = self.plan(plan), self.dense()
         if resource == "macs":
-            return small.macs / dense.macs
+            return _known(small) / _known(dense)
         return small.parameters / dense.parameters
 
     def _once(self, measure: Measure, plan: Plan | None) -> Any:
@@ -74,7 +94,7 @@ class CostOf:
             model = self.model
             if plan is not None:
                 model = shrink(model, plan.without_mask())
-            self._known[key] = measure(model, self.example_input)
+            self._known[key] = measure(model, self.example_input, self.axis)
         return self._known[key]
 
     def answering(self, plan: Plan) -> list[str]:
@@ -111,6 +131,14 @@ class CostOf:
                 f"the node trained a model of {parameters} parameters; its plan's has "
                 f"{small}, the dense one {dense}."
             )
+
+
+def _known(cost: Cost) -> int:
+    if cost.macs is None:
+        raise AutoFlipError(
+            f"{cost.uncounted} Use shares of 'parameters' instead of 'macs'."
+        )
+    return cost.macs
 
 
 def _digest(plan: Plan) -> bytes:

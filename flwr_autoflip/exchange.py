@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 from flwr.app import Message
 
 from . import wire
+from .core.cost import Cost
 from .core.errors import WireError
 from .core.plan import Plan
 from .core.text import visible
@@ -247,11 +248,37 @@ class Exchange:
                 bytes_up=_bytes_up(message),
                 parameters=0 if asked_only else cost.parameters,
                 macs_per_example=0 if asked_only else cost.macs,
-                examples=receipt.get(wire.KEY_EXAMPLES, 0),
-                eval_examples=receipt.get(wire.KEY_EVAL_EXAMPLES, 0),
                 seconds=receipt.get(wire.KEY_SECONDS, 0.0),
+                **({} if asked_only else _work(receipt, cost)),
             )
         )
+
+
+_SIDES = ("examples", "forward_macs"), ("eval_examples", "eval_macs")
+
+
+def _work(receipt: dict[str, Any], cost: Cost) -> dict[str, Any]:
+    """Read what a node did; None is unknown, and why is said.
+
+    A mod cannot count: there the app's examples are taken at the dense model's MACs.
+    """
+    keys = {
+        "examples": wire.KEY_EXAMPLES,
+        "eval_examples": wire.KEY_EVAL_EXAMPLES,
+        "forward_macs": wire.KEY_MACS,
+        "eval_macs": wire.KEY_EVAL_MACS,
+    }
+    work = {column: receipt.get(key) for column, key in keys.items()}
+    why = receipt.get(wire.KEY_UNCOUNTED, "")
+    if not why and all(count is None for count in work.values()):
+        why = "the node did not say what it did"
+    elif not why and wire.KEY_MACS not in receipt:
+        for column, macs in _SIDES:
+            count = int(work[column] or 0)
+            work[column] = count
+            work[macs] = None if cost.macs is None else count * cost.macs
+        why = cost.uncounted
+    return {**work, "uncounted": visible(why)}
 
 
 def _sender(message: Message) -> int | None:

@@ -13,6 +13,7 @@ from safetensors.numpy import save
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
+from .core.batch import arguments
 from .core.codec import decode_plan, encode_plan
 from .core.errors import AutoFlipError
 from .core.layout import Arrays
@@ -150,7 +151,7 @@ def export_onnx(path: str | Path, small: nn.Module, example_input: Any) -> None:
     ----------
     path : path
     small : nn.Module
-    example_input : Tensor or tuple of Tensor
+    example_input : Tensor, tuple or mapping of str to object
 
     Raises
     ------
@@ -161,19 +162,26 @@ def export_onnx(path: str | Path, small: nn.Module, example_input: Any) -> None:
     """
     import onnxruntime
 
-    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    args, kwargs = arguments(example_input)
     small = small.eval()
     torch.onnx.export(
-        small, inputs, str(path), dynamo=True, verbose=False, external_data=False
+        small,
+        args,
+        str(path),
+        kwargs=kwargs,
+        dynamo=True,
+        verbose=False,
+        external_data=False,
     )
     providers = ["CPUExecutionProvider"]
     session = onnxruntime.InferenceSession(str(path), providers=providers)
+    tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
     feeds = {
         node.name: x.numpy()
-        for node, x in zip(session.get_inputs(), inputs, strict=True)
+        for node, x in zip(session.get_inputs(), tensors, strict=True)
     }
     with torch.no_grad():
-        expected = small(*inputs)
+        expected = small(*args, **kwargs)
     leaves = [x for x in tree_leaves(expected) if isinstance(x, torch.Tensor)]
     for one, other in zip(leaves, session.run(None, feeds), strict=True):
         if not np.allclose(one.numpy(), other, rtol=1e-4, atol=1e-4):

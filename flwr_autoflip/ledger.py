@@ -51,10 +51,15 @@ class NodeRow:
         Part of ``bytes_down`` that describes structure.
     parameters : int
         Trainable values of the model that the node really built; 0 if it built none.
-    macs_per_example : int
-        Forward MACs of that model.
-    examples, eval_examples : int
+    macs_per_example : int or None
+        Forward MACs of that model, counted on the server's ``example_input``.
+    examples, eval_examples : int or None
         Examples that went through it with and without gradients, epochs included.
+    forward_macs, eval_macs : int or None
+        MACs of its forward passes with and without gradients, counted on the node;
+        behind a mod, the examples that the app reports at ``macs_per_example`` each.
+    uncounted : str (default: "")
+        Why some of these are None, which is unknown.
     seconds : float
         In the app's own training or testing code.
     """
@@ -68,15 +73,20 @@ class NodeRow:
     bytes_up: int = 0
     plan_bytes: int = 0
     parameters: int = 0
-    macs_per_example: int = 0
-    examples: int = 0
-    eval_examples: int = 0
+    macs_per_example: int | None = 0
+    examples: int | None = 0
+    eval_examples: int | None = 0
+    forward_macs: int | None = 0
+    eval_macs: int | None = 0
+    uncounted: str = ""
     seconds: float = 0.0
 
     @property
-    def macs(self) -> int:
+    def macs(self) -> int | None:
         """MACs the node spent: training steps at three forward passes each."""
-        return count_work(self.macs_per_example, self.examples, self.eval_examples)
+        if self.forward_macs is None or self.eval_macs is None:
+            return None
+        return count_work(self.forward_macs, self.eval_macs)
 
 
 @dataclass(frozen=True)
@@ -298,7 +308,9 @@ def total(
     phases: Iterable[str] = NODE_PHASES,
     last_round: float = float("inf"),
 ) -> int:
-    """Add up a column of node rows, exploration included.
+    """Add up what is known of a column of node rows, exploration included.
+
+    :func:`unknown` tells whether that is all.
 
     Parameters
     ----------
@@ -316,7 +328,19 @@ def total(
     """
     wanted = set(phases)
     return sum(
-        int(row[key] or 0)
+        int(row.get(key) or 0)
         for row in rows
         if row["phase"] in wanted and row["round"] <= last_round
     )
+
+
+def unknown(rows: Iterable[Mapping[str, Any]], key: str) -> int:
+    """Count the node rows whose column is unknown: a total is *at least* that much.
+
+    Examples
+    --------
+    >>> rows = [{"phase": "train", "macs": 7}, {"phase": "train", "macs": None}]
+    >>> unknown(rows, "macs")
+    1
+    """
+    return sum(row.get(key) is None for row in node_rows(rows))

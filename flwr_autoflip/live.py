@@ -157,15 +157,16 @@ class Live:
         return f"{saved / 1e6:.2f} MB saved{share}"
 
     def _log_plan(self, plan: Plan) -> None:
-        small, dense = self.cost_of.plan(plan), self.cost_of.dense()
+        small, dense = self.cost_of.plan(plan).macs, self.cost_of.dense().macs
+        share = None if small is None or not dense else 100 * small / dense
         LOGGER.log(
             INFO,
-            "\t└──> plan: %d of %d units, %d of %d parameters, %.1f %% of MACs",
+            "\t└──> plan: %d of %d units, %d of %d parameters, %s of MACs",
             int(plan.alive.sum()),
             plan.layout.num_units,
             plan.num_parameters,
             plan.layout.num_parameters,
-            100 * small.macs / dense.macs,
+            "an unknown share" if share is None else f"{share:.1f} %",
         )
 
 

@@ -55,8 +55,8 @@ def autoflip_server(
         As it is: context -> ServerAppComponents with a strategy and a config.
     model_fn : callable
         Gives the dense model, such as the model's class.
-    example_input : Tensor or tuple of Tensor
-        What its ``forward`` takes, a batch of one.
+    example_input : Tensor, tuple or mapping of str to object
+        What its ``forward`` takes, a batch of one; see :class:`.AutoFlip`.
     **options
         For :class:`.AutoFlip`.
 

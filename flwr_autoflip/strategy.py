@@ -55,8 +55,9 @@ class AutoFlip(Strategy):
         Samples nodes and aggregates: FedAvg, FedAdam, Flower's DP wrappers, any.
     model : nn.Module
         The dense model.
-    example_input : Tensor or tuple of Tensor
-        What its ``forward`` takes, a batch of one.
+    example_input : Tensor, tuple or mapping of str to object
+        What its ``forward`` takes, a batch of one: one argument, positional ones (a
+        dict among them is one of them), or arguments by keyword.
     preset : {"default", "guided", "paper", "authors-code"} (default: "default")
         Where options that are not given come from.
     exclude : sequence of str (default: ())
@@ -119,7 +120,7 @@ class AutoFlip(Strategy):
         if checkpoint_dir is not None:
             check_can_resume(strategy)
         self.layout: Layout = trace(model, example_input, tuple(exclude))
-        self._cost_of = CostOf(model, example_input)
+        self._cost_of = CostOf(model, example_input, self.layout.batch_axis)
         self._client_api, self._evaluate_dense = client_api, evaluate_dense
         self._checkpoint_dir = None if checkpoint_dir is None else Path(checkpoint_dir)
         folder = self._checkpoint_dir if ledger_dir is None else Path(ledger_dir)

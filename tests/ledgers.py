@@ -74,6 +74,7 @@ def _cost(share: float) -> Any:
         "parameters": round(1000 * share),
         "macs_per_example": round(500 * share),
         "examples": 10,
+        "forward_macs": 10 * round(500 * share),
         "seconds": 0.25,
     }
 

@@ -7,14 +7,27 @@ from pathlib import Path
 import pytest
 
 from flwr_autoflip.core.errors import DamagedFileError
-from flwr_autoflip.ledger import Ledger, NodeRow, read_ledger, total
+from flwr_autoflip.ledger import Ledger, NodeRow, read_ledger, total, unknown
 
 
 def test_macs_by_hand() -> None:
-    # 10 examples with gradients at three forward passes each, 4 without
-    row = NodeRow(1, "train", 7, macs_per_example=100, examples=10, eval_examples=4)
+    # 1000 with gradients at three forward passes each, 400 without
+    row = NodeRow(1, "train", 7, forward_macs=1000, eval_macs=400)
 
-    assert row.macs == 100 * (3 * 10 + 4)
+    assert row.macs == 3 * 1000 + 400
+
+
+def test_what_is_unknown_is_null_and_a_total_says_how_often() -> None:
+    ledger = Ledger()
+    ledger.add(NodeRow(1, "train", 1, forward_macs=10))
+    ledger.add(NodeRow(1, "train", 2, forward_macs=None, uncounted="odd"))
+    ledger.add(NodeRow(1, "train", 3, eval_macs=None, examples=None))
+    ledger.add_server(1, {}, {})
+
+    assert [row["macs"] for row in ledger.rows[:3]] == [30, None, None]
+    assert total(ledger.rows, "macs") == 30
+    assert unknown(ledger.rows, "macs") == 2
+    assert unknown(ledger.rows, "examples") == 1
 
 
 def test_rows_are_readable_at_any_moment(tmp_path: Path) -> None:

@@ -121,6 +121,13 @@ class Group:
 class Layout:
     """Tensors in ``state_dict`` order and the groups of coupled units.
 
+    Parameters
+    ----------
+    tensors : tuple of TensorSpec
+    groups : tuple of Group
+    batch_axis : int (default: 0)
+        Along which examples lie in the first tensor that ``forward`` takes.
+
     Raises
     ------
     AutoFlipError
@@ -130,6 +137,7 @@ class Layout:
 
     tensors: tuple[TensorSpec, ...]
     groups: tuple[Group, ...]
+    batch_axis: int = 0
     by_name: Mapping[str, TensorSpec] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -318,10 +326,12 @@ def layout_to_bytes(layout: Layout) -> bytes:
 
 
 def _to_json(layout: Layout) -> bytes:
-    body = {
+    body: dict[str, Any] = {
         "tensors": [_tensor_to_json(spec) for spec in layout.tensors],
         "groups": [[g.name, g.first, g.size] for g in layout.groups],
     }
+    if layout.batch_axis:
+        body["batch_axis"] = layout.batch_axis
     return json.dumps(body, separators=(",", ":")).encode()
 
 

@@ -75,7 +75,10 @@ def layout_from_bytes(
         _check_bounds(body, int(min(MAX_INDICES, room / _INDEX_COST)))
         check([_described(row) for row in body["tensors"]])
         groups = tuple(_group_from_json(row) for row in body["groups"])
-        return Layout(tuple(map(_tensor_from_json, body["tensors"])), groups)
+        (axis,) = _whole([body.get("batch_axis", 0)])
+        if not 0 <= axis < MAX_AXES:
+            raise WireError(f"no batch lies along axis {axis}.")
+        return Layout(tuple(map(_tensor_from_json, body["tensors"])), groups, axis)
     except WireError:
         raise
     except _UNREADABLE as error:

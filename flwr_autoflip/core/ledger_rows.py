@@ -8,7 +8,7 @@ phase      fields that are checked; others may be there
 =========  =======================================================================
 any        round, in [0, 100,000]; no value nested deeper than 20
 a node's   node, status, reason, bytes_down, bytes_up; macs, examples, eval_examples
-           and seconds, which may be null or missing: unknown
+           macs_per_example and seconds, which may be null or missing: unknown
 server     metrics, of any values; plan
 plan       digest, plan, dense_units; dense_message and guidance may be missing
 =========  =======================================================================
@@ -29,6 +29,7 @@ MOST = 2**128
 MOST_UNITS = 2**32
 DEEPEST = 20
 LONGEST_SECONDS = 2.0**60
+WORK = ("macs", "examples", "eval_examples", "macs_per_example")
 SIZES = ("parameters", "zeros", "bytes", "dense_parameters", "macs", "dense_macs")
 
 
@@ -75,7 +76,7 @@ def _is_node(row: Mapping[str, Any]) -> bool:
         _is_count(row.get("node"), 2**64)
         and all(isinstance(row.get(key), str) for key in ("status", "reason"))
         and all(_is_count(row.get(key)) for key in ("bytes_down", "bytes_up"))
-        and all(map(_is_known, map(row.get, ("macs", "examples", "eval_examples"))))
+        and all(_is_known(row.get(key)) for key in WORK)
         and (row.get("seconds") is None or _is_time(row["seconds"]))
     )
 

@@ -8,6 +8,7 @@ rule that touches prunable units makes one error, with all such layers by name.
 
 import copy
 import inspect
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,12 +21,20 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from . import rules_layers  # noqa: F401  imported to fill RULES
-from .errors import AutoFlipError, UnsupportedLayerError
+from .batch import (
+    Arguments,
+    arguments,
+    batch_size,
+    find_batch_axis,
+    map_tensors,
+    tensors_in,
+)
+from .errors import AutoFlipError, AutoFlipWarning, UnsupportedLayerError
 from .layers import LAYER_RULES, LayerCall
 from .layout import FIXED, Group, Layout, TensorSpec
 from .propagate import FROZEN, RULES, Call, Flow, Units, fixed
 from .rules import pointwise
-from .verify import verified_layout
+from .verify import another, randomized, verified_layout
 
 Place = tuple[str, int]
 """A tensor's name and one of its axes."""
@@ -38,8 +47,9 @@ def trace(model: nn.Module, example_input: Any, exclude: Sequence[str] = ()) -> 
     ----------
     model : nn.Module
         Left untouched: a copy runs, in evaluation mode, on the CPU.
-    example_input : Tensor or tuple of Tensor
-        What ``forward`` takes; a batch of one is enough.
+    example_input : Tensor, tuple or mapping of str to object
+        What ``forward`` takes: one argument, positional ones (a dict among them is one
+        of them), or arguments by keyword. A batch of one is enough.
     exclude : sequence of str (default: ())
         Names of modules whose units all stay.
 
@@ -57,30 +67,49 @@ def trace(model: nn.Module, example_input: Any, exclude: Sequence[str] = ()) -> 
     Warns
     -----
     AutoFlipWarning
-        For groups that turn out not to shrink (a size written into ``forward``): they
-        stay dense.
+        If no axis of the example turns out to be the batch: axis 0 is taken. For
+        groups that turn out not to shrink (a size written into ``forward``): they stay
+        dense.
     """
-    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
     _check_names(model, exclude)
-    inputs = tuple(x.cpu() if isinstance(x, torch.Tensor) else x for x in inputs)
+    given = map_tensors(lambda x: x.cpu(), arguments(example_input))
     model = copy.deepcopy(model).cpu().eval()
     with _no_fused_transformer():
-        return _trace(model, inputs, exclude)
+        return _trace(model, given, exclude)
 
 
-def _trace(model: nn.Module, inputs: tuple[Any, ...], exclude: Sequence[str]) -> Layout:
+def _trace(model: nn.Module, given: Arguments, exclude: Sequence[str]) -> Layout:
     watch = _Watch(model, exclude, frozenset())
     if exclude:  # a first run tells which axes are the excluded layers' own
-        _run(model, inputs, watch)
+        _run(model, given, watch)
         watch = _Watch(model, exclude, frozenset(watch.units.input_axes))
-    _run(model, inputs, watch)
+    _run(model, given, watch)
     watch.raise_unsupported()
-    batch = next((len(x) for x in inputs if isinstance(x, torch.Tensor) and x.dim()), 1)
+    drawn = randomized(model, given)
+    axis = _batch_axis(*drawn)
+    batch = batch_size(*given, axis) or 1
 
     def build(dense: frozenset[str]) -> Layout:
-        return _build_layout(watch, batch, dense)
+        return _build_layout(watch, batch, axis, dense)
 
-    return verified_layout(model, inputs, build)
+    return verified_layout(*drawn, build)
+
+
+def _batch_axis(model: nn.Module, given: Arguments) -> int:
+    generator = torch.Generator().manual_seed(1)
+    axis = find_batch_axis(
+        model, given, map_tensors(lambda x: another(x, generator), given)
+    )
+    if axis is not None or next(tensors_in(given), None) is None:
+        return axis or 0
+    warnings.warn(
+        "examples are counted along axis 0 of the first tensor of example_input, since "
+        "no axis shows itself to be the batch: outputs depend on chance, on other "
+        "examples, or are one number for all.",
+        AutoFlipWarning,
+        stacklevel=5,
+    )
+    return 0
 
 
 @contextmanager
@@ -134,16 +163,17 @@ def _is_odd(tensor: torch.Tensor) -> bool:
     return not hasattr(np, name) or np.dtype(name).kind not in "fiub"
 
 
-def _run(model: nn.Module, inputs: tuple[Any, ...], watch: "_Watch") -> None:
+def _run(model: nn.Module, given: Arguments, watch: "_Watch") -> None:
+    args, kwargs = given
     try:
         # The caller's generator stays, whatever forward draws.
         rng = torch.random.fork_rng(devices=[])
         with torch.no_grad(), rng, watch.modules_named(), watch:
-            output = model(*inputs)
+            output = model(*args, **kwargs)
     except UnsupportedLayerError:
         raise
     except Exception as error:
-        shapes = [tuple(x.shape) for x in inputs if isinstance(x, torch.Tensor)]
+        shapes = [tuple(x.shape) for x in tree_leaves(given) if hasattr(x, "shape")]
         raise AutoFlipError(
             f"{type(model).__name__}.forward fails on example_input of shape {shapes}: "
             f"{error} Give one batch of the shape that clients train on, such as "
@@ -296,7 +326,9 @@ def _is_pointwise(func: Any, name: str) -> bool:
 # --- Labels -> Layout ---
 
 
-def _build_layout(watch: _Watch, batch: int, dense: frozenset[str]) -> Layout:
+def _build_layout(
+    watch: _Watch, batch: int, axis: int, dense: frozenset[str]
+) -> Layout:
     """Turn labels into owners; groups named in ``dense`` stay whole."""
     units, state = watch.units, watch.model.state_dict(keep_vars=True)
     roots = {
@@ -326,7 +358,7 @@ def _build_layout(watch: _Watch, batch: int, dense: frozenset[str]) -> Layout:
                 same_as.get(name, ""),
             )
         )
-    return Layout(tuple(tensors), tuple(groups))
+    return Layout(tuple(tensors), tuple(groups), axis)
 
 
 def _group_units(

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
+from .batch import Arguments, arguments, map_tensors
 from .errors import AutoFlipWarning, UnsupportedLayerError
 from .layout import Layout
 from .plan import Plan, dense_plan
@@ -19,7 +20,7 @@ from .shrink import shrink
 
 def verified_layout(
     model: nn.Module,
-    inputs: tuple[Any, ...],
+    given: Arguments,
     build: Callable[[frozenset[str]], Layout],
 ) -> Layout:
     """Build a layout and prove it on the model; leave dense what fails.
@@ -28,8 +29,8 @@ def verified_layout(
     ----------
     model : nn.Module
         In evaluation mode, on the CPU; left untouched.
-    inputs : tuple
-        Of ``forward``.
+    given : Arguments
+        Of ``forward``; both as :func:`randomized` gives them.
     build : callable
         Names of groups to leave dense -> Layout.
 
@@ -48,15 +49,14 @@ def verified_layout(
         For every group that is left dense.
     """
     layout = build(frozenset())
-    model, inputs = _randomized(model, inputs)
     faults: dict[str, str] = {}
-    if _fault(model, inputs, _half_plan(layout, {g.name for g in layout.groups})):
+    if _fault(model, given, _half_plan(layout, {g.name for g in layout.groups})):
         for group in layout.groups:
-            if fault := _fault(model, inputs, _half_plan(layout, {group.name})):
+            if fault := _fault(model, given, _half_plan(layout, {group.name})):
                 faults[group.name] = fault
         layout = build(frozenset(faults))
         if fault := _fault(
-            model, inputs, _half_plan(layout, {g.name for g in layout.groups})
+            model, given, _half_plan(layout, {g.name for g in layout.groups})
         ):
             raise UnsupportedLayerError(
                 f"the shrunk model does not compute what the masked one does: {fault} "
@@ -90,7 +90,7 @@ def answering_groups(
     ----------
     model : nn.Module
         Dense; left untouched: a copy runs, in evaluation mode, on the CPU.
-    example_input : Tensor or tuple of Tensor
+    example_input : Tensor, tuple or mapping of str to object
         What its ``forward`` takes.
     layout : Layout
 
@@ -99,15 +99,14 @@ def answering_groups(
     tuple of str
         In the layout's order; empty if no gradient can be computed.
     """
-    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
-    inputs = tuple(x.cpu() if isinstance(x, torch.Tensor) else x for x in inputs)
+    given = map_tensors(lambda x: x.cpu(), arguments(example_input))
     model = copy.deepcopy(model).cpu().eval()
     names = {group.name for group in layout.groups}
     found: set[str] = set()
     # What stands behind a unit may be ReLUs that are all dead, if they are few.
     narrow = any(group.size < 32 for group in layout.groups)
     for seed in range(3 if narrow else 1):
-        drawn = _randomized(model, inputs, seed)
+        drawn = randomized(model, given, seed)
         if _learns_from_removed(*drawn, _half_plan(layout, names)):
             found |= {
                 name
@@ -117,7 +116,7 @@ def answering_groups(
     return tuple(group.name for group in layout.groups if group.name in found)
 
 
-def _learns_from_removed(model: nn.Module, inputs: tuple[Any, ...], plan: Plan) -> bool:
+def _learns_from_removed(model: nn.Module, given: Arguments, plan: Plan) -> bool:
     """Tell whether training would move what a plan removes from 0."""
     kept = {
         t.name: torch.as_tensor(plan.dense_mask(t.name)) for t in plan.layout.tensors
@@ -126,7 +125,8 @@ def _learns_from_removed(model: nn.Module, inputs: tuple[Any, ...], plan: Plan) 
     masked.load_state_dict({n: t * kept[n] for n, t in model.state_dict().items()})
     try:
         with _seeded(0):
-            leaves = tree_leaves(masked(*inputs))
+            args, kwargs = given
+            leaves = tree_leaves(masked(*args, **kwargs))
             sums = [
                 (x.detach().cos() * x).sum()  # another weight for every output
                 for x in leaves
@@ -141,43 +141,64 @@ def _learns_from_removed(model: nn.Module, inputs: tuple[Any, ...], plan: Plan) 
     )
 
 
-def _randomized(
-    model: nn.Module, inputs: tuple[Any, ...], seed: int = 0
-) -> tuple[nn.Module, tuple[Any, ...]]:
-    """Give every value a generic size, so that no zero hides a fault."""
+def randomized(
+    model: nn.Module, given: Arguments, seed: int = 0
+) -> tuple[nn.Module, Arguments]:
+    """Give every value a generic size, so that no zero hides a fault.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Left untouched.
+    given : Arguments
+        Of ``forward``.
+    seed : int (default: 0)
+
+    Returns
+    -------
+    model : nn.Module
+        A copy, in float64 if it runs there.
+    given : Arguments
+        Alike in shape.
+    """
     generator = torch.Generator().manual_seed(seed)
-    if _runs(double := copy.deepcopy(model).double(), _as_double(inputs)):
-        model, inputs = double, _as_double(inputs)
+    if _runs(double := copy.deepcopy(model).double(), _as_double(given)):
+        model, given = double, _as_double(given)
     else:  # forward casts to float32 itself
         model = copy.deepcopy(model)
-
-    def noise(tensor: torch.Tensor, low: float, high: float) -> torch.Tensor:
-        if not tensor.is_floating_point():
-            return tensor
-        unit = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
-        return (low + (high - low) * unit).to(tensor.dtype)
-
     with torch.no_grad():
         for parameter in model.parameters():
             bound = (3 / max(1, parameter[0].numel() if parameter.dim() else 1)) ** 0.5
-            parameter.copy_(noise(parameter, -bound, bound))
+            parameter.copy_(_noise(parameter, generator, -bound, bound))
         for buffer in model.buffers():
-            buffer.copy_(noise(buffer, 0.5, 1.5))
+            buffer.copy_(_noise(buffer, generator, 0.5, 1.5))
     # Positive inputs: a root or a logarithm of them is a number.
-    drawn = (noise(x, 0.1, 1.1) if isinstance(x, torch.Tensor) else x for x in inputs)
-    return model, tuple(drawn)
+    return model, map_tensors(lambda x: _noise(x, generator, 0.1, 1.1), given)
 
 
-def _as_double(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(
-        x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
-        for x in inputs
-    )
+def another(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Draw an input like another: integers are the same ones in another order."""
+    if tensor.is_floating_point():
+        return _noise(tensor, generator, 0.1, 1.1)
+    return tensor.flip(tuple(range(tensor.dim())))
 
 
-def _runs(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
+def _noise(
+    tensor: torch.Tensor, generator: torch.Generator, low: float, high: float
+) -> torch.Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    unit = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+    return (low + (high - low) * unit).to(tensor.dtype)
+
+
+def _as_double(given: Arguments) -> Arguments:
+    return map_tensors(lambda x: x.double() if x.is_floating_point() else x, given)
+
+
+def _runs(model: nn.Module, given: Arguments) -> bool:
     try:
-        _outputs(model, inputs)
+        _outputs(model, given)
     except RuntimeError:
         return False
     return True
@@ -194,21 +215,21 @@ def _half_plan(layout: Layout, names: set[str]) -> Plan:
     return Plan(layout, keep)
 
 
-def _fault(model: nn.Module, inputs: tuple[Any, ...], plan: Plan) -> str:
+def _fault(model: nn.Module, given: Arguments, plan: Plan) -> str:
     """Say how the shrunk model differs from the masked one; "" if it does not."""
     masked = copy.deepcopy(model)
     arrays = plan.apply({n: t.numpy() for n, t in model.state_dict().items()})
     masked.load_state_dict({n: torch.as_tensor(a) for n, a in arrays.items()})
-    expected = _outputs(masked, inputs)
+    expected = _outputs(masked, given)
     try:
-        got = _outputs(shrink(model, plan), inputs)
+        got = _outputs(shrink(model, plan), given)
     except Exception as error:
         return f"{str(error).rstrip('.')}. {_RESHAPES}"
     if len(got) != len(expected):
         return "the number of outputs differs."
     if _all_same(expected, got):
         return ""
-    if not _all_same(expected, _outputs(masked, inputs, seed=1)):
+    if not _all_same(expected, _outputs(masked, given, seed=1)):
         return (
             "forward draws random numbers, as many as it has units, so that outputs "
             "cannot be compared."
@@ -219,12 +240,11 @@ def _fault(model: nn.Module, inputs: tuple[Any, ...], plan: Plan) -> str:
 _RESHAPES = "If forward reshapes with fixed numbers, write x.flatten(1) instead."
 
 
-def _outputs(
-    model: nn.Module, inputs: tuple[Any, ...], seed: int = 0
-) -> list[torch.Tensor]:
+def _outputs(model: nn.Module, given: Arguments, seed: int = 0) -> list[torch.Tensor]:
     """Run a model that may draw random numbers; the caller's generator stays."""
     with torch.no_grad(), _seeded(seed):
-        leaves = tree_leaves(model(*inputs))
+        args, kwargs = given
+        leaves = tree_leaves(model(*args, **kwargs))
     return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 

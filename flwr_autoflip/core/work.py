@@ -1,18 +1,16 @@
-"""What a node spends on examples: MACs of forward passes and of training steps."""
+"""What a node spends, from the MACs of its forward passes."""
 
 STEP_PER_FORWARD = 3
 """MACs of a training step over those of its forward pass: one forward, two backward."""
 
 
-def count_work(macs_per_example: int, examples: int, eval_examples: int) -> int:
+def count_work(macs: int, eval_macs: int) -> int:
     """Count the MACs that a node spent.
 
     Parameters
     ----------
-    macs_per_example : int
-        Forward MACs of its model.
-    examples, eval_examples : int
-        Examples that went through it with and without gradients.
+    macs, eval_macs : int
+        Of its forward passes, with and without gradients.
 
     Returns
     -------
@@ -20,7 +18,7 @@ def count_work(macs_per_example: int, examples: int, eval_examples: int) -> int:
 
     Examples
     --------
-    >>> count_work(100, examples=10, eval_examples=4)
+    >>> count_work(1000, eval_macs=400)
     3400
     """
-    return macs_per_example * (STEP_PER_FORWARD * examples + eval_examples)
+    return STEP_PER_FORWARD * macs + eval_macs

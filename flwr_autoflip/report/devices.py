@@ -60,7 +60,7 @@ def _nodes(name: str, found: list[dict[str, Any]], most: dict[str, float]) -> st
             Cell(str(node["messages"]), node["messages"]),
             Cell(amount(node["bytes_down"], "B"), node["bytes_down"]),
             Cell(amount(node["bytes_up"], "B"), node["bytes_up"]),
-            macs_cell(node["macs"]),
+            macs_cell(node["macs"], node["unknown_macs"]),
             Cell(duration(node["seconds"]), round(node["seconds"], 3)),
             failed(node["failures"]),
         ]

@@ -71,7 +71,9 @@ def figures(run: Run) -> str:
     beside = ""
     if spent is not None and exploring is not None:
         beside = f"exploring {percent(exploring / max(1, spent))}"
-    tiles.append(("client MACs", "unknown" if spent is None else amount(spent), beside))
+    if missing := found["unknown_macs"]:
+        beside = f"unknown for {missing} of {len(run.nodes)} messages"
+    tiles.append(("client MACs", macs_cell(spent, missing).shown, beside))
     tiles.append(("failures", str(found["failures"]), f"of {len(run.nodes)} messages"))
     written = "".join(
         f'<div><dt>{escape(name)}</dt><dd class="value">{escape(value)}</dd>'
@@ -131,6 +133,6 @@ def _compared(run: Run, found: dict[str, Any]) -> list[Cell]:
         Cell(amount(moved, "B"), moved),
         Cell(amount(explored, "B"), explored),
         share("saved_bytes", "dense_bytes"),
-        macs_cell(found["client_macs"]),
+        macs_cell(found["client_macs"], found["unknown_macs"]),
         failed(found["failures"]),
     ]

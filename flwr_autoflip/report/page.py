@@ -58,9 +58,9 @@ def _footer(runs: Sequence[Run]) -> str:
     made = "".join(f"<br>{escape(_made_with(run))}" for run in runs)
     return (
         "<footer>Bytes are serialised messages, both ways. MACs are those of the "
-        "models that nodes really built, a training step taken as three forward "
-        "passes. Exploring is in every total. “Dense” bytes are those of the dense "
-        "model's own messages, sent and answered as often. "
+        "models that nodes really built, counted there, a training step taken as "
+        "three forward passes. Exploring is in every total. “Dense” bytes are those of "
+        "the dense model's own messages, sent and answered as often. "
         f"Page by flwr-autoflip {__version__}.{made}</footer>"
     )
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ..ledger import unknown
 from .charts import Line, Mark, line_chart
 from .curves import WINDOW, Curve, trailing_mean
 from .frame import card, grid, legend, section
@@ -30,6 +31,7 @@ def accuracy(runs: Sequence[Run]) -> str:
         f"over all nodes; {'the shaded part' if alone else 'a triangle'} marks what "
         "exploring took before round 1."
     )
+    note += _left_out(runs)
     rounds = [(i, run, np.array([row["round"] for row in run.server], float), line)
               for i, run, line in drawn]  # fmt: skip
     moved = [(i, run, line.bytes_moved, line) for i, run, line in drawn]
@@ -40,6 +42,13 @@ def accuracy(runs: Sequence[Run]) -> str:
         card(_against(spent, "client MACs", "", alone)),
     ]
     return section(title, note, legend(runs), grid("grid3", *charts))
+
+
+def _left_out(runs: Sequence[Run]) -> str:
+    """Say how many messages' MACs are not in the lines."""
+    count = sum(unknown(run.nodes, "macs") for run in runs)
+    words = "client MACs are at least what is drawn"
+    return f" MACs of {count} messages are unknown: {words}." if count else ""
 
 
 Drawn = Sequence[tuple[int, Run, NDArray[np.float64], Curve]]
@@ -79,6 +88,7 @@ def against_dense(runs: Sequence[Run]) -> str:
     )
     if any(run.dense_moved is None for run in runs):
         note += " Some ledgers do not say what the dense model's messages weigh."
+    note += _left_out(runs)
     moved, spent, reached = [], [], []
     for number, run in enumerate(runs):
         rounds = np.arange(run.rounds + 1, dtype=float)

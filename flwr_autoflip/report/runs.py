@@ -14,8 +14,7 @@ from ..core.errors import AutoFlipError
 from ..core.headline import headline
 from ..core.ledger_rows import parse_rows
 from ..core.text import visible
-from ..core.work import count_work
-from ..ledger import dense_bytes, node_rows
+from ..ledger import dense_bytes, node_rows, unknown
 from .curves import WINDOW, Curve, curve, spent_until
 
 LEDGER = "ledger.jsonl"
@@ -113,18 +112,19 @@ class Run:
 
     @cached_property
     def dense_spent(self) -> NDArray[np.float64] | None:
-        """MACs of the dense model on the rounds' examples, ``(rounds + 1,)``.
+        """MACs of the dense model for the rounds' work, ``(rounds + 1,)``.
 
-        None where they are not known; unknown examples of some nodes add nothing.
+        What nodes did, times what the dense model takes over what theirs takes. None
+        where that is not known; work of which nothing is known adds nothing.
         """
-        macs = self.deployed.get("dense_macs")
-        if macs is None:
+        dense = self.deployed.get("dense_macs")
+        if dense is None:
             return None
         spent = np.zeros(self.rounds + 1)
         for row in self.nodes:
-            if row["phase"] in ("train", "evaluate"):
-                trained, tested = row.get("examples"), row.get("eval_examples")
-                spent[row["round"]] += count_work(macs, trained or 0, tested or 0)
+            macs, own = row.get("macs"), row.get("macs_per_example")
+            if row["phase"] in ("train", "evaluate") and macs and own:
+                spent[row["round"]] += macs * dense / own
         return np.cumsum(spent)
 
 
@@ -232,7 +232,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "saved_bytes": None if reference is None else reference - down - up,
         "client_macs": known_sum(run.nodes, "macs"),
         "exploration_macs": known_sum(run.exploring, "macs"),
-        "unknown_macs": sum(row.get("macs") is None for row in run.nodes),
+        "unknown_macs": unknown(run.nodes, "macs"),
         "node_seconds": known_sum(run.nodes, "seconds"),
         "failures": sum(row["status"] != "ok" for row in run.nodes),
         "unreadable_rows": run.unreadable,
@@ -317,6 +317,7 @@ def node_figures(run: Run) -> list[dict[str, Any]]:
             "bytes_down": known_sum(own, "bytes_down"),
             "bytes_up": known_sum(own, "bytes_up"),
             "macs": known_sum(own, "macs"),
+            "unknown_macs": unknown(own, "macs"),
             "messages": len(own),
             "failures": sum(row["status"] != "ok" for row in own),
             "seconds": known_sum(own, "seconds") or 0.0,

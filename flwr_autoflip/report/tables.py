@@ -28,9 +28,11 @@ UNKNOWN = Cell("–", float("nan"))
 """A figure that nobody took; sorts behind all others."""
 
 
-def macs_cell(macs: int | None) -> Cell:
-    """Give MACs; some models' cannot be counted."""
-    return Cell("unknown", float("nan")) if macs is None else Cell(amount(macs), macs)
+def macs_cell(macs: int | None, unknown: int) -> Cell:
+    """Give a sum of MACs, to which some messages add what is unknown."""
+    if macs is None or (unknown and not macs):
+        return Cell("unknown", float("nan"))
+    return Cell(f"{'at least ' if unknown else ''}{amount(macs)}", macs)
 
 
 def failed(count: int) -> Cell:

@@ -25,11 +25,14 @@ from .keys import (
     KEY_CHECKSUM,
     KEY_DIGEST,
     KEY_EVAL_EXAMPLES,
+    KEY_EVAL_MACS,
     KEY_EXAMPLES,
+    KEY_MACS,
     KEY_PARAMETERS,
     KEY_PRIVACY,
     KEY_SCALE,
     KEY_SECONDS,
+    KEY_UNCOUNTED,
     KEY_VERSION,
     METRICS,
     NOTES,
@@ -51,6 +54,9 @@ from .values import decode_trained
 MOST = 2**53
 """Of anything that is counted: floats hold it exactly, and their sums are finite."""
 
+MOST_MACS = 2**62
+"""Of multiply-accumulates, which are whole numbers everywhere."""
+
 MOST_NOTES, MOST_NOTE_BYTES = 1000, 1 << 20
 """Of one reply; with more of them none is handed on."""
 
@@ -66,6 +72,9 @@ RECEIPT_TYPES: dict[str, tuple[type, ...]] = {
     KEY_PARAMETERS: (int,),
     KEY_EXAMPLES: (int, float),
     KEY_EVAL_EXAMPLES: (int, float),
+    KEY_MACS: (int,),
+    KEY_EVAL_MACS: (int,),
+    KEY_UNCOUNTED: (str,),
     KEY_SECONDS: (int, float),
     KEY_SCALE: (int, float),
     KEY_CHECKSUM: (int,),
@@ -215,7 +224,7 @@ def read_reply(
             f"num-examples must be positive and at most 2^53, got {num_examples!r}."
         )
     _check_receipt(receipt)
-    if KEY_EXAMPLES not in receipt and KEY_EVAL_EXAMPLES not in receipt:
+    if not {KEY_EXAMPLES, KEY_EVAL_EXAMPLES, KEY_UNCOUNTED} & set(receipt):
         counted = KEY_EVAL_EXAMPLES if phase == "evaluate" else KEY_EXAMPLES
         receipt[counted] = int(num_examples)  # a mod cannot count: the app's word
     if phase in ("budget", "evaluate"):
@@ -289,6 +298,9 @@ def _check_receipt(receipt: Mapping[str, Any]) -> None:
         value = receipt.get(key, 0)
         if not is_number(value) or not 0 <= value <= MOST:
             raise WireError(f"{key} must lie in [0, 2^53], got {value!r}.")
+    for key in (KEY_MACS, KEY_EVAL_MACS):
+        if not 0 <= (value := receipt.get(key, 0)) <= MOST_MACS:
+            raise WireError(f"{key} must lie in [0, 2^62], got {value!r}.")
 
 
 def _check_seal(values: NDArray[Any], receipt: Mapping[str, Any]) -> None:

@@ -6,4 +6,4 @@ from flwr_autoflip.core.work import STEP_PER_FORWARD, count_work
 def test_a_training_step_is_three_forward_passes() -> None:
     # One forward and two backward products of the same size, Eq. 12's usual reading.
     assert STEP_PER_FORWARD == 3
-    assert count_work(100, 10, 4) == 100 * (3 * 10 + 4)
+    assert count_work(1000, 400) == 3 * 1000 + 400

@@ -23,8 +23,7 @@ def rows_of(top1: list[float]) -> Ledger:
                     1,
                     bytes_down=3,
                     bytes_up=4,
-                    macs_per_example=2,
-                    examples=1,
+                    forward_macs=2,
                 )
             )
         ledger.add_server(number, {"top1": value, "dense-top1": value / 2}, {})
