@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from . import wire
 from .core.aggregate import check_usable, settle, stand_in
+from .core.drift import WEIGHTS, Drift, find_too_far, measure_drift
 from .core.errors import AutoFlipError, WireError
 from .core.layout import Arrays
 from .core.plan import Plan
-from .core.robust import far_outside, root_mean_square
 from .core.values import expand
 from .exchange import Answer
 from .hosts import needed_metrics, only_averages, update_inplace, weight_key
@@ -22,7 +22,7 @@ NOTHING: Aggregated = None, None
 """Of a round that is lost."""
 
 
-def measure(inner: Strategy, reply: wire.Reply, orders: wire.Orders) -> float:
+def measure(inner: Strategy, reply: wire.Reply, orders: wire.Orders) -> Drift:
     """Measure what a node trained, for :func:`refuse_diverged`.
 
     Parameters
@@ -33,12 +33,13 @@ def measure(inner: Strategy, reply: wire.Reply, orders: wire.Orders) -> float:
 
     Returns
     -------
-    float
+    Drift
 
     Raises
     ------
     WireError
-        If a metric without which the inner strategy cannot aggregate is no number.
+        If a metric without which the inner strategy cannot aggregate is no number, or
+        a buffer cannot be what it has to.
     """
     for name in needed_metrics(inner):
         if not isinstance(reply.metrics.get(name), (int, float)):
@@ -46,35 +47,39 @@ def measure(inner: Strategy, reply: wire.Reply, orders: wire.Orders) -> float:
                 f"the inner strategy needs the metric {name!r} of every node, a finite "
                 f"number. {reply.unusable}"
             )
-    return root_mean_square(reply.values)
+    start = wire.starting_values(orders)
+    examples = reply.receipt.get(wire.KEY_EXAMPLES) or reply.num_examples
+    return measure_drift(reply.values, start, orders.reply_plan, examples)
 
 
-def refuse_diverged(sizes: list[float]) -> dict[int, str]:
+def refuse_diverged(drifts: list[Drift]) -> dict[int, str]:
     """Say whose training went astray, which would end everybody's: place to reason.
 
     Parameters
     ----------
-    sizes : list of float
+    drifts : list of Drift
         Of the round's replies.
 
     Returns
     -------
     dict of int to str
     """
-    median, limit = far_outside(sizes)
-    return {
-        place: f"values: their root mean square is {size:.3g}, the round's median is "
-        f"{median:.3g}; up to {limit:.3g} is taken. If training diverged, lower the "
-        "learning rate or clip gradients."
-        for place, size in enumerate(sizes)
-        if size > limit
-    }
+    found = {}
+    for place, far in find_too_far(drifts).items():
+        what = repr(far.name) if far.name != WEIGHTS else "its parameters"
+        found[place] = (
+            f"values: {what} moved by {far.moved:.3g} times the usual size; the round's"
+            f" median is {far.median:.3g}, up to {far.limit:.3g} is taken for "
+            f"{drifts[place].examples} examples. If training diverged, lower the "
+            "learning rate or clip gradients."
+        )
+    return found
 
 
 def aggregate(
     inner: Strategy,
     server_round: int,
-    answers: list[Answer[float]],
+    answers: list[Answer[Drift]],
     weights: Arrays,
     zero: bool,
 ) -> Aggregated:
@@ -130,7 +135,7 @@ def aggregate(
     return aggregated, metrics
 
 
-def _compact(answers: list[Answer[float]], key: str) -> list[Message]:
+def _compact(answers: list[Answer[Drift]], key: str) -> list[Message]:
     """Give messages of kept values, one flat array each."""
     messages = []
     for answer in _emptying(answers):
@@ -140,7 +145,7 @@ def _compact(answers: list[Answer[float]], key: str) -> list[Message]:
     return messages
 
 
-def _dense(answers: list[Answer[float]], key: str, weights: Arrays) -> list[Message]:
+def _dense(answers: list[Answer[Drift]], key: str, weights: Arrays) -> list[Message]:
     """Give messages of dense models, with others' averages where nodes trained not."""
     base = stand_in(
         weights,
@@ -157,7 +162,7 @@ def _dense(answers: list[Answer[float]], key: str, weights: Arrays) -> list[Mess
     return messages
 
 
-def _emptying(answers: list[Answer[float]]) -> Iterator[Answer[float]]:
+def _emptying(answers: list[Answer[Drift]]) -> Iterator[Answer[Drift]]:
     answers.reverse()
     while answers:
         yield answers.pop()

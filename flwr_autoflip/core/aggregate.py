@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .drift import is_variance
 from .errors import AutoFlipError
 from .layout import Arrays, Layout
 from .plan import Plan
@@ -100,11 +101,15 @@ def settle(
 
 
 def cast_to_layout(arrays: Arrays, layout: Layout) -> dict[str, NDArray[Any]]:
-    """Give arrays the model's dtypes; integers are rounded."""
+    """Give arrays the model's dtypes; integers are rounded.
+
+    Variances are at least 0: an optimizer's momentum on the server may carry them past.
+    """
     cast = {}
     for spec in layout.distinct:
         array = np.asarray(arrays[spec.name])
         whole = np.dtype(spec.dtype).kind in "iu" and array.dtype.kind == "f"
+        array = np.maximum(array, 0) if is_variance(spec) else array
         cast[spec.name] = (np.rint(array) if whole else array).astype(spec.dtype)
     return layout.tie(cast)
 

@@ -2,8 +2,7 @@
 
 A client says what it likes. What an explorer says is brought to the others' scale
 before it is combined (:mod:`.statistics`), may be trimmed, and is refused if it moved
-far more than the others did. What a node trained is refused if it is far larger than
-what the others trained.
+far more than the others did. What nodes trained is compared in :mod:`.drift`.
 """
 
 from collections.abc import Sequence
@@ -19,7 +18,6 @@ FAR = 10.0
 SPREADS = 5.0
 """Where norms differ more: so many standard deviations of their logarithms."""
 
-_TINY = 1e-150
 _WAYS = "'mean', 'median' or 'trimmed-mean:0.2', a share below 0.5"
 
 
@@ -122,29 +120,3 @@ def far_outside(norms: Sequence[float]) -> tuple[float, float]:
     spread = 1.4826 * float(np.median(np.abs(logs - median)))
     limit = median + max(np.log(FAR), SPREADS * spread)
     return float(np.exp(median)), float(np.exp(min(limit, 700.0)))
-
-
-def root_mean_square(values: NDArray[np.floating]) -> float:
-    """Give the typical size of values, in one pass and without memory.
-
-    Parameters
-    ----------
-    values : ndarray
-        ``(size,)``, at least one, finite.
-
-    Returns
-    -------
-    float
-        Positive: for zeros the smallest number that has a square.
-
-    Examples
-    --------
-    >>> root_mean_square(np.array([3.0, 5.0, -4.0, 0.0]))
-    3.5355339059327378
-    """
-    wide = values if values.dtype.itemsize >= 4 else values.astype(np.float32)
-    squares = float(np.vdot(wide, wide))
-    if not np.isfinite(squares):  # 32 bits end at 2^128
-        wide = values.astype(np.float64)
-        squares = float(np.vdot(wide, wide))
-    return max(float(np.sqrt(squares / values.size)), _TINY)

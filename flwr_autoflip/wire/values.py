@@ -11,10 +11,14 @@ import numpy as np
 from flwr.app import ArrayRecord, RecordDict
 from numpy.typing import NDArray
 
-from ..core.values import check_values, pack_small, unpack_small
+from ..core.drift import is_variance
+from ..core.values import check_values, pack_small, split_values, unpack_small
 from .keys import RESIDUAL, VALUES
 from .records import as_numpy, records_of, to_arrayrecord
 from .request import Orders
+
+ROUNDING = 1e-6
+"""So far below 0, of the largest, may rounding a sum to 32 bits carry a value."""
 
 
 def starting_values(orders: Orders) -> NDArray[Any]:
@@ -96,7 +100,11 @@ def decode_trained(orders: Orders, data: NDArray[Any]) -> NDArray[Any]:
     """
     values = orders.reply_encoding.decode(data, orders.reply_plan)
     if orders.reply_encoding.dtype == "int8":
-        values = values + starting_values(orders)
+        start = starting_values(orders)
+        values = values + start
+        for spec, part in split_values(values, orders.reply_plan):
+            if is_variance(spec):  # of what is added to 32 bits, some may be lost
+                part[(part < 0) & (part > -ROUNDING * part.max())] = 0
         check_values(
             values, orders.reply_plan
         )  # a sum may be beyond what its parts are

@@ -16,7 +16,6 @@ from flwr_autoflip.core.robust import (
     SPREADS,
     far_outside,
     parse_combination,
-    root_mean_square,
     trimmed_mean,
 )
 
@@ -175,14 +174,3 @@ def test_attackers_are_found_but_for_few_draws_of_the_others(
 
     assert sum(limit >= 1e5 for limit in limits) <= missed  # of 2,000
     assert min(limits) < 1e3
-
-
-@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-def test_root_mean_square_by_hand(dtype: str) -> None:
-    assert root_mean_square(np.array([1, 7, 5, 5], dtype)) == pytest.approx(5)
-    assert 0 < root_mean_square(np.zeros(3, dtype)) < 1e-100
-
-
-def test_root_mean_square_of_the_largest_and_smallest_that_are_taken() -> None:
-    assert root_mean_square(np.full(300, 2.0**60, np.float32)) == 2.0**60
-    assert root_mean_square(np.full(3, 60000, np.float16)) == pytest.approx(60000, 1e-3)

@@ -1,0 +1,262 @@
+"""How far a node moved what it was given, and which nodes moved it too far.
+
+What is compared is the change of a round, never the size of what came of it. Parameters
+count together, in units of their own size. Running means and variances are a layer's
+own, in units of its standard deviation and variance: wrong ones change what a network
+answers as much as wrong weights do. Counters say nothing of size at all.
+
+A node that trained on more examples may have moved farther, but not more than in
+proportion. Since nobody can check what it says of their number, no number lets it move
+farther than a few times what it was given, where others hardly move it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import WireError
+from .layout import TensorSpec
+from .plan import Plan
+from .values import split_values
+
+FACTOR = 5.0
+"""So many times the median of what nodes moved, each as if it had as many examples.
+
+Among fifty nodes with 10 to 10,000 examples, honest ones stay within once the median
+with parameters, and within two and a half times with buffers
+(``examples.benchmarks.skew``)."""
+
+FARTHEST_WEIGHTS, FARTHEST_BUFFERS = 3.0, 30.0
+"""In units: as far as a number of examples lets a node move beyond the others."""
+
+LITTLE = 0.1
+"""In units: as far as anybody may move, whatever the others do.
+
+Late in a run most nodes hardly move, but one whose data are hard still does."""
+
+WEIGHTS = ""
+"""Stands for all parameters among names of tensors."""
+
+_MEAN, _VARIANCE, _COUNTER = "running_mean", "running_var", "num_batches_tracked"
+_EPSILON = 1e-5
+"""What normalisations add to a variance."""
+
+_PART = 1 << 16
+"""Values that are compared at a time: they stay in a processor's cache."""
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far a node moved what it was given.
+
+    Parameters
+    ----------
+    examples : float
+        That it trained on, as it says.
+    moved : mapping of str to float
+        Tensor name to how far, in units; :data:`WEIGHTS` for all parameters.
+    """
+
+    examples: float
+    moved: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class TooFar:
+    """What a node moved too far, in units.
+
+    Parameters
+    ----------
+    name : str
+        See :class:`Drift`.
+    moved, median, limit : float
+        How far; how far half of the nodes; how far this one might.
+    """
+
+    name: str
+    moved: float
+    median: float
+    limit: float
+
+
+def measure_drift(
+    values: NDArray[np.floating],
+    before: NDArray[np.floating],
+    plan: Plan,
+    examples: float,
+) -> Drift:
+    """Measure what a node made of what it was given, a part at a time.
+
+    Parameters
+    ----------
+    values, before : ndarray
+        ``(plan.num_values,)``, finite.
+    plan : Plan
+    examples : float
+        At least 1 where it trained.
+
+    Returns
+    -------
+    Drift
+
+    Raises
+    ------
+    WireError
+        If a variance is below 0, or a counter below what it was.
+    """
+    parts = zip(split_values(values, plan), split_values(before, plan), strict=True)
+    buffers: dict[str, tuple[TensorSpec, NDArray[np.floating], NDArray[np.floating]]]
+    buffers, squares, size, count = {}, 0.0, 0.0, 0
+    for (spec, part), (_, start) in parts:
+        if spec.trainable:
+            squares += _squares(part, start)
+            size += _squares(start)
+            count += part.size
+        elif part.size:
+            buffers[spec.name] = spec, part, start
+    unit = max(np.sqrt(size / max(1, count)), _usual_size(plan))
+    moved = {WEIGHTS: float(np.sqrt(squares / max(1, count)) / unit)}
+    for name, (_, part, start) in buffers.items():
+        stem, _, kind = name.rpartition(".")
+        variance = buffers.get(f"{stem}.{_VARIANCE}" if stem else _VARIANCE)
+        if kind == _COUNTER:
+            moved[name] = _growth(name, part, start) / max(1.0, examples)
+            continue
+        if kind == _VARIANCE:
+            _check_variance(name, part)
+        distance = np.sqrt(_squares(part, start) / part.size)
+        moved[name] = float(distance / _unit(kind, start, variance))
+    return Drift(examples, moved)
+
+
+def is_variance(spec: TensorSpec) -> bool:
+    """Tell a normalisation's running variance from other tensors."""
+    return not spec.trainable and spec.name.rpartition(".")[2] == _VARIANCE
+
+
+def _unit(
+    kind: str,
+    start: NDArray[np.floating],
+    variance: tuple[TensorSpec, NDArray[np.floating], NDArray[np.floating]] | None,
+) -> float:
+    """Give the size that a buffer's changes are compared with."""
+    if variance is not None and kind in (_MEAN, _VARIANCE):
+        # Of the layer: a channel that is nearly dead has none of its own.
+        usual = float(np.mean(variance[2], dtype=np.float64)) + _EPSILON
+        return float(np.sqrt(usual)) if kind == _MEAN else usual
+    return max(float(np.sqrt(_squares(start) / start.size)), 0.1)
+
+
+def _usual_size(plan: Plan) -> float:
+    """Give the size of freshly initialised weights: some begin as zeros."""
+    shapes = [plan.small_shape(t.name) for t in plan.layout.tensors if t.trainable]
+    rows = sum(shape[0] for shape in shapes if len(shape) > 1)
+    return float(np.sqrt(rows / (3 * max(1, sum(map(prod, shapes))))))
+
+
+def _squares(
+    values: NDArray[np.floating], other: NDArray[np.floating] | None = None
+) -> float:
+    """Sum the squares of values, or of their differences, without a copy of them."""
+    total, buffer = 0.0, np.empty(min(_PART, values.size), np.float32)
+    for first in range(0, values.size, _PART):
+        part = values[first : first + _PART]
+        if other is not None or part.dtype != np.float32:
+            out = buffer[: part.size]
+            minus = 0 if other is None else other[first : first + _PART]
+            part = np.subtract(part, minus, out=out, dtype=np.float32)
+        found = float(np.vdot(part, part))
+        if not np.isfinite(found):  # 32 bits end at 2^128
+            wide = part.astype(np.float64)
+            found = float(np.vdot(wide, wide))
+        total += found
+    return total
+
+
+def _check_variance(name: str, part: NDArray[np.floating]) -> None:
+    if part.min() < 0:
+        raise WireError(
+            f"values: {name!r} is a variance and at least 0, got {part.min():.3g}."
+        )
+
+
+def _growth(
+    name: str, part: NDArray[np.floating], start: NDArray[np.floating]
+) -> float:
+    """Give how far a counter went on, to what its dtype on the wire can tell."""
+    rounding = float(np.abs(start).max()) * float(np.finfo(part.dtype).eps)
+    grown = float((part.astype(np.float64) - start).min())
+    if grown < -rounding:
+        raise WireError(f"values: {name!r} is a counter and went back by {-grown:.3g}.")
+    most = float((part.astype(np.float64) - start).max())
+    return max(0.0, most - rounding)
+
+
+def find_too_far(drifts: Sequence[Drift]) -> dict[int, TooFar]:
+    """Find the nodes that moved something farther than training does.
+
+    Parameters
+    ----------
+    drifts : sequence of Drift
+        Of a round's nodes.
+
+    Returns
+    -------
+    dict of int to TooFar
+        Place to what it moved farthest beyond its limit. Empty where fewer than three
+        nodes trained at all: there is nobody to compare with.
+
+    Examples
+    --------
+    >>> find_too_far([Drift(1, {"": moved}) for moved in (0.25, 0.25, 0.25, 4.0)])
+    {3: TooFar(name='', moved=4.0, median=0.25, limit=1.25)}
+    """
+    trained = [drift for drift in drifts if drift.moved[WEIGHTS] > 0]
+    if len(trained) < 3:
+        return {}
+    examples = np.array([max(1.0, drift.examples) for drift in trained])
+    buffers = [_farthest_buffer(drift) for drift in trained]
+    usual = float(np.median(buffers))
+    found: dict[int, TooFar] = {}
+    for name in drifts[0].moved:
+        others = np.array([drift.moved[name] for drift in trained])
+        median = float(np.median(others))
+        farthest = FARTHEST_BUFFERS if name else FARTHEST_WEIGHTS
+        for place, drift in enumerate(drifts):
+            moved = drift.moved[name]
+            limit = max(FACTOR * median, _little(name, usual))
+            if moved > limit and not _is_counter(name):
+                more = np.maximum(1.0, drift.examples / examples)
+                scaled = FACTOR * float(np.median(others * more))
+                limit = max(limit, min(scaled, farthest))
+            before = found.get(place)
+            if moved > limit and (not before or moved / limit > _excess(before)):
+                found[place] = TooFar(name, moved, median, limit)
+    return found
+
+
+def _excess(found: TooFar) -> float:
+    return found.moved / found.limit
+
+
+def _is_counter(name: str) -> bool:
+    return name.rpartition(".")[2] == _COUNTER
+
+
+def _farthest_buffer(drift: Drift) -> float:
+    """Give how far a node moved the buffer that it moved most."""
+    named = drift.moved.items()
+    return max(
+        (far for name, far in named if name != WEIGHTS and not _is_counter(name)),
+        default=0.0,
+    )
+
+
+def _little(name: str, usual: float) -> float:
+    """Give how far anybody may move a tensor, and the usual farthest of all buffers."""
+    if _is_counter(name):  # one batch holds one example at least
+        return 1.0
+    return LITTLE if name == WEIGHTS else max(LITTLE, usual)

@@ -1,0 +1,126 @@
+"""How far nodes moved: by hand, in parts, and who moved too far."""
+
+import numpy as np
+import pytest
+import torch
+from federation import EXAMPLE, TinyNet
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flwr_autoflip.core import drift
+from flwr_autoflip.core.drift import Drift, find_too_far, measure_drift
+from flwr_autoflip.core.errors import WireError
+from flwr_autoflip.core.plan import dense_plan
+from flwr_autoflip.core.shrink import arrays_of
+from flwr_autoflip.core.trace import trace
+from flwr_autoflip.core.values import pack
+
+PLAN = dense_plan(trace(TinyNet(), EXAMPLE))
+torch.manual_seed(0)
+BEFORE = {name: np.asarray(array) for name, array in arrays_of(TinyNet()).items()}
+BEFORE["norm.running_var"] = np.float32([4, 4, 4, 4, 4, 4])
+
+
+def measured(dtype: str = "float32", **changes: float) -> dict[str, float]:
+    """Add to every value of some tensors, and measure."""
+    after = {
+        name: array + np.asarray(changes.get(name.replace(".", "_"), 0), array.dtype)
+        for name, array in BEFORE.items()
+    }
+    values, before = (pack(arrays, PLAN, dtype) for arrays in (after, BEFORE))
+    return dict(measure_drift(values, before, PLAN, examples=10).moved)
+
+
+def test_changes_are_in_units_of_what_they_change() -> None:
+    weights = [BEFORE[t.name].ravel() for t in PLAN.layout.tensors if t.trainable]
+    flat = np.concatenate(weights).astype(float)
+
+    moved = measured(fc2_weight=0.5, norm_running_mean=0.5, norm_running_var=2.0)
+
+    expected = np.sqrt(24 * 0.5**2 / flat.size) / np.sqrt(np.square(flat).mean())
+    assert moved[""] == pytest.approx(expected, rel=1e-5)
+    assert moved["norm.running_mean"] == pytest.approx(0.25, rel=1e-4)
+    assert moved["norm.running_var"] == pytest.approx(0.5, rel=1e-4)
+    assert moved["norm.num_batches_tracked"] == 0
+    assert measured(norm_num_batches_tracked=5)["norm.num_batches_tracked"] == 0.5
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_parts_add_up(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = measured(dtype, fc1_weight=0.5, norm_running_mean=0.5)
+    monkeypatch.setattr(drift, "_PART", 7)
+
+    parts = measured(dtype, fc1_weight=0.5, norm_running_mean=0.5)
+
+    assert parts == pytest.approx(whole, rel=1e-5)
+
+
+def test_what_no_float_of_32_bits_holds_is_measured_too() -> None:
+    assert np.isfinite(measured(fc1_weight=2.0**64)[""])
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        ("norm_running_var", -4.5, "a variance and at least 0, got -0.5"),
+        ("norm_num_batches_tracked", -1.0, "a counter and went back by 1"),
+    ],
+)
+def test_buffers_that_cannot_be_are_refused(
+    name: str, change: float, reason: str
+) -> None:
+    with pytest.raises(WireError, match=reason):
+        measured(**{name: change})
+
+
+def test_a_counter_beyond_what_sixteen_bits_hold_did_not_go_back() -> None:
+    before = {**BEFORE, "norm.num_batches_tracked": np.array(5_001)}
+    after = {**BEFORE, "norm.num_batches_tracked": np.array(5_003)}
+    values, start = pack(after, PLAN, "float16"), pack(before, PLAN, "float16")
+
+    moved = measure_drift(values, start, PLAN, examples=100).moved
+
+    assert moved["norm.num_batches_tracked"] <= 0.04
+
+
+# --- Who moved too far ---
+
+steps = st.lists(st.floats(1, 10_000), min_size=3, max_size=30)
+
+
+@given(
+    steps, st.floats(0.3, 1), st.lists(st.floats(0.6, 1.6), min_size=30, max_size=30)
+)
+def test_nobody_is_refused_for_its_size(
+    sizes: list[float], power: float, luck: list[float]
+) -> None:
+    # Training moves weights in proportion to steps at most, and a few times that.
+    moved = [0.001 * s**power * x for s, x in zip(sizes, luck, strict=False)]
+    drifts = [Drift(s, {"": min(m, 1.0)}) for s, m in zip(sizes, moved, strict=True)]
+
+    assert find_too_far(drifts) == {}
+
+
+def test_a_number_of_examples_lets_a_node_move_so_far_and_no_farther() -> None:
+    others = [Drift(10, {"": 0.05})] * 4
+
+    for moved, refused in ((0.2, False), (2.9, False), (3.1, True)):
+        found = find_too_far([*others, Drift(2.0**53, {"": moved})])
+        assert (4 in found) == refused
+    assert 4 in find_too_far([*others, Drift(10, {"": 0.3})])
+
+
+def test_where_nobody_moves_a_buffer_nobody_may() -> None:
+    still = [Drift(10, {"": 0.05, "norm.running_mean": 0.0})] * 4
+    moving = [Drift(10, {"": 0.05, "norm.running_mean": 0.9})] * 4
+    one = Drift(10, {"": 0.05, "norm.running_mean": 1.0})
+
+    assert find_too_far([*still, one])[4].name == "norm.running_mean"
+    assert find_too_far([*moving, one]) == {}
+
+
+def test_nodes_that_did_not_train_are_nobodys_measure() -> None:
+    idle = [Drift(1, {"": 0.0})] * 9
+
+    assert find_too_far([*idle, *[Drift(10, {"": 0.5})] * 3]) == {}
+    assert find_too_far([Drift(1, {"": 0.5}), Drift(1, {"": 99.0})]) == {}
