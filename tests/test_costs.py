@@ -7,7 +7,7 @@ import pytest
 from models import batch, build, layout_of
 
 from flwr_autoflip import costs
-from flwr_autoflip.core.errors import WireError
+from flwr_autoflip.core.errors import AutoFlipError, AutoFlipWarning, WireError
 from flwr_autoflip.core.plan import Plan, dense_plan
 from flwr_autoflip.costs import CostOf
 
@@ -51,6 +51,18 @@ def test_a_plan_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert again == pytest.approx(MACS)
     assert cost_of.plan(dense_plan(LAYOUT)) == cost_of.dense()  # nothing to shrink
+
+
+def test_what_cannot_be_counted_is_said_where_it_is_asked_for() -> None:
+    cost_of = CostOf(build("conv_flat"), batch("conv_flat", 1)[:, :, :4])  # too small
+
+    with pytest.warns(AutoFlipWarning, match="unknown; the run goes on"):
+        assert cost_of.shape(HALF)["dense_macs"] is None
+
+    assert cost_of.share(HALF, "parameters") == pytest.approx(PARAMETERS)
+    for resource in ("macs", "memory"):
+        with pytest.raises(AutoFlipError, match="of ConvFlat cannot be counted"):
+            cost_of.share(HALF, resource)  # type: ignore[arg-type]
 
 
 def test_a_node_that_built_another_model_is_refused() -> None:

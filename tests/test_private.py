@@ -139,7 +139,10 @@ def test_what_leaves_is_exactly_the_noised_report(kind: str, payload: Any) -> No
             *("autoflip-version", "autoflip-plan-digest", "autoflip-parameters"),
             *("autoflip-seconds",),
             *(
-                ("autoflip-examples", "autoflip-eval-examples")
+                (
+                    *("autoflip-examples", "autoflip-eval-examples"),
+                    *("autoflip-macs", "autoflip-eval-macs"),
+                )
                 if kind == "autoflip-client"
                 else ()
             ),
