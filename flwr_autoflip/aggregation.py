@@ -1,6 +1,7 @@
 """A round's replies -> the next global model, through the inner strategy."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from . import wire
 from .core.aggregate import check_usable, settle, stand_in
-from .core.drift import WEIGHTS, Drift, find_too_far, measure_drift
+from .core.drift import WEIGHTS, Drift, find_too_far, measure_drift, units_of
 from .core.errors import AutoFlipError, WireError
 from .core.layout import Arrays
 from .core.plan import Plan
@@ -22,34 +23,41 @@ NOTHING: Aggregated = None, None
 """Of a round that is lost."""
 
 
-def measure(inner: Strategy, reply: wire.Reply, orders: wire.Orders) -> Drift:
-    """Measure what a node trained, for :func:`refuse_diverged`.
+@dataclass
+class Meter:
+    """Measures what a round's nodes trained, for :func:`refuse_diverged`.
 
     Parameters
     ----------
     inner : Strategy
-    reply : Reply
-    orders : Orders
-
-    Returns
-    -------
-    Drift
-
-    Raises
-    ------
-    WireError
-        If a metric without which the inner strategy cannot aggregate is no number, or
-        a buffer cannot be what it has to.
     """
-    for name in needed_metrics(inner):
-        if not isinstance(reply.metrics.get(name), (int, float)):
-            raise WireError(
-                f"the inner strategy needs the metric {name!r} of every node, a finite "
-                f"number. {reply.unusable}"
-            )
-    start = wire.starting_values(orders)
-    examples = reply.receipt.get(wire.KEY_EXAMPLES) or reply.num_examples
-    return measure_drift(reply.values, start, orders.reply_plan, examples)
+
+    inner: Strategy
+    _units: dict[int, tuple[wire.Orders, dict[str, float]]] = field(
+        default_factory=dict
+    )
+
+    def __call__(self, reply: wire.Reply, orders: wire.Orders) -> Drift:
+        """Measure a reply.
+
+        Raises
+        ------
+        WireError
+            If a metric without which the inner strategy cannot aggregate is no number,
+            or a buffer cannot be what it has to.
+        """
+        for name in needed_metrics(self.inner):
+            if not isinstance(reply.metrics.get(name), (int, float)):
+                raise WireError(
+                    f"the inner strategy needs the metric {name!r} of every node, a "
+                    f"finite number. {reply.unusable}"
+                )
+        start, plan = wire.starting_values(orders), orders.reply_plan
+        if id(orders) not in self._units:  # most nodes are given the same
+            self._units[id(orders)] = orders, units_of(start, plan)
+        units = self._units[id(orders)][1]
+        examples = reply.receipt.get(wire.KEY_EXAMPLES) or reply.num_examples
+        return measure_drift(reply.values, start, units, plan, examples)
 
 
 def refuse_diverged(drifts: list[Drift]) -> dict[int, str]:

@@ -1,7 +1,6 @@
 """AutoFlip: a Flower strategy around any other one. Explore, plan, ship, aggregate."""
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from logging import INFO, getLogger
 from pathlib import Path
 from typing import Any, Unpack
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from . import wire
-from .aggregation import NOTHING, aggregate, measure, refuse_diverged
+from .aggregation import NOTHING, Meter, aggregate, refuse_diverged
 from .beginning import Beginning
 from .budgets import Budgets
 from .checkpoint import CheckpointFolder
@@ -343,8 +342,8 @@ class AutoFlip(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Expand valid replies and let the inner strategy average them."""
-        read = partial(measure, self.strategy)
-        answers = self._exchange.replies(replies, read, refuse_diverged)
+        meter = Meter(self.strategy)
+        answers = self._exchange.replies(replies, meter, refuse_diverged)
         if not answers:
             LOGGER.warning("\t> no valid reply: the global model stays as it was")
             return None, None

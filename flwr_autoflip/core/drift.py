@@ -82,9 +82,42 @@ class TooFar:
     limit: float
 
 
+def units_of(before: NDArray[np.floating], plan: Plan) -> dict[str, float]:
+    """Give the sizes that changes are compared with.
+
+    Parameters
+    ----------
+    before : ndarray
+        ``(plan.num_values,)``: what nodes are given.
+    plan : Plan
+
+    Returns
+    -------
+    dict of str to float
+        Buffer's name to its unit, and :data:`WEIGHTS` to that of all parameters.
+    """
+    parts = {spec.name: (spec, part) for spec, part in split_values(before, plan)}
+    squares = sum(_squares(part) for spec, part in parts.values() if spec.trainable)
+    size = np.sqrt(squares / max(1, plan.num_parameters))
+    units = {WEIGHTS: max(float(size), _usual_size(plan))}
+    for name, (spec, part) in parts.items():
+        stem, dot, kind = name.rpartition(".")
+        variance = f"{stem}{dot}{_VARIANCE}"
+        if spec.trainable or not part.size:
+            continue
+        if kind in (_MEAN, _VARIANCE) and variance in parts:
+            # Of the layer: a channel that is nearly dead has none of its own.
+            usual = float(np.mean(parts[variance][1], dtype=np.float64)) + _EPSILON
+            units[name] = float(np.sqrt(usual)) if kind == _MEAN else usual
+        else:
+            units[name] = max(float(np.sqrt(_squares(part) / part.size)), 0.1)
+    return units
+
+
 def measure_drift(
     values: NDArray[np.floating],
     before: NDArray[np.floating],
+    units: Mapping[str, float],
     plan: Plan,
     examples: float,
 ) -> Drift:
@@ -94,6 +127,8 @@ def measure_drift(
     ----------
     values, before : ndarray
         ``(plan.num_values,)``, finite.
+    units : mapping of str to float
+        Of ``before``; see :func:`units_of`.
     plan : Plan
     examples : float
         At least 1 where it trained.
@@ -107,47 +142,25 @@ def measure_drift(
     WireError
         If a variance is below 0, or a counter below what it was.
     """
+    moved, squares = {}, 0.0
     parts = zip(split_values(values, plan), split_values(before, plan), strict=True)
-    buffers: dict[str, tuple[TensorSpec, NDArray[np.floating], NDArray[np.floating]]]
-    buffers, squares, size, count = {}, 0.0, 0.0, 0
     for (spec, part), (_, start) in parts:
         if spec.trainable:
             squares += _squares(part, start)
-            size += _squares(start)
-            count += part.size
+        elif _is_counter(spec.name) and part.size:
+            moved[spec.name] = _growth(spec.name, part, start) / max(1.0, examples)
         elif part.size:
-            buffers[spec.name] = spec, part, start
-    unit = max(np.sqrt(size / max(1, count)), _usual_size(plan))
-    moved = {WEIGHTS: float(np.sqrt(squares / max(1, count)) / unit)}
-    for name, (_, part, start) in buffers.items():
-        stem, _, kind = name.rpartition(".")
-        variance = buffers.get(f"{stem}.{_VARIANCE}" if stem else _VARIANCE)
-        if kind == _COUNTER:
-            moved[name] = _growth(name, part, start) / max(1.0, examples)
-            continue
-        if kind == _VARIANCE:
-            _check_variance(name, part)
-        distance = np.sqrt(_squares(part, start) / part.size)
-        moved[name] = float(distance / _unit(kind, start, variance))
-    return Drift(examples, moved)
+            if is_variance(spec):
+                _check_variance(spec.name, part)
+            distance = float(np.sqrt(_squares(part, start) / part.size))
+            moved[spec.name] = distance / units[spec.name]
+    distance = float(np.sqrt(squares / max(1, plan.num_parameters)))
+    return Drift(examples, {WEIGHTS: distance / units[WEIGHTS], **moved})
 
 
 def is_variance(spec: TensorSpec) -> bool:
     """Tell a normalisation's running variance from other tensors."""
     return not spec.trainable and spec.name.rpartition(".")[2] == _VARIANCE
-
-
-def _unit(
-    kind: str,
-    start: NDArray[np.floating],
-    variance: tuple[TensorSpec, NDArray[np.floating], NDArray[np.floating]] | None,
-) -> float:
-    """Give the size that a buffer's changes are compared with."""
-    if variance is not None and kind in (_MEAN, _VARIANCE):
-        # Of the layer: a channel that is nearly dead has none of its own.
-        usual = float(np.mean(variance[2], dtype=np.float64)) + _EPSILON
-        return float(np.sqrt(usual)) if kind == _MEAN else usual
-    return max(float(np.sqrt(_squares(start) / start.size)), 0.1)
 
 
 def _usual_size(plan: Plan) -> float:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flwr_autoflip.core import drift
-from flwr_autoflip.core.drift import Drift, find_too_far, measure_drift
+from flwr_autoflip.core.drift import Drift, find_too_far, measure_drift, units_of
 from flwr_autoflip.core.errors import WireError
 from flwr_autoflip.core.plan import dense_plan
 from flwr_autoflip.core.shrink import arrays_of
@@ -28,7 +28,8 @@ def measured(dtype: str = "float32", **changes: float) -> dict[str, float]:
         for name, array in BEFORE.items()
     }
     values, before = (pack(arrays, PLAN, dtype) for arrays in (after, BEFORE))
-    return dict(measure_drift(values, before, PLAN, examples=10).moved)
+    units = units_of(before, PLAN)
+    return dict(measure_drift(values, before, units, PLAN, examples=10).moved)
 
 
 def test_changes_are_in_units_of_what_they_change() -> None:
@@ -78,7 +79,8 @@ def test_a_counter_beyond_what_sixteen_bits_hold_did_not_go_back() -> None:
     after = {**BEFORE, "norm.num_batches_tracked": np.array(5_003)}
     values, start = pack(after, PLAN, "float16"), pack(before, PLAN, "float16")
 
-    moved = measure_drift(values, start, PLAN, examples=100).moved
+    units = units_of(start, PLAN)
+    moved = measure_drift(values, start, units, PLAN, examples=100).moved
 
     assert moved["norm.num_batches_tracked"] <= 0.04
 
