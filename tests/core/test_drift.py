@@ -27,7 +27,7 @@ def measured(dtype: str = "float32", **changes: float) -> dict[str, float]:
         name: array + np.asarray(changes.get(name.replace(".", "_"), 0), array.dtype)
         for name, array in BEFORE.items()
     }
-    values, before = (pack(arrays, PLAN, dtype) for arrays in (after, BEFORE))
+    values, before = (pack(arrays, PLAN).astype(dtype) for arrays in (after, BEFORE))
     units = units_of(before, PLAN)
     return dict(measure_drift(values, before, units, PLAN, examples=10).moved)
 
@@ -77,7 +77,7 @@ def test_buffers_that_cannot_be_are_refused(
 def test_a_counter_beyond_what_sixteen_bits_hold_did_not_go_back() -> None:
     before = {**BEFORE, "norm.num_batches_tracked": np.array(5_001)}
     after = {**BEFORE, "norm.num_batches_tracked": np.array(5_003)}
-    values, start = pack(after, PLAN, "float16"), pack(before, PLAN, "float16")
+    values, start = (pack(a, PLAN).astype(np.float16) for a in (after, before))
 
     units = units_of(start, PLAN)
     moved = measure_drift(values, start, units, PLAN, examples=100).moved
