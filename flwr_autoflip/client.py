@@ -149,7 +149,7 @@ class AutoFlipClient(NumPyClient):
             spent = stack.enter_context(measure(model, orders.plan.layout.batch_axis))
             num_examples, metrics = self.train(model, request.config)
         trained = arrays_of(model)
-        receipt = _receipt(request, model, spent)
+        receipt = _receipt(request, model, spent.of(int(num_examples)))
         if orders.phase == "explore":
             values, sealed = make_report(
                 request, received, trained, self.privacy, self.context.state
@@ -174,7 +174,7 @@ class AutoFlipClient(NumPyClient):
         axis = request.orders.plan.layout.batch_axis
         with torch.no_grad(), measure(model, axis) as spent:
             loss, num_examples, metrics = self.test(model, request.config)
-        receipt = _receipt(request, model, spent)
+        receipt = _receipt(request, model, spent.of(int(num_examples)))
         return float(loss), int(num_examples), {**_numbers(metrics), **receipt}
 
     def _read(

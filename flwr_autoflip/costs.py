@@ -13,7 +13,6 @@ from .core.cost import Cost, count_training_memory, measure_cost
 from .core.errors import AutoFlipError, AutoFlipWarning, WireError
 from .core.plan import Plan
 from .core.shrink import shrink
-from .core.verify import answering_groups
 
 Measure = Callable[[nn.Module, Any, int], Any]
 
@@ -30,14 +29,17 @@ class CostOf:
     example_input : Tensor, tuple or mapping of str to object
     axis : int (default: 0)
         Along which examples lie in the first tensor.
+    answer : tuple of str (default: none)
+        Groups whose removed units answer even so in a masked model; see
+        :func:`.core.verify.answering_groups`.
     """
 
     model: nn.Module
     example_input: Any
     axis: int = 0
+    answer: tuple[str, ...] = ()
     _warned: bool = False
     _known: dict[tuple[Measure, bytes], Any] = field(default_factory=dict)
-    _answering: tuple[str, ...] | None = None
 
     def dense(self) -> Cost:
         """Cost of the whole model.
@@ -98,17 +100,9 @@ class CostOf:
         return self._known[key]
 
     def answering(self, plan: Plan) -> list[str]:
-        """Name groups with removed units that answer even so, in a masked model.
-
-        See :func:`.core.verify.answering_groups`.
-        """
-        if plan.alive.all():
-            return []
-        if self._answering is None:
-            found = answering_groups(self.model, self.example_input, plan.layout)
-            self._answering = found
+        """Name groups with removed units that answer even so, in a masked model."""
         sizes = {group.name: group.size for group in plan.layout.groups}
-        return [n for n in self._answering if len(plan.keep[n]) < sizes[n]]
+        return [name for name in self.answer if len(plan.keep[name]) < sizes[name]]
 
     def shape(self, plan: Plan) -> dict[str, Any]:
         """Describe a plan's model, and the dense one, for the ledger."""

@@ -3,7 +3,7 @@
 import random
 from collections import Counter
 from dataclasses import dataclass
-from logging import INFO, getLogger
+from logging import ERROR, INFO, getLogger
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
@@ -12,14 +12,22 @@ from flwr.serverapp.strategy import Strategy
 from . import wire
 from .budgets import Budgets
 from .core.aggregate import cast_to_layout
+from .core.drift import (
+    Drift,
+    drift_of_norm,
+    find_too_far,
+    measure_drift,
+    units_of,
+)
 from .core.encoding import Encoding
 from .core.errors import AutoFlipError, WireError
-from .core.exploration import PRIVATE, check_report, decode_report
+from .core.exploration import PRIVATE, WITH_MODEL, check_report, decode_report
 from .core.layout import Arrays, Layout
 from .core.plan import dense_plan
 from .core.privacy import ReportPrivacy, parse_privacy
-from .core.robust import far_outside
-from .core.values import expand
+from .core.robust import FAR
+from .core.text import visible
+from .core.values import expand, pack
 from .exchange import Answer, Exchange
 from .hosts import (
     find_attribute,
@@ -108,7 +116,12 @@ class Explorer:
             )
         if not self.options["warm_start"]:
             return arrays
-        aggregated, _ = self.inner.aggregate_train(0, explorers)
+        try:
+            aggregated, _ = self.inner.aggregate_train(0, explorers)
+        except Exception as error:  # another's code: it costs the warm start alone
+            fault = visible(f"{type(error).__name__}: {error}")
+            LOGGER.log(ERROR, "\t> no warm start, aggregate_train raised %s", fault)
+            return arrays
         if aggregated is None:
             return arrays
         dense = cast_to_layout(wire.from_arrayrecord(aggregated), self.layout)
@@ -198,12 +211,22 @@ class Explorer:
         messages = self.exchange.requests(server_round, work)
         answers = grid.send_and_receive(messages, timeout=self.exchange.timeout)
 
-        def check(reply: wire.Reply, orders: wire.Orders) -> float:
-            scale = reply.receipt.get(wire.KEY_SCALE)
-            norm = check_report(reply.values, scale, self.layout, payload, weights)
-            return float("nan") if self._noise_of(reply) else norm
+        start, warm = pack(weights, plan), server_round == 0
+        units = units_of(start, plan)
 
-        valid = self.exchange.replies(answers, check, self._far_outside)
+        def check(reply: wire.Reply, orders: wire.Orders) -> Drift | None:
+            report = reply.values, reply.receipt.get(wire.KEY_SCALE), self.layout
+            norm = check_report(*report, payload, weights)
+            if self._noise_of(reply):
+                return None  # it has no scale
+            examples = reply.receipt.get(wire.KEY_EXAMPLES) or reply.num_examples
+            if not (warm and payload in WITH_MODEL):
+                return drift_of_norm(norm, units, plan, examples)
+            _, final = decode_report(*report, payload, weights)
+            values = pack(final or {}, plan)
+            return measure_drift(values, start, units, plan, examples)
+
+        valid = self.exchange.replies(answers, check, self._find_too_far)
         del answers
         noises = Counter(self._noise_of(answer.reply) for answer in valid)
         for noise in filter(None, noises):
@@ -212,7 +235,7 @@ class Explorer:
         explorers = []
         while valid:  # one node's arrays at a time, whatever their number
             answer = valid.pop(0)
-            if self._keep(answer, weights, warm=server_round == 0):
+            if self._keep(answer, weights, warm):
                 explorers.append(answer.message)
         return explorers
 
@@ -251,20 +274,20 @@ class Explorer:
             )
         return privacy
 
-    def _far_outside(self, norms: list[float]) -> dict[int, str]:
-        """Say whose report is far outside the others' scale: place to reason."""
+    def _find_too_far(self, drifts: list[Drift | None]) -> dict[int, str]:
+        """Say whose report moved farther than exploring does: place to reason."""
         if self.options["client_scale"] == "raw":
             return {}
-        known = [norm for norm in norms if norm == norm]  # noised ones have no scale
-        median, limit = far_outside([*known, *self.reports.norms()])
+        known = [i for i, drift in enumerate(drifts) if drift is not None]
+        found = find_too_far([d for d in drifts if d is not None], FAR)
         return {
-            i: f"report: it moved by {norm:.3g}, explorers' median is {median:.3g}; up "
-            f"to {limit:.3g} is taken here. client_scale='raw' takes any."
-            for i, norm in enumerate(norms)
-            if norm > limit
+            known[i]: f"report: {far.name or 'it'} moved by {far.moved:.3g} times the "
+            f"usual size, explorers' median is {far.median:.3g}; up to {far.limit:.3g} "
+            "is taken here. client_scale='raw' takes any."
+            for i, far in found.items()
         }
 
-    def _keep(self, answer: Answer[float], weights: Arrays, warm: bool) -> bool:
+    def _keep(self, answer: Answer[Drift | None], weights: Arrays, warm: bool) -> bool:
         """Keep a report; with ``warm`` leave the explorer's model in its message."""
         reply, payload = answer.reply, self.options["exploration_payload"]
         scale = reply.receipt.get(wire.KEY_SCALE)

@@ -14,9 +14,8 @@ order                                what it means
 ``[autoflip_mod, fixedclipping_mod]``  Right. The app's dense update is clipped (or
 (``adaptiveclipping_mod``,           noised), then packed. What the server receives
 ``LocalDpMod``)                      is a part of it, so its norm keeps the bound,
-                                     in 8 bits as well: what rounding adds is taken
-                                     off again. Not with ``value_dtype="float16"``,
-                                     which rounds weights, not their change.
+                                     in 16 and 8 bits as well: rounding never
+                                     lengthens an update.
                                      Exploring is clipped like training.
 ``[fixedclipping_mod, autoflip_mod]``  Works in training with
                                      ``AutoFlip(..., value_dtype="float32")``: what

@@ -107,10 +107,6 @@ class ReportStore(Mapping[int, Report]):
         wanted = [node for node in nodes if node in self._files]
         return [self._files[node] for node in wanted if self._is_whole(node)]
 
-    def norms(self) -> list[float]:
-        """Give L2 norms of the updates that explorers reported."""
-        return [stored.norm() for stored in self._files.values()]
-
     def release(self) -> None:
         """Let statistics go: no more plans of all explorers are to be expected."""
         self.running = self._statistics = None

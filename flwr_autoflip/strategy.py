@@ -24,6 +24,7 @@ from .core.plan import Plan, dense_plan
 from .core.rescale import rescale_fan_in
 from .core.shrink import shrink_with
 from .core.trace import trace
+from .core.verify import answering_groups
 from .costs import CostOf
 from .exchange import Exchange
 from .explorer import Explorer
@@ -119,7 +120,8 @@ class AutoFlip(Strategy):
         if checkpoint_dir is not None:
             check_can_resume(strategy)
         self.layout: Layout = trace(model, example_input, tuple(exclude))
-        self._cost_of = CostOf(model, example_input, self.layout.batch_axis)
+        answer = answering_groups(model, example_input, self.layout)
+        self._cost_of = CostOf(model, example_input, self.layout.batch_axis, answer)
         self._client_api, self._evaluate_dense = client_api, evaluate_dense
         self._checkpoint_dir = None if checkpoint_dir is None else Path(checkpoint_dir)
         folder = self._checkpoint_dir if ledger_dir is None else Path(ledger_dir)
@@ -127,8 +129,6 @@ class AutoFlip(Strategy):
         self._folders = [f for f in (self._checkpoint_dir, folder) if f is not None]
         self._beginning = Beginning(strategy)
         self._begin()
-
-    # --- The run --------------------------------------------------------------------
 
     def _begin(self) -> None:
         """Build all that a run remembers: nothing of a run before is in it."""

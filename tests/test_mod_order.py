@@ -253,7 +253,10 @@ def length(arrays: Any) -> float:
 
 @pytest.mark.parametrize("kind", MODS)
 @pytest.mark.parametrize("app", ["message", "numpy"])
-def test_eight_bits_keep_the_bound_of_a_mod_behind(kind: str, app: str) -> None:
+@pytest.mark.parametrize("dtype", ["int8", "float16"])
+def test_rounded_values_keep_the_bound_of_a_mod_behind(
+    kind: str, app: str, dtype: str
+) -> None:
     """Neither rounding nor what it left of earlier rounds goes beyond the norm."""
     watched, clipped = Watched(), []
 
@@ -270,7 +273,7 @@ def test_eight_bits_keep_the_bound_of_a_mod_behind(kind: str, app: str) -> None:
         wrap(kind, watched),
         TinyNet(),
         EXAMPLE,
-        value_dtype="int8",
+        value_dtype=dtype,
         policy="dense",  # so that all of the clipped update travels
         client_api="numpy" if app == "numpy" else "message",
     )

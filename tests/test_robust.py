@@ -148,6 +148,25 @@ def test_few_data_and_label_skew_are_not_refused() -> None:
     assert max(norms) > 10 * min(norms)
 
 
+def test_a_warm_start_takes_no_variance_below_zero() -> None:
+    class Negative(Liar):
+        factor = 1.0
+
+        def train(self, model: nn.Module, config: dict[str, Any]) -> tuple[int, Any]:
+            count, metrics = super().train(model, config)
+            if self.node == BAD:
+                model.norm.running_var.fill_(-1.0)
+            return count, metrics
+
+    for payload in ("update", "weights"):
+        strategy = run(
+            client_app(Negative), warm_start=True, exploration_payload=payload
+        )
+
+        (reason,) = refused(strategy).values()
+        assert "'norm.running_var' is a variance and at least 0" in reason
+
+
 # --- Reports that say nothing, or nonsense ---
 
 

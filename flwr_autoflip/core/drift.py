@@ -154,8 +154,48 @@ def measure_drift(
                 _check_variance(spec.name, part)
             distance = float(np.sqrt(_squares(part, start) / part.size))
             moved[spec.name] = distance / units[spec.name]
-    distance = float(np.sqrt(squares / max(1, plan.num_parameters)))
-    return Drift(examples, {WEIGHTS: distance / units[WEIGHTS], **moved})
+    weights = drift_of_norm(float(np.sqrt(squares)), units, plan, examples)
+    return Drift(examples, {**weights.moved, **moved})
+
+
+def drift_of_norm(
+    norm: float, units: Mapping[str, float], plan: Plan, examples: float
+) -> Drift:
+    """Give the drift of a node of which only the length of its update is known.
+
+    Parameters
+    ----------
+    norm : float
+        L2 norm over parameters.
+    units : mapping of str to float
+        See :func:`units_of`.
+    plan : Plan
+    examples : float
+
+    Returns
+    -------
+    Drift
+    """
+    distance = norm / float(np.sqrt(max(1, plan.num_parameters)))
+    return Drift(examples, {WEIGHTS: distance / units[WEIGHTS]})
+
+
+def clear_rounding_inplace(
+    spec: TensorSpec, values: NDArray[np.floating], rounding: float
+) -> None:
+    """Take away what rounding of an update left of a variance below 0.
+
+    Parameters
+    ----------
+    spec : TensorSpec
+        Only normalisations' running variances are changed.
+    values : ndarray
+        Of this tensor.
+    rounding : float
+        So far below 0, of the largest value, may rounding carry one.
+    """
+    if is_variance(spec) and values.size:
+        values[(values < 0) & (values > -rounding * values.max())] = 0
 
 
 def is_variance(spec: TensorSpec) -> bool:
@@ -208,13 +248,15 @@ def _growth(
     return max(0.0, most - rounding)
 
 
-def find_too_far(drifts: Sequence[Drift]) -> dict[int, TooFar]:
+def find_too_far(drifts: Sequence[Drift], factor: float = FACTOR) -> dict[int, TooFar]:
     """Find the nodes that moved something farther than training does.
 
     Parameters
     ----------
     drifts : sequence of Drift
         Of a round's nodes.
+    factor : float (default: 5)
+        So many times the median.
 
     Returns
     -------
@@ -240,10 +282,10 @@ def find_too_far(drifts: Sequence[Drift]) -> dict[int, TooFar]:
         farthest = FARTHEST_BUFFERS if name else FARTHEST_WEIGHTS
         for place, drift in enumerate(drifts):
             moved = drift.moved[name]
-            limit = max(FACTOR * median, _little(name, usual))
+            limit = max(factor * median, _little(name, usual))
             if moved > limit and not _is_counter(name):
                 more = np.maximum(1.0, drift.examples / examples)
-                scaled = FACTOR * float(np.median(others * more))
+                scaled = factor * float(np.median(others * more))
                 limit = max(limit, min(scaled, farthest))
             before = found.get(place)
             if moved > limit and (not before or moved / limit > _excess(before)):

@@ -71,24 +71,28 @@ class Encoding:
 
     def encode_update(
         self, update: NDArray[Any], residual: NDArray[np.float32] | None, plan: Plan
-    ) -> tuple[NDArray[Any], NDArray[np.float32]]:
-        """Quantise an update with error feedback, for the way up in 8 bits.
+    ) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
+        """Round an update, for the way up in 16 or 8 bits: it never gets longer.
+
+        In 16 bits toward 0; in 8 with error feedback.
 
         Parameters
         ----------
         update : ndarray
             ``(plan.num_values,)``.
         residual : ndarray or None
-            Of this node's last update under this plan.
+            Of this node's last update under this plan; 16 bits leave none.
         plan : Plan
 
         Returns
         -------
         data : ndarray
             As from :meth:`encode`.
-        residual : ndarray
+        residual : ndarray or None
             ``(plan.num_values,)`` float32, to keep.
         """
+        if self.dtype == "float16":
+            return self._pack(to_sixteen(update, plan, toward_zero=True)), None
         data, residual = quantize_with_feedback(update, residual, plan)
         return self._pack(data), residual
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from .drift import clear_rounding_inplace
 from .errors import WireError
 from .guidance import Report, deviation, report_by_unit, split_by_group
 from .half import from_half, to_half
@@ -22,6 +23,9 @@ Payload = Literal["update", "deviation", "units", "weights"]
 PAYLOADS: tuple[Payload, ...] = ("update", "deviation", "units", "weights")
 WITH_MODEL: tuple[Payload, ...] = ("update", "weights")
 """Payloads that tell the explorer's model, so that a warm start is possible."""
+
+HALF_ROUNDING = 2**-10
+"""So far below 0, of the largest, may 16 bits carry a variance that moved."""
 
 PRIVATE: tuple[Payload, ...] = ("units", "deviation")
 """Payloads that a node can noise: sizes alone."""
@@ -181,7 +185,8 @@ def decode_report(
     for spec, part in zip(specs, np.split(values, _ends(specs)), strict=True):
         moved = from_half(part, scale).reshape(spec.shape)
         if payload == "update":
-            ended = initial[spec.name] + moved
+            ended = np.asarray(initial[spec.name] + moved)
+            clear_rounding_inplace(spec, ended, HALF_ROUNDING)
             final[spec.name] = cast_exactly(ended, spec.dtype)
         if spec.trainable:
             report[spec.name] = np.square(moved, out=moved)

@@ -35,6 +35,8 @@ class Spent:
     seconds : float
     uncounted : str
         Why something is unknown.
+    called : bool
+        Whether the model, or a part of it, was seen to be called.
     """
 
     examples: int | None = None
@@ -43,6 +45,16 @@ class Spent:
     eval_macs: int | None = None
     seconds: float = 0.0
     uncounted: str = ""
+    called: bool = False
+
+    def of(self, num_examples: int) -> "Spent":
+        """Give what was done, where the app says on how many examples.
+
+        No examples and no call is no work; examples without one are work not seen.
+        """
+        if num_examples or self.called:
+            return self
+        return Spent(0, 0, 0, 0, self.seconds)
 
 
 @contextmanager
@@ -179,6 +191,7 @@ class _Meter:
     def tell(self, spent: Spent, unseen: Sequence[str]) -> None:
         """Write down what was counted."""
         called = {name for names in self._examples.values() for name in names}
+        spent.called = bool(called)
         if not called:
             spent.uncounted = "the app called neither the model nor a part of it"
             return

@@ -26,7 +26,9 @@ def sixteen_size(plan: Plan) -> int:
     return 4 * plan.num_values - 2 * plan.num_parameters
 
 
-def to_sixteen(values: NDArray[np.floating], plan: Plan) -> NDArray[np.uint8]:
+def to_sixteen(
+    values: NDArray[np.floating], plan: Plan, toward_zero: bool = False
+) -> NDArray[np.uint8]:
     """Write a plan's values as bytes; see the module's table.
 
     Parameters
@@ -34,6 +36,8 @@ def to_sixteen(values: NDArray[np.floating], plan: Plan) -> NDArray[np.uint8]:
     values : ndarray
         ``(plan.num_values,)``.
     plan : Plan
+    toward_zero : bool (default: False)
+        Round weights toward 0 instead of to the nearest, so that none gets larger.
 
     Returns
     -------
@@ -57,7 +61,11 @@ def to_sixteen(values: NDArray[np.floating], plan: Plan) -> NDArray[np.uint8]:
                 "hold no more than 65504; did training diverge? If not, set "
                 "value_dtype='float32'."
             )
-        weights.append(part.astype("<f2"))
+        half = part.astype("<f2")
+        if toward_zero:
+            larger = np.abs(half, dtype=np.float32) > np.abs(part)
+            half[larger] = np.nextafter(half[larger], np.float16(0))
+        weights.append(half)
     return np.concatenate(
         [np.empty(0, np.uint8), *(a.view(np.uint8) for a in (*buffers, *weights))]
     )

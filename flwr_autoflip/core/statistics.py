@@ -48,11 +48,6 @@ class ChunkedReport(Mapping[str, NDArray[np.floating]]):
         total = sum(add_up(self.read(name, part)) for part in parts(size))
         return total / size if size else 0.0
 
-    def norm(self) -> float:
-        """Give the L2 norm of the update whose squares these deviations are."""
-        sums = (self.mean(n) * size_of(shape) for n, shape in self.shapes.items())
-        return float(np.sqrt(sum(sums)))
-
     def __getitem__(self, name: str) -> NDArray[np.floating]:
         shape = self.shapes[name]
         return self.read(name, slice(0, size_of(shape))).reshape(shape)

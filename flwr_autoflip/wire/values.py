@@ -1,8 +1,8 @@
-"""What a node trained, on its way up: values, or in 8 bits the change of values.
+"""What a node trained, on its way up: values, or in 16 and 8 bits their change.
 
 A change is small, so that rounding it costs little; and the server, which adds it to
 its own weights in full precision, never loses what rounding took from those on their
-way down. What rounding took from the change stays on the node for the next time.
+way down. What 8 bits took from the change stays on the node for the next time.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 from flwr.app import ArrayRecord, RecordDict
 from numpy.typing import NDArray
 
-from ..core.drift import is_variance
+from ..core.drift import clear_rounding_inplace
 from ..core.values import check_values, pack_small, split_values, unpack_small
 from .keys import RESIDUAL, VALUES
 from .records import as_numpy, records_of, to_arrayrecord
@@ -54,7 +54,7 @@ def encode_trained(
         For :func:`decode_trained`.
     """
     encoding = orders.reply_encoding
-    if encoding.dtype != "int8":
+    if encoding.dtype == "float32":
         return encoding.encode(trained, orders.reply_plan)
     update = trained - starting_values(orders)
     left = _residual(state, update.shape)
@@ -63,7 +63,8 @@ def encode_trained(
     if left is not None and _largest(left) > _largest(update):
         left = None
     data, residual = encoding.encode_update(update, left, orders.reply_plan)
-    state[RESIDUAL] = to_arrayrecord({VALUES: residual})
+    if residual is not None:
+        state[RESIDUAL] = to_arrayrecord({VALUES: residual})
     return data
 
 
@@ -99,12 +100,11 @@ def decode_trained(orders: Orders, data: NDArray[Any]) -> NDArray[Any]:
         If it cannot be what these orders asked for.
     """
     values = orders.reply_encoding.decode(data, orders.reply_plan)
-    if orders.reply_encoding.dtype == "int8":
+    if orders.reply_encoding.dtype != "float32":
         start = starting_values(orders)
         values = values + start
         for spec, part in split_values(values, orders.reply_plan):
-            if is_variance(spec):  # of what is added to 32 bits, some may be lost
-                part[(part < 0) & (part > -ROUNDING * part.max())] = 0
+            clear_rounding_inplace(spec, part, ROUNDING)
         check_values(
             values, orders.reply_plan
         )  # a sum may be beyond what its parts are

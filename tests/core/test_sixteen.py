@@ -73,3 +73,30 @@ def test_another_length_dtype_or_value_is_refused() -> None:
         broken[place : place + number.nbytes] = np.array([number]).view(np.uint8)
         with pytest.raises(WireError, match="NaN or infinite"):
             from_sixteen(broken, one_layer())
+
+
+def test_toward_zero_by_hand() -> None:
+    third = np.float32(1 / 3)  # float16's neighbours: 0.33325 and 0.3335
+    values = np.float32([third, -2 * third, 1, 1, 1])
+
+    nearest = from_sixteen(to_sixteen(values, one_layer()), one_layer())
+    shorter = from_sixteen(to_sixteen(values, one_layer(), True), one_layer())
+
+    assert nearest[:2].tolist() == [0.333251953125, -0.66650390625]
+    assert shorter[:2].tolist() == [0.333251953125, -0.66650390625]
+    values[:2] = 0.6668, -0.6668  # nearer to 0.66699 than to 0.6665
+    shorter = from_sixteen(to_sixteen(values, one_layer(), True), one_layer())
+    assert shorter[:2].tolist() == [0.66650390625, -0.66650390625]
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), exponent=st.integers(-8, 4))
+def test_toward_zero_no_weight_gets_larger(seed: int, exponent: int) -> None:
+    plan = random_plan(layout_of("conv_flat"), seed)
+    values = np.random.default_rng(seed).standard_normal(plan.num_values)
+    values = (values * 10.0**exponent).astype(np.float32)
+
+    back = from_sixteen(to_sixteen(values, plan, toward_zero=True), plan)
+
+    assert (np.abs(back) <= np.abs(values)).all()
+    np.testing.assert_allclose(back, values, rtol=2**-10, atol=2**-24)

@@ -51,7 +51,6 @@ def test_codec_measures_plans_and_speeds(monkeypatch: pytest.MonkeyPatch) -> Non
     assert row["values"] == 49 * 14 + 14 + 2 * 14 + 2
     assert row["plan_bytes"] == 7
     assert row["over_bound"] == pytest.approx(56 / 32.07, abs=1e-3)
-    assert min(row[key] for key in ("pack", "unpack", "expand")) > 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
