@@ -1,7 +1,8 @@
 """A round's replies -> the next global model, through the inner strategy."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from logging import INFO, getLogger
 
 import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord
@@ -10,13 +11,23 @@ from numpy.typing import NDArray
 
 from . import wire
 from .core.aggregate import check_usable, settle, stand_in
-from .core.drift import WEIGHTS, Drift, find_too_far, measure_drift, units_of
+from .core.drift import (
+    WEIGHTS,
+    Drift,
+    find_too_far,
+    measure_drift,
+    pull_back,
+    shares_of_buffers,
+    units_of,
+)
 from .core.errors import AutoFlipError, WireError
 from .core.layout import Arrays
 from .core.plan import Plan
 from .core.values import expand
 from .exchange import Answer
 from .hosts import needed_metrics, only_averages, update_inplace, weight_key
+
+LOGGER = getLogger("flwr")
 
 Aggregated = tuple[ArrayRecord | None, MetricRecord | None]
 NOTHING: Aggregated = None, None
@@ -72,16 +83,42 @@ def refuse_diverged(drifts: list[Drift]) -> dict[int, str]:
     -------
     dict of int to str
     """
-    found = {}
-    for place, far in find_too_far(drifts).items():
-        what = repr(far.name) if far.name != WEIGHTS else "its parameters"
-        found[place] = (
-            f"values: {what} moved by {far.moved:.3g} times the usual size; the round's"
-            f" median is {far.median:.3g}, up to {far.limit:.3g} is taken for "
-            f"{drifts[place].examples} examples. If training diverged, lower the "
-            "learning rate or clip gradients."
-        )
-    return found
+    return {
+        place: f"values: its parameters moved by {far.moved:.3g} times their size; the "
+        f"round's median is {far.median:.3g}, up to {far.limit:.3g} is taken for "
+        f"{drifts[place].examples} examples. If training diverged, lower the learning "
+        "rate or clip gradients."
+        for place, found in find_too_far(drifts).items()
+        for far in found
+        if far.name == WEIGHTS
+    }
+
+
+def hold_buffers(answers: list[Answer[Drift]]) -> list[Answer[Drift]]:
+    """Take back what nodes moved buffers farther than others did; training counts.
+
+    Parameters
+    ----------
+    answers : list of Answer
+        Of the nodes that count. Messages' values are replaced where they are changed.
+
+    Returns
+    -------
+    list of Answer
+    """
+    held = list(answers)
+    for place, found in find_too_far([answer.made for answer in answers]).items():
+        if not (shares := shares_of_buffers(found)):
+            continue
+        answer = answers[place]
+        start, plan = wire.starting_values(answer.orders), answer.orders.reply_plan
+        values = pull_back(answer.reply.values, start, shares, plan)
+        wire.replace_values_inplace(answer.message, values)
+        held[place] = replace(answer, reply=replace(answer.reply, values=values))
+        node, names = answer.message.metadata.src_node_id, sorted(shares)
+        text = "\t> node %s moved buffers too far, which are taken back: %s"
+        LOGGER.log(INFO, text, node, ", ".join(names))
+    return held
 
 
 def aggregate(

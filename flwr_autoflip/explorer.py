@@ -2,9 +2,11 @@
 
 import random
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from logging import ERROR, INFO, getLogger
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
@@ -13,10 +15,13 @@ from . import wire
 from .budgets import Budgets
 from .core.aggregate import cast_to_layout
 from .core.drift import (
+    WEIGHTS,
     Drift,
+    TooFar,
     drift_of_norm,
     find_too_far,
     measure_drift,
+    shares_of_buffers,
     units_of,
 )
 from .core.encoding import Encoding
@@ -226,16 +231,21 @@ class Explorer:
             values = pack(final or {}, plan)
             return measure_drift(values, start, units, plan, examples)
 
-        valid = self.exchange.replies(answers, check, self._find_too_far)
+        valid = self.exchange.replies(answers, check, self._refuse_too_far)
         del answers
         noises = Counter(self._noise_of(answer.reply) for answer in valid)
         for noise in filter(None, noises):
             text = "\t> %s of %s reports were noised by their nodes, who say: %s"
             LOGGER.log(INFO, text, noises[noise], len(valid), noise)
+        shares = {
+            valid[i].message.metadata.message_id: shares_of_buffers(found)
+            for i, found in _find_too_far([answer.made for answer in valid]).items()
+        }
         explorers = []
         while valid:  # one node's arrays at a time, whatever their number
             answer = valid.pop(0)
-            if self._keep(answer, weights, warm):
+            less = shares.get(answer.message.metadata.message_id, {})
+            if self._keep(answer, weights, warm, less):
                 explorers.append(answer.message)
         return explorers
 
@@ -274,21 +284,30 @@ class Explorer:
             )
         return privacy
 
-    def _find_too_far(self, drifts: list[Drift | None]) -> dict[int, str]:
+    def _refuse_too_far(self, drifts: list[Drift | None]) -> dict[int, str]:
         """Say whose report moved farther than exploring does: place to reason."""
         if self.options["client_scale"] == "raw":
             return {}
-        known = [i for i, drift in enumerate(drifts) if drift is not None]
-        found = find_too_far([d for d in drifts if d is not None], FAR)
         return {
-            known[i]: f"report: {far.name or 'it'} moved by {far.moved:.3g} times the "
-            f"usual size, explorers' median is {far.median:.3g}; up to {far.limit:.3g} "
-            "is taken here. client_scale='raw' takes any."
-            for i, far in found.items()
+            place: f"report: it moved by {far.moved:.3g} times the weights' size, "
+            f"explorers' median is {far.median:.3g}; up to {far.limit:.3g} is taken "
+            "here. client_scale='raw' takes any."
+            for place, found in _find_too_far(drifts).items()
+            for far in found
+            if far.name == WEIGHTS
         }
 
-    def _keep(self, answer: Answer[Drift | None], weights: Arrays, warm: bool) -> bool:
-        """Keep a report; with ``warm`` leave the explorer's model in its message."""
+    def _keep(
+        self,
+        answer: Answer[Drift | None],
+        weights: Arrays,
+        warm: bool,
+        shares: Mapping[str, float],
+    ) -> bool:
+        """Keep a report; with ``warm`` leave the explorer's model in its message.
+
+        Of changes of buffers that went too far ``shares`` stay.
+        """
         reply, payload = answer.reply, self.options["exploration_payload"]
         scale = reply.receipt.get(wire.KEY_SCALE)
         report, final = decode_report(
@@ -296,11 +315,22 @@ class Explorer:
         )
         if not warm:
             final = None
+        if final is not None:
+            for name, share in shares.items():
+                held = weights[name] + share * (final[name] - weights[name])
+                final[name] = np.asarray(held, weights[name].dtype)
         if not self.reports.add(answer.message.metadata.src_node_id, report):
             return False
         record = None if final is None else wire.to_arrayrecord(final)
         wire.inner_reply(answer.message, record, reply, weight_key(self.inner))
         return True
+
+
+def _find_too_far(drifts: list[Drift | None]) -> dict[int, tuple[TooFar, ...]]:
+    """Compare explorers of whom it is known how far they moved; noised are not."""
+    known = [place for place, drift in enumerate(drifts) if drift is not None]
+    found = find_too_far([drift for drift in drifts if drift is not None], FAR)
+    return {known[i]: far for i, far in found.items()}
 
 
 def _way_out(reasons: list[str]) -> str:

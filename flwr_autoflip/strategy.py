@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from . import wire
-from .aggregation import NOTHING, Meter, aggregate, refuse_diverged
+from .aggregation import NOTHING, Meter, aggregate, hold_buffers, refuse_diverged
 from .beginning import Beginning
 from .budgets import Budgets
 from .checkpoint import CheckpointFolder
@@ -343,7 +343,7 @@ class AutoFlip(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Expand valid replies and let the inner strategy average them."""
         meter = Meter(self.strategy)
-        answers = self._exchange.replies(replies, meter, refuse_diverged)
+        answers = hold_buffers(self._exchange.replies(replies, meter, refuse_diverged))
         if not answers:
             LOGGER.warning("\t> no valid reply: the global model stays as it was")
             return None, None

@@ -127,9 +127,6 @@ WRONG: dict[str, tuple[Change, str]] = {
     "minus the model": (times(-9.9), "its parameters moved by"),
     "ten times": (times(10), "its parameters moved by"),
     "negative variance": (fill("norm.running_var", -0.5), "'norm.running_var' is a v"),
-    "vast variance": (fill("norm.running_var", 1e6), "'norm.running_var' moved by"),
-    "means": (fill("norm.running_mean", 50.0), "'norm.running_mean' moved by"),
-    "counter": (fill("norm.num_batches_tracked", 10**6), "'norm.num_batches_tracked'"),
     "counter back": (fill("norm.num_batches_tracked", -1), "a counter and went back"),
 }
 
@@ -147,13 +144,36 @@ def test_what_one_node_moves_too_far_is_refused_by_name(kind: str, dtype: str) -
     assert model(node_data(0)[0]).isfinite().all()
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("norm.running_var", 1e6),
+        ("norm.running_mean", 50.0),
+        ("norm.num_batches_tracked", 10**6),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+@pytest.mark.parametrize("inner", [FedAvg, FedAvgM])
+def test_a_buffer_that_went_too_far_is_taken_back_and_training_counts(
+    name: str, value: float, dtype: str, inner: Any
+) -> None:
+    within = run(2, dtype=dtype)[1].arrays[name].numpy()
+
+    strategy, result = run(
+        2, inner=inner(fraction_evaluate=0.0), dtype=dtype, change=fill(name, value)
+    )
+
+    assert statuses(strategy) == {"ok"}
+    off = np.abs(result.arrays[name].numpy() - within).max()
+    assert off < 0.005 * value
+    assert off <= 3 * (1 + np.abs(within).max())
+
+
 def test_a_frozen_normalisation_is_moved_by_all_or_nobody() -> None:
-    moving = fill("norm.running_mean", 1.0)
+    alone, result = run(frozen=True, change=fill("norm.running_mean", 1.0))
 
-    alone, _ = run(frozen=True, change=moving)
-
-    assert list(refused(alone)) == [BAD]
-    assert "'norm.running_mean' moved by" in refused(alone)[BAD]
+    assert statuses(alone) == {"ok"}
+    assert np.abs(result.arrays["norm.running_mean"].numpy()).max() < 0.05
     assert statuses(run(frozen=True)[0]) == statuses(run()[0]) == {"ok"}
 
 

@@ -38,7 +38,7 @@ from quickstart.task import load_dataset  # isort: skip  # explored knows where 
 INSIDE = 0.9 * FACTOR
 """How many times its honest change a bad node makes: a little below the limit."""
 
-BATCH, RATE = 16, 0.1
+BATCH, RATE = 16, 0.2
 State = dict[str, Tensor]
 
 

@@ -3,7 +3,9 @@
 What is compared is the change of a round, never the size of what came of it. Parameters
 count together, in units of their own size. Running means and variances are a layer's
 own, in units of its standard deviation and variance: wrong ones change what a network
-answers as much as wrong weights do. Counters say nothing of size at all.
+answers as much as wrong weights do. Counters say nothing of size at all. One odd
+example moves a variance a hundredfold, so a buffer that was moved too far is taken back
+to its limit (:func:`pull_back`); only parameters' change is a reason to refuse a node.
 
 A node that trained on more examples may have moved farther, but not more than in
 proportion. Since nobody can check what it says of their number, no number lets it move
@@ -248,7 +250,9 @@ def _growth(
     return max(0.0, most - rounding)
 
 
-def find_too_far(drifts: Sequence[Drift], factor: float = FACTOR) -> dict[int, TooFar]:
+def find_too_far(
+    drifts: Sequence[Drift], factor: float = FACTOR
+) -> dict[int, tuple[TooFar, ...]]:
     """Find the nodes that moved something farther than training does.
 
     Parameters
@@ -260,22 +264,21 @@ def find_too_far(drifts: Sequence[Drift], factor: float = FACTOR) -> dict[int, T
 
     Returns
     -------
-    dict of int to TooFar
-        Place to what it moved farthest beyond its limit. Empty where fewer than three
-        nodes trained at all: there is nobody to compare with.
+    dict of int to tuple of TooFar
+        Place to all that it moved beyond its limit. Empty where fewer than three nodes
+        trained at all: there is nobody to compare with.
 
     Examples
     --------
     >>> find_too_far([Drift(1, {"": moved}) for moved in (0.25, 0.25, 0.25, 4.0)])
-    {3: TooFar(name='', moved=4.0, median=0.25, limit=1.25)}
+    {3: (TooFar(name='', moved=4.0, median=0.25, limit=1.25),)}
     """
     trained = [drift for drift in drifts if drift.moved[WEIGHTS] > 0]
     if len(trained) < 3:
         return {}
     examples = np.array([max(1.0, drift.examples) for drift in trained])
-    buffers = [_farthest_buffer(drift) for drift in trained]
-    usual = float(np.median(buffers))
-    found: dict[int, TooFar] = {}
+    usual = float(np.median([_farthest_buffer(drift) for drift in trained]))
+    found: dict[int, tuple[TooFar, ...]] = {}
     for name in drifts[0].moved:
         others = np.array([drift.moved[name] for drift in trained])
         median = float(np.median(others))
@@ -287,14 +290,44 @@ def find_too_far(drifts: Sequence[Drift], factor: float = FACTOR) -> dict[int, T
                 more = np.maximum(1.0, drift.examples / examples)
                 scaled = factor * float(np.median(others * more))
                 limit = max(limit, min(scaled, farthest))
-            before = found.get(place)
-            if moved > limit and (not before or moved / limit > _excess(before)):
-                found[place] = TooFar(name, moved, median, limit)
+            if moved > limit:
+                far = TooFar(name, moved, median, limit)
+                found[place] = (*found.get(place, ()), far)
     return found
 
 
-def _excess(found: TooFar) -> float:
-    return found.moved / found.limit
+def shares_of_buffers(found: Sequence[TooFar]) -> dict[str, float]:
+    """Give by how much changes of buffers have to be less: tensor name to share."""
+    return {far.name: far.limit / far.moved for far in found if far.name != WEIGHTS}
+
+
+def pull_back(
+    values: NDArray[np.floating],
+    before: NDArray[np.floating],
+    shares: Mapping[str, float],
+    plan: Plan,
+) -> NDArray[np.float32]:
+    """Take back a part of what a node made of some tensors.
+
+    Parameters
+    ----------
+    values, before : ndarray
+        ``(plan.num_values,)``; not changed.
+    shares : mapping of str to float
+        Tensor name to the share of its change that stays.
+    plan : Plan
+
+    Returns
+    -------
+    ndarray
+        ``(plan.num_values,)`` float32.
+    """
+    held = np.array(values, np.float32)
+    parts = zip(split_values(held, plan), split_values(before, plan), strict=True)
+    for (spec, part), (_, start) in parts:
+        if spec.name in shares:
+            part[:] = start + np.float32(shares[spec.name]) * (part - start)
+    return held
 
 
 def _is_counter(name: str) -> bool:

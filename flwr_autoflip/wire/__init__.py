@@ -55,6 +55,7 @@ from .reply import (
     numpy_train_reply,
     peek_receipt,
     read_reply,
+    replace_values_inplace,
     seal_report,
     train_reply,
 )
@@ -110,6 +111,7 @@ __all__ = [
     "read_reply",
     "read_request",
     "records_of",
+    "replace_values_inplace",
     "request_content",
     "seal_report",
     "single_array",

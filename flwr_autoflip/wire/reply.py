@@ -342,6 +342,12 @@ def _notes(content: RecordDict) -> dict[str, Any]:
     return notes if len(notes) <= MOST_NOTES and size <= MOST_NOTE_BYTES else {}
 
 
+def replace_values_inplace(message: Message, values: NDArray[Any]) -> None:
+    """Put other values into a reply's one array."""
+    (key,) = records_of(message.content, ArrayRecord)
+    message.content[key] = to_arrayrecord({VALUES: values})
+
+
 def kept_values(message: Message, reply: Reply, orders: Orders) -> ArrayRecord:
     """Give a reply's kept values as float32 in one array: as they came, if they are.
 

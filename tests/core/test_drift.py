@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flwr_autoflip.core import drift
-from flwr_autoflip.core.drift import Drift, find_too_far, measure_drift, units_of
+from flwr_autoflip.core.drift import (
+    Drift,
+    find_too_far,
+    measure_drift,
+    pull_back,
+    shares_of_buffers,
+    units_of,
+)
 from flwr_autoflip.core.errors import WireError
 from flwr_autoflip.core.plan import dense_plan
 from flwr_autoflip.core.shrink import arrays_of
@@ -117,7 +124,8 @@ def test_where_nobody_moves_a_buffer_nobody_may() -> None:
     moving = [Drift(10, {"": 0.05, "norm.running_mean": 0.9})] * 4
     one = Drift(10, {"": 0.05, "norm.running_mean": 1.0})
 
-    assert find_too_far([*still, one])[4].name == "norm.running_mean"
+    (far,) = find_too_far([*still, one])[4]
+    assert far.name == "norm.running_mean"
     assert find_too_far([*moving, one]) == {}
 
 
@@ -126,3 +134,26 @@ def test_nodes_that_did_not_train_are_nobodys_measure() -> None:
 
     assert find_too_far([*idle, *[Drift(10, {"": 0.5})] * 3]) == {}
     assert find_too_far([Drift(1, {"": 0.5}), Drift(1, {"": 99.0})]) == {}
+
+
+def test_all_that_went_too_far_is_told_and_taken_back_by_hand() -> None:
+    usual = [Drift(10, {"": 0.05, "a": 0.5, "b": 0.5, "c": 0.5})] * 4
+    one = Drift(10, {"": 0.05, "a": 5.0, "b": 25.0, "c": 0.5})
+
+    (found,) = find_too_far([*usual, one]).values()
+
+    assert [far.name for far in found] == ["a", "b"]  # the limit is 5 x .5
+    assert shares_of_buffers(found) == {"a": 0.5, "b": 0.1}
+
+
+def test_what_is_pulled_back_by_hand() -> None:
+    before = pack(BEFORE, PLAN)
+    after = {**BEFORE, "norm.running_var": BEFORE["norm.running_var"] + 8}
+    after["fc2.bias"] = BEFORE["fc2.bias"] + 1
+    values = pack(after, PLAN)
+
+    held = pull_back(values, before, {"norm.running_var": 0.25}, PLAN)
+
+    expected = {**after, "norm.running_var": np.float32([6, 6, 6, 6, 6, 6])}
+    np.testing.assert_array_equal(held, pack(expected, PLAN))
+    np.testing.assert_array_equal(values, pack(after, PLAN))  # not in place
