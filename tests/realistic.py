@@ -200,7 +200,10 @@ CASES: dict[str, Case] = {
     ),
     "words": Case(
         Words,
-        (torch.zeros(1, LENGTH, dtype=torch.long), torch.ones(1, LENGTH)),
+        {
+            "tokens": torch.zeros(1, LENGTH, dtype=torch.long),
+            "mask": torch.ones(1, LENGTH),
+        },
         words,
         lambda model, batch: model(mask=batch["mask"], tokens=batch["tokens"])[
             "logits"

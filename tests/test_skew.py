@@ -77,7 +77,7 @@ def refused(strategy: AutoFlip) -> dict[int, str]:
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
 @pytest.mark.parametrize("largest", [1300, 12_000])
 def test_no_honest_node_is_refused_for_its_size(largest: int, dtype: str) -> None:
-    rounds = 6 if largest == 1300 else 2
+    rounds = 6
     strategy, _ = run(rounds, dtype=dtype, sizes=(largest, 12, 12, 12, 12))
 
     assert statuses(strategy) == {"ok"}
