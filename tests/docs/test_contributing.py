@@ -58,5 +58,5 @@ def test_a_policy_and_a_layer_type_are_added_as_the_guide_says(tmp_path: Path) -
         house, "tests/policies/test_largest.py", "tests/core/test_layers.py", "-k",
         "largest or embedding",
     )  # fmt: skip
-    assert "5 passed" in said
+    assert "6 passed" in said
     pytest_in(house, "tests/test_architecture.py")
