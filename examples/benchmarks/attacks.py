@@ -15,7 +15,7 @@ import logging
 import random
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,8 @@ from .robustness import write_table
 
 from quickstart.task import load_dataset  # isort: skip  # explored knows where it is
 
-INSIDE = 0.9 * FACTOR
-"""How many times its honest change a bad node makes: a little below the limit."""
+INSIDE = 0.8 * FACTOR
+"""How many times the usual change a bad node makes: a little below the limit."""
 
 BATCH, RATE = 16, 0.2
 State = dict[str, Tensor]
@@ -91,6 +91,9 @@ class Seen:
         The model that it got, and what honest training made of it.
     before : dict of str to Tensor or None
         The model of the round before.
+    usual : dict of str to float
+        How far the median node moved in the round before: a mean's name, or ``""`` for
+        all parameters, to L2 norm.
     first : dict of str to Tensor
         That of the first round.
     trainable : frozenset of str
@@ -99,15 +102,15 @@ class Seen:
     received: State
     honest: State
     before: State | None
+    usual: dict[str, float]
     first: State
     trainable: frozenset[str]
 
-    def along(self, direction: State, names: frozenset[str]) -> State:
-        """Move these tensors along a direction, just not too far for the limit."""
-        moved = _norm({n: self.honest[n] - self.received[n] for n in names})
-        scale = INSIDE * moved / max(_norm({n: direction[n] for n in names}), 1e-12)
-        state = dict(self.honest)
-        return state | {n: self.received[n] + scale * direction[n] for n in names}
+    def along(self, direction: State, key: str = "") -> State:
+        """Move tensors along a direction, just not too far for the limit."""
+        scale = INSIDE * self.usual[key] / max(_norm(direction), 1e-12)
+        moved = {n: self.received[n] + scale * x for n, x in direction.items()}
+        return self.honest | moved
 
 
 def _norm(tensors: State) -> float:
@@ -127,13 +130,13 @@ def minus_the_model(seen: Seen, times: float) -> State:
 def noise(seen: Seen) -> State:
     """Send noise of the largest size that passes."""
     drawn = {n: torch.randn_like(seen.received[n]) for n in seen.trainable}
-    return seen.along(drawn, seen.trainable)
+    return seen.along(drawn)
 
 
 def drip(seen: Seen) -> State:
     """Move in every round in one direction, away from the first model."""
     away = {name: -seen.first[name] for name in seen.trainable}
-    return seen.along(away, seen.trainable)
+    return seen.along(away)
 
 
 def undo(seen: Seen) -> State:
@@ -141,7 +144,7 @@ def undo(seen: Seen) -> State:
     if seen.before is None:
         return seen.honest
     back = {n: seen.before[n] - seen.received[n] for n in seen.trainable}
-    return seen.along(back, seen.trainable)
+    return seen.along(back)
 
 
 def negative_variance(seen: Seen) -> State:
@@ -153,10 +156,11 @@ def negative_variance(seen: Seen) -> State:
 
 def running_means(seen: Seen) -> State:
     """Shift BatchNorm's means all one way, as far as passes; nothing without one."""
-    names = _named(seen.honest, "running_mean")
-    if not names:
-        return seen.honest
-    return seen.along({n: torch.ones_like(seen.honest[n]) for n in names}, names)
+    shifted = dict(seen.honest)
+    for name in _named(seen.honest, "running_mean"):
+        ones = {name: torch.ones_like(seen.honest[name])}
+        shifted[name] = seen.along(ones, name)[name]
+    return shifted
 
 
 Attack = Callable[[Seen], State]
@@ -198,10 +202,24 @@ class Cell:
     seed: int
 
 
+@dataclass
+class Memory:
+    """What the bad node remembers, and learns of the others: more than it could."""
+
+    first: State | None = None
+    before: State | None = None
+    moved: dict[int, list[dict[str, float]]] = field(default_factory=dict)
+
+    def usual(self, server_round: int) -> dict[str, float]:
+        """Give how far the median node moved in a round."""
+        nodes = self.moved[server_round]
+        return {key: statistics.median(m[key] for m in nodes) for key in nodes[0]}
+
+
 class Client(AutoFlipClient):
     """A node of a cell; node 0 is bad."""
 
-    def __init__(self, context: Context, cell: Cell, memory: dict[str, State]) -> None:
+    def __init__(self, context: Context, cell: Cell, memory: Memory) -> None:
         super().__init__(MODELS[cell.model], context)
         self.cell, self.memory = cell, memory
         self.node = int(context.node_config["partition-id"])
@@ -210,26 +228,34 @@ class Client(AutoFlipClient):
         """Train an epoch; as the bad node, send something else."""
         cell, bad = self.cell, self.node == 0
         images, labels = (x[self.node :: cell.nodes] for x in _digits(cell.seed))
-        attack = ATTACKS[cell.attack]
+        attack, server_round = ATTACKS[cell.attack], int(config["server-round"])
         if bad and attack is None:
             labels = 9 - labels
         received = _copy(model)
-        torch.manual_seed(
-            1000 * cell.seed + 50 * int(config["server-round"]) + self.node
-        )
+        torch.manual_seed(1000 * cell.seed + 50 * server_round + self.node)
         optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
         for part in torch.randperm(len(labels)).split(BATCH):
             optimizer.zero_grad()
             F.cross_entropy(model(images[part]), labels[part]).backward()
             optimizer.step()
+        trainable = frozenset(name for name, _ in model.named_parameters())
+        honest, memory = _copy(model), self.memory
+        moved = _distances(received, honest, trainable)
+        memory.moved.setdefault(server_round, []).append(moved)
         if bad and attack is not None:
-            first = self.memory.setdefault("first", received)
-            trainable = frozenset(name for name, _ in model.named_parameters())
-            before = self.memory.get("before")
-            seen = Seen(received, _copy(model), before, first, trainable)
+            memory.first = memory.first or received
+            usual = memory.usual(max(1, server_round - 1))
+            seen = Seen(received, honest, memory.before, usual, memory.first, trainable)
             model.load_state_dict(attack(seen))
-            self.memory["before"] = received
+            memory.before = received
         return len(labels), {}
+
+
+def _distances(one: State, other: State, trainable: frozenset[str]) -> dict[str, float]:
+    """Give how far apart two models are, all parameters and each mean."""
+    apart = {name: other[name] - one[name] for name in one}
+    means = {name: _norm({name: apart[name]}) for name in _named(one, "running_mean")}
+    return {"": _norm({name: apart[name] for name in trainable}), **means}
 
 
 def _copy(model: nn.Module) -> State:
@@ -253,7 +279,7 @@ def run(cell: Cell, rounds: int) -> dict[str, Any]:
             top1[server_round] = float(right.float().mean())
         return None
 
-    memory: dict[str, State] = {}
+    memory = Memory()
     app = client_app(lambda context: Client(context, cell, memory))
     grid = InProcessGrid(app, cell.nodes)
     first = ArrayRecord(model.state_dict())
@@ -294,12 +320,12 @@ class Results:
 
 
 def lines_of(
-    results: Results, model: str, nodes: int, seeds: int
+    results: Results, model: str, nodes: int, inners: list[str], seeds: int
 ) -> Iterator[list[str]]:
     """Give a table's rows: an attack each, an inner strategy a column."""
     for attack in ATTACKS:
         row = [attack]
-        for inner in INNER:
+        for inner in inners:
             found = [
                 results.of(Cell(model, inner, nodes, attack, seed))
                 for seed in range(seeds)
@@ -320,6 +346,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--nodes", nargs="+", type=int, default=[20, 5])
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
+    parser.add_argument("--inner", nargs="+", default=list(INNER), choices=INNER)
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/attacks"))
     options = parser.parse_args()
     logging.getLogger("flwr").setLevel("CRITICAL")
@@ -329,8 +356,9 @@ def main() -> None:
         for nodes in options.nodes:
             title = f"Top-1, one bad node of {nodes}, {model}"
             path = options.out / f"{model.replace(' ', '-')}-{nodes}.md"
-            lines = list(lines_of(results, model, nodes, options.seeds))
-            print(write_table(path, title, ["the bad node", *INNER], lines))
+            inners = options.inner
+            lines = list(lines_of(results, model, nodes, inners, options.seeds))
+            print(write_table(path, title, ["the bad node", *inners], lines))
 
 
 if __name__ == "__main__":

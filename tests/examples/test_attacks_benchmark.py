@@ -11,7 +11,7 @@ def seen(before: torch.Tensor | None = None) -> Seen:
     honest = {"w": torch.tensor([3.0, 5.0]), "n.running_var": torch.tensor([1.5])}
     first = {"w": torch.tensor([0.0, 2.0]), "n.running_var": torch.tensor([1.0])}
     last = None if before is None else {"w": before}
-    return Seen(received, honest, last, first, frozenset({"w"}))
+    return Seen(received, honest, last, {"": 1.0}, first, frozenset({"w"}))
 
 
 def sent(attack: str, before: torch.Tensor | None = None) -> list[float]:
@@ -24,7 +24,7 @@ def test_attacks_by_hand() -> None:
     assert sent("nobody is bad") == [3, 5]
     assert sent("minus the model") == [-3, -4]
     assert sent("minus the model x 9.9") == pytest.approx([-29.7, -39.6])
-    # It honestly moved by 1; the first model lay along the second axis.
+    # The others moved by 1; the first model lay along the second axis.
     assert sent("slow drip of one direction") == pytest.approx([3, 4 - INSIDE])
     assert sent("undoing the others' steps") == [3, 5]
     before = torch.tensor([2.0, 4.0])
