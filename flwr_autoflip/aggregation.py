@@ -54,8 +54,7 @@ class Meter:
         Raises
         ------
         WireError
-            If a metric without which the inner strategy cannot aggregate is no number,
-            or a buffer cannot be what it has to.
+            If a metric without which the inner strategy cannot aggregate is no number.
         """
         for name in needed_metrics(self.inner):
             if not isinstance(reply.metrics.get(name), (int, float)):
@@ -107,8 +106,8 @@ def hold_buffers(answers: list[Answer[Drift]]) -> list[Answer[Drift]]:
     list of Answer
     """
     held = list(answers)
-    for place, found in find_too_far([answer.made for answer in answers]).items():
-        if not (shares := shares_of_buffers(found)):
+    for place, shares in enumerate(shares_of_buffers([a.made for a in answers])):
+        if not shares:
             continue
         answer = answers[place]
         start, plan = wire.starting_values(answer.orders), answer.orders.reply_plan
@@ -116,7 +115,7 @@ def hold_buffers(answers: list[Answer[Drift]]) -> list[Answer[Drift]]:
         wire.replace_values_inplace(answer.message, values)
         held[place] = replace(answer, reply=replace(answer.reply, values=values))
         node, names = answer.message.metadata.src_node_id, sorted(shares)
-        text = "\t> node %s moved buffers too far, which are taken back: %s"
+        text = "\t> node %s moved buffers to where they are not taken: %s"
         LOGGER.log(INFO, text, node, ", ".join(names))
     return held
 

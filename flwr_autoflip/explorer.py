@@ -17,7 +17,6 @@ from .core.aggregate import cast_to_layout
 from .core.drift import (
     WEIGHTS,
     Drift,
-    TooFar,
     drift_of_norm,
     find_too_far,
     measure_drift,
@@ -30,7 +29,6 @@ from .core.exploration import PRIVATE, WITH_MODEL, check_report, decode_report
 from .core.layout import Arrays, Layout
 from .core.plan import dense_plan
 from .core.privacy import ReportPrivacy, parse_privacy
-from .core.robust import FAR
 from .core.text import visible
 from .core.values import expand, pack
 from .exchange import Answer, Exchange
@@ -237,15 +235,12 @@ class Explorer:
         for noise in filter(None, noises):
             text = "\t> %s of %s reports were noised by their nodes, who say: %s"
             LOGGER.log(INFO, text, noises[noise], len(valid), noise)
-        shares = {
-            valid[i].message.metadata.message_id: shares_of_buffers(found)
-            for i, found in _find_too_far([answer.made for answer in valid]).items()
-        }
+        unknown = Drift(0.0, {WEIGHTS: 0.0})  # noised reports hold no buffers
+        shares = shares_of_buffers([answer.made or unknown for answer in valid])
         explorers = []
         while valid:  # one node's arrays at a time, whatever their number
             answer = valid.pop(0)
-            less = shares.get(answer.message.metadata.message_id, {})
-            if self._keep(answer, weights, warm, less):
+            if self._keep(answer, weights, warm, shares.pop(0)):
                 explorers.append(answer.message)
         return explorers
 
@@ -288,11 +283,13 @@ class Explorer:
         """Say whose report moved farther than exploring does: place to reason."""
         if self.options["client_scale"] == "raw":
             return {}
+        known = {i: drift for i, drift in enumerate(drifts) if drift is not None}
+        places, moved = list(known), list(known.values())
         return {
-            place: f"report: it moved by {far.moved:.3g} times the weights' size, "
+            places[i]: f"report: it moved by {far.moved:.3g} times the weights' size, "
             f"explorers' median is {far.median:.3g}; up to {far.limit:.3g} is taken "
             "here. client_scale='raw' takes any."
-            for place, found in _find_too_far(drifts).items()
+            for i, found in find_too_far(moved).items()
             for far in found
             if far.name == WEIGHTS
         }
@@ -324,13 +321,6 @@ class Explorer:
         record = None if final is None else wire.to_arrayrecord(final)
         wire.inner_reply(answer.message, record, reply, weight_key(self.inner))
         return True
-
-
-def _find_too_far(drifts: list[Drift | None]) -> dict[int, tuple[TooFar, ...]]:
-    """Compare explorers of whom it is known how far they moved; noised are not."""
-    known = [place for place, drift in enumerate(drifts) if drift is not None]
-    found = find_too_far([drift for drift in drifts if drift is not None], FAR)
-    return {known[i]: far for i, far in found.items()}
 
 
 def _way_out(reasons: list[str]) -> str:

@@ -126,8 +126,6 @@ def fill(name: str, value: float) -> Change:
 WRONG: dict[str, tuple[Change, str]] = {
     "minus the model": (times(-9.9), "its parameters moved by"),
     "ten times": (times(10), "its parameters moved by"),
-    "negative variance": (fill("norm.running_var", -0.5), "'norm.running_var' is a v"),
-    "counter back": (fill("norm.num_batches_tracked", -1), "a counter and went back"),
 }
 
 
@@ -148,7 +146,9 @@ def test_what_one_node_moves_too_far_is_refused_by_name(kind: str, dtype: str) -
     ("name", "value"),
     [
         ("norm.running_var", 1e6),
+        ("norm.running_var", -1e6),
         ("norm.running_mean", 50.0),
+        ("norm.num_batches_tracked", -(10**6)),
         ("norm.num_batches_tracked", 10**6),
     ],
 )
@@ -165,7 +165,7 @@ def test_a_buffer_that_went_too_far_is_taken_back_and_training_counts(
 
     assert statuses(strategy) == {"ok"}
     off = np.abs(result.arrays[name].numpy() - within).max()
-    assert off < 0.005 * value
+    assert off < 0.005 * abs(value)
     assert off <= 3 * (1 + np.abs(within).max())
 
 
@@ -173,7 +173,7 @@ def test_a_frozen_normalisation_is_moved_by_all_or_nobody() -> None:
     alone, result = run(frozen=True, change=fill("norm.running_mean", 1.0))
 
     assert statuses(alone) == {"ok"}
-    assert np.abs(result.arrays["norm.running_mean"].numpy()).max() < 0.05
+    assert np.abs(result.arrays["norm.running_mean"].numpy()).max() <= 0.05
     assert statuses(run(frozen=True)[0]) == statuses(run()[0]) == {"ok"}
 
 

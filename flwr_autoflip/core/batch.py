@@ -127,11 +127,12 @@ def find_batch_axis(model: nn.Module, one: Arguments, other: Arguments) -> int |
     if not pairs:
         return None
     shapes = [tuple(x.shape) for x, _ in pairs]
-    alone = _outputs(model, one)
-    for axis, length in enumerate(shapes[0]):
-        for axes in _ways(shapes[1:], axis, length):
-            if alone and _fits(model, one, pairs, (axis, *axes), alone):
-                return axis
+    with torch.random.fork_rng(devices=[]):  # forward may draw: not from the caller's
+        alone = _outputs(model, one)
+        for axis, length in enumerate(shapes[0]):
+            for axes in _ways(shapes[1:], axis, length):
+                if alone and _fits(model, one, pairs, (axis, *axes), alone):
+                    return axis
     return None
 
 

@@ -10,9 +10,6 @@ from numpy.typing import NDArray
 
 from .errors import AutoFlipError
 
-FAR = 10.0
-"""An explorer that moved so many times the median is an outlier; see :mod:`.drift`."""
-
 _WAYS = "'mean', 'median' or 'trimmed-mean:0.2', a share below 0.5"
 
 

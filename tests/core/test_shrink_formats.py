@@ -3,6 +3,7 @@
 import copy
 import warnings
 
+import pytest
 import torch
 import torch.nn.functional as F
 from models import batch, build, layout_of, random_plan
@@ -41,6 +42,7 @@ def test_a_channels_last_model_traces_to_the_same_layout() -> None:
     assert [group.size for group in layout.groups] == [8, 4]
 
 
+@pytest.mark.filterwarnings("ignore:examples are counted along axis 0")
 def test_overlapping_strides_leave_their_units_dense() -> None:
     class Overlap(nn.Module):
         def __init__(self) -> None:

@@ -33,8 +33,8 @@ def test_attacks_by_hand() -> None:
     assert float(noise.norm()) == pytest.approx(INSIDE, rel=1e-5)
 
 
-def test_a_negative_variance_is_refused_in_every_round() -> None:
-    found = run(Cell("BatchNorm", "FedAvg", 3, "negative variance", 0), 2)
+def test_the_model_turned_round_is_refused_in_every_round() -> None:
+    found = run(Cell("BatchNorm", "FedAvg", 3, "minus the model x 9.9", 0), 2)
 
     assert (found["bad_refused"], found["honest_refused"]) == (2, 0)
     assert 0 <= found["top1"] <= 1
