@@ -2,9 +2,10 @@
 
 ``python -m examples.benchmarks.skew`` runs four federations of 50 nodes for 20 rounds:
 values in 32 and in 8 bits, without and with five nodes that send what would end the
-model (minus the model times 9.9, noise, NaN, a negative variance). Nodes hold 10 to
-10,000 examples, evenly spread by their logarithm, most of one class and all in a range
-of the node's own. No honest reply may be refused, whatever the bad ones send.
+model (minus the model times 9.9, noise, NaN, a negative variance; the last is put
+back, not refused). Nodes hold 10 to 10,000 examples, evenly spread by their logarithm,
+most of one class and all in a range of the node's own. No honest reply may be refused,
+whatever the bad ones send.
 """
 
 import argparse
