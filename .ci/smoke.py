@@ -13,14 +13,8 @@ from flwr.serverapp.strategy import FedAvg
 from torch import nn
 
 import flwr_autoflip
-from flwr_autoflip import (
-    AutoFlip,
-    AutoFlipClient,
-    client_app,
-    load_pruned,
-    save_pruned,
-)
-from flwr_autoflip.inprocess import InProcessGrid
+from flwr_autoflip import AutoFlip, AutoFlipClient, client_app, load_pruned, save_pruned
+from flwr_autoflip.server.inprocess import InProcessGrid
 
 NODES = 3
 

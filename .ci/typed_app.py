@@ -19,7 +19,7 @@ from flwr_autoflip import (
     client_app,
     load_pruned,
 )
-from flwr_autoflip.core.plan import Plan
+from flwr_autoflip.graph.plan import Plan
 
 
 class Client(AutoFlipClient):

@@ -5,14 +5,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from flwr_autoflip.core.codec import encode_plan
-from flwr_autoflip.core.guidance import deviation
-from flwr_autoflip.core.rescale import rescale_fan_in
-from flwr_autoflip.core.shrink import arrays_of, load_arrays_inplace, shrink
-from flwr_autoflip.core.threshold import Mass
-from flwr_autoflip.core.trace import trace
-from flwr_autoflip.core.values import expand, pack, pack_small, unpack_small
-from flwr_autoflip.policies import AutoFlipPolicy
+from flwr_autoflip.graph.codec import encode_plan
+from flwr_autoflip.graph.pack import expand, pack, pack_small, unpack_small
+from flwr_autoflip.graph.shrink import arrays_of, load_arrays_inplace, shrink
+from flwr_autoflip.graph.tracing.trace import trace
+from flwr_autoflip.methods import AutoFlipPolicy
+from flwr_autoflip.methods.guidance import deviation
+from flwr_autoflip.methods.rescale import rescale_fan_in
+from flwr_autoflip.methods.threshold import Mass
 
 
 class Net(nn.Sequential):

@@ -5,13 +5,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from flwr_autoflip.core.guidance import deviation
-from flwr_autoflip.core.shrink import arrays_of, load_arrays_inplace
-from flwr_autoflip.core.skeleton import build_small
-from flwr_autoflip.core.threshold import Quantile
-from flwr_autoflip.core.trace import trace
-from flwr_autoflip.core.values import expand, pack, pack_small, unpack_small
-from flwr_autoflip.policies import AutoFlipPolicy
+from flwr_autoflip.graph.pack import expand, pack, pack_small, unpack_small
+from flwr_autoflip.graph.shrink import arrays_of, load_arrays_inplace
+from flwr_autoflip.graph.skeleton import build_small
+from flwr_autoflip.graph.tracing.trace import trace
+from flwr_autoflip.methods import AutoFlipPolicy
+from flwr_autoflip.methods.guidance import deviation
+from flwr_autoflip.methods.threshold import Quantile
 
 LINES = (
     "the server keeps the whole model and every node a part of it. ",

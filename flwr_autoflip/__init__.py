@@ -1,24 +1,26 @@
 """Federated pruning by loss-landscape exploration, as a Flower strategy plugin."""
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from .core.errors import (
+from .errors import (
     AutoFlipError,
     AutoFlipWarning,
     KeepError,
     UnsupportedLayerError,
     WireError,
 )
-from .core.version import __version__
+
+__version__ = version("flwr-autoflip")
 
 if TYPE_CHECKING:
-    from .client import AutoFlipClient, client_app
-    from .files import export_onnx, load_pruned, save_pruned
-    from .mod import autoflip_mod
-    from .older import autoflip_server
-    from .presets import PRESETS, Options
-    from .strategy import AutoFlip
+    from .client.client import AutoFlipClient, client_app
+    from .client.mod import autoflip_mod
+    from .graph.save import export_onnx, load_pruned, save_pruned
+    from .server.legacy import autoflip_server
+    from .server.options import PRESETS, Options
+    from .server.strategy import AutoFlip
 
 __all__ = [
     "PRESETS",
@@ -42,16 +44,16 @@ __all__ = [
 # What needs torch or Flower is imported when it is first asked for: the command line
 # reads ledgers, and answers, in a fraction of the seconds that those two take.
 _HOMES = {
-    "AutoFlip": "strategy",
-    "AutoFlipClient": "client",
-    "Options": "presets",
-    "PRESETS": "presets",
-    "autoflip_mod": "mod",
-    "autoflip_server": "older",
-    "client_app": "client",
-    "export_onnx": "files",
-    "load_pruned": "files",
-    "save_pruned": "files",
+    "AutoFlip": "server.strategy",
+    "AutoFlipClient": "client.client",
+    "Options": "server.options",
+    "PRESETS": "server.options",
+    "autoflip_mod": "client.mod",
+    "autoflip_server": "server.legacy",
+    "client_app": "client.client",
+    "export_onnx": "graph.save",
+    "load_pruned": "graph.save",
+    "save_pruned": "graph.save",
 }
 
 if not TYPE_CHECKING:

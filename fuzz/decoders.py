@@ -11,22 +11,22 @@ from io import BytesIO
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
-from flwr_autoflip.core.codec import decode_plan, encode_plan
-from flwr_autoflip.core.encoding import DTYPES, Encoding
-from flwr_autoflip.core.errors import WireError
-from flwr_autoflip.core.exploration import (
+from flwr_autoflip.errors import WireError
+from flwr_autoflip.graph.codec import decode_plan, encode_plan
+from flwr_autoflip.graph.layout import layout_to_bytes
+from flwr_autoflip.graph.pack import expand, pack, unpack_small
+from flwr_autoflip.graph.parse import layout_from_bytes
+from flwr_autoflip.graph.plan import Plan, dense_plan
+from flwr_autoflip.graph.plan_change import decode_change, encode_change
+from flwr_autoflip.wire import single_array
+from flwr_autoflip.wire.encoding import DTYPES, Encoding
+from flwr_autoflip.wire.exploration import (
     PAYLOADS,
     check_report,
     decode_report,
     encode_report,
 )
-from flwr_autoflip.core.layout import layout_to_bytes
-from flwr_autoflip.core.layout_reader import layout_from_bytes
-from flwr_autoflip.core.plan import Plan, dense_plan
-from flwr_autoflip.core.plan_change import decode_change, encode_change
-from flwr_autoflip.core.probe import append_probe, probe_size, split_probe
-from flwr_autoflip.core.values import expand, pack, unpack_small
-from flwr_autoflip.wire import single_array
+from flwr_autoflip.wire.probe import append_probe, probe_size, split_probe
 
 from .draw import Draw, change_array, change_json
 from .model import ARRAYS, DENSE, LAYOUT, MASKED, PLANS, SMALL

@@ -14,18 +14,18 @@ import numpy as np
 from flwr.app import ArrayRecord
 from safetensors.numpy import save
 
-from flwr_autoflip.checkpoint import FORMAT as CHECKPOINT
-from flwr_autoflip.checkpoint import CheckpointFolder
 from flwr_autoflip.cli.inspect import describe
-from flwr_autoflip.core.codec import encode_plan
-from flwr_autoflip.core.errors import AutoFlipError, DamagedFileError
-from flwr_autoflip.core.report_file import StoredReport, open_report, write_report
-from flwr_autoflip.core.storage import read_arrays, write_arrays
-from flwr_autoflip.core.tree import TreeWriter
-from flwr_autoflip.files import FORMAT as MODEL_FILE
-from flwr_autoflip.files import load_pruned, save_pruned
-from flwr_autoflip.ledger import Ledger, Mark, NodeRow
-from flwr_autoflip.snapshot import KINDS
+from flwr_autoflip.errors import AutoFlipError, DamagedFileError
+from flwr_autoflip.graph.codec import encode_plan
+from flwr_autoflip.graph.save import FORMAT as MODEL_FILE
+from flwr_autoflip.graph.save import load_pruned, save_pruned
+from flwr_autoflip.graph.storage import read_arrays, write_arrays
+from flwr_autoflip.ledger.ledger import Ledger, Mark, NodeRow
+from flwr_autoflip.server.checkpoint import FORMAT as CHECKPOINT
+from flwr_autoflip.server.checkpoint import CheckpointFolder
+from flwr_autoflip.server.report_file import StoredReport, open_report, write_report
+from flwr_autoflip.server.snapshot import KINDS
+from flwr_autoflip.server.tree import TreeWriter
 
 from .draw import Draw, change_bytes, change_json
 from .model import ARRAYS, DENSE, LAYOUT, MASKED, MODEL, SMALL, Net

@@ -21,17 +21,17 @@ from flwr.serverapp.strategy import FedAvg, FedMedian
 from flwr.supercore.task_identity import TaskIdentity
 
 from flwr_autoflip import wire
-from flwr_autoflip.aggregation import aggregate
-from flwr_autoflip.client import budget_receipt, receipt_of
-from flwr_autoflip.core.codec import encode_plan, plan_digest
-from flwr_autoflip.core.encoding import DTYPES, Encoding
-from flwr_autoflip.core.errors import WireError
-from flwr_autoflip.core.probe import append_probe
-from flwr_autoflip.core.values import pack
-from flwr_autoflip.costs import CostOf
-from flwr_autoflip.exchange import Answer, Exchange
-from flwr_autoflip.inprocess import over_the_wire
-from flwr_autoflip.ledger import Ledger, total
+from flwr_autoflip.client.client import budget_receipt, receipt_of
+from flwr_autoflip.errors import WireError
+from flwr_autoflip.graph.codec import encode_plan, plan_digest
+from flwr_autoflip.graph.pack import pack
+from flwr_autoflip.ledger.ledger import Ledger, total
+from flwr_autoflip.ledger.plan_costs import CostOf
+from flwr_autoflip.server.aggregation import aggregate
+from flwr_autoflip.server.exchange import Answer, Exchange
+from flwr_autoflip.server.inprocess import over_the_wire
+from flwr_autoflip.wire.encoding import DTYPES, Encoding
+from flwr_autoflip.wire.probe import append_probe
 
 from .decoders import ENCODINGS
 from .draw import ODD, ODD_NAMES, Draw, change_content, change_record, rebuild

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from flwr_autoflip.core.plan import Plan, dense_plan
-from flwr_autoflip.core.shrink import arrays_of
-from flwr_autoflip.core.trace import trace
+from flwr_autoflip.graph.plan import Plan, dense_plan
+from flwr_autoflip.graph.shrink import arrays_of
+from flwr_autoflip.graph.tracing.trace import trace
 
 
 class Net(nn.Module):

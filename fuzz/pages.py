@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from flwr_autoflip.cli.tensorboard import scalars
-from flwr_autoflip.core.errors import AutoFlipError
-from flwr_autoflip.core.histogram import unit_histograms
-from flwr_autoflip.core.ledger_rows import NODE_PHASES, parse_rows
-from flwr_autoflip.core.rows import Rows
-from flwr_autoflip.costs import CostOf
-from flwr_autoflip.ledger import Ledger, NodeRow, dense_bytes, node_rows, total
-from flwr_autoflip.report.page import render_page
-from flwr_autoflip.report.runs import Run, read_runs, summarise
+from flwr_autoflip.errors import AutoFlipError
+from flwr_autoflip.ledger.histogram import unit_histograms
+from flwr_autoflip.ledger.ledger import Ledger, NodeRow, dense_bytes, node_rows, total
+from flwr_autoflip.ledger.ledger_rows import NODE_PHASES, parse_rows
+from flwr_autoflip.ledger.page.page import render_page
+from flwr_autoflip.ledger.page.runs import Run, read_runs, summarise
+from flwr_autoflip.ledger.plan_costs import CostOf
+from flwr_autoflip.ledger.rows import Rows
 
 from .draw import Draw, change_bytes, change_json
 from .files import HERE
@@ -154,7 +154,7 @@ class _Page(HTMLParser):
 
 @cache
 def _resource(name: str) -> str:
-    return resources("flwr_autoflip.report").joinpath(name).read_text("utf-8")
+    return resources("flwr_autoflip.ledger.page").joinpath(name).read_text("utf-8")
 
 
 def elements(page: str) -> set[str]:

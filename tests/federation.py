@@ -18,7 +18,7 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from flwr_autoflip import AutoFlipClient
-from flwr_autoflip.core.shrink import arrays_of, load_arrays_inplace
+from flwr_autoflip.graph.shrink import arrays_of, load_arrays_inplace
 
 EXAMPLE = torch.zeros(1, 1, 8, 8)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from flwr_autoflip.ledger import Ledger, NodeRow, node_rows
+from flwr_autoflip.ledger.ledger import Ledger, NodeRow, node_rows
 
 DENSE_UNITS = {"conv1": 16, "conv2": 32, "fc1": 128}
 HOSTILE = (

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flwr_autoflip.core.layout import Group, Layout, TensorSpec
-from flwr_autoflip.core.plan import Plan
-from flwr_autoflip.core.shrink import arrays_of, load_arrays_inplace, shrink
-from flwr_autoflip.core.trace import trace
+from flwr_autoflip.graph.layout import Group, Layout, TensorSpec
+from flwr_autoflip.graph.plan import Plan
+from flwr_autoflip.graph.shrink import arrays_of, load_arrays_inplace, shrink
+from flwr_autoflip.graph.tracing.trace import trace
 
 
 class ConvFlat(nn.Module):

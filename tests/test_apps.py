@@ -24,9 +24,9 @@ from flwr_autoflip import (
     autoflip_mod,
     client_app,
 )
-from flwr_autoflip.core.plan import Plan
-from flwr_autoflip.ledger import node_rows
-from flwr_autoflip.policies import Policy
+from flwr_autoflip.graph.plan import Plan
+from flwr_autoflip.ledger.ledger import node_rows
+from flwr_autoflip.methods import Policy
 
 NODES = 2
 

@@ -27,8 +27,8 @@ from flwr.serverapp.strategy import FedAvg, FedMedian, FedTrimmedAvg, Krum, Stra
 from torch import Tensor, nn
 
 from flwr_autoflip import AutoFlip, AutoFlipClient, client_app
-from flwr_autoflip.core.drift import FACTOR
-from flwr_autoflip.inprocess import InProcessGrid
+from flwr_autoflip.server.drift import FACTOR
+from flwr_autoflip.server.inprocess import InProcessGrid
 
 from .explored import DATASET, LAST
 from .robustness import write_table

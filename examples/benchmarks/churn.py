@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from flwr_autoflip import AutoFlip, AutoFlipClient, client_app, wire
-from flwr_autoflip.core.values import pack
-from flwr_autoflip.inprocess import InProcessGrid
+from flwr_autoflip.graph.pack import pack
+from flwr_autoflip.server.inprocess import InProcessGrid
 
 from ..simulation import flwr_run, superlink
 

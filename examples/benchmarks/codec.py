@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from flwr_autoflip.core.codec import encode_plan
-from flwr_autoflip.core.layout import Layout
-from flwr_autoflip.core.plan import Plan
-from flwr_autoflip.core.shrink import arrays_of
-from flwr_autoflip.core.threshold import parse_threshold
-from flwr_autoflip.core.trace import trace
-from flwr_autoflip.core.values import expand, pack, unpack_small
-from flwr_autoflip.policies.base import unit_plan
+from flwr_autoflip.graph.codec import encode_plan
+from flwr_autoflip.graph.layout import Layout
+from flwr_autoflip.graph.pack import expand, pack, unpack_small
+from flwr_autoflip.graph.plan import Plan
+from flwr_autoflip.graph.shrink import arrays_of
+from flwr_autoflip.graph.tracing.trace import trace
+from flwr_autoflip.methods.base import unit_plan
+from flwr_autoflip.methods.threshold import parse_threshold
 
 from .server import MODELS
 

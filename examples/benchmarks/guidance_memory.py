@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from flwr_autoflip.core.guidance import Normalization, Report
-from flwr_autoflip.core.layout import Layout
-from flwr_autoflip.core.plan import Plan
-from flwr_autoflip.core.statistics import Running
-from flwr_autoflip.core.threshold import Quantile
-from flwr_autoflip.policies import AutoFlipPolicy
-from flwr_autoflip.store import ReportStore
+from flwr_autoflip.graph.layout import Layout
+from flwr_autoflip.graph.plan import Plan
+from flwr_autoflip.methods import AutoFlipPolicy
+from flwr_autoflip.methods.guidance import Normalization, Report
+from flwr_autoflip.methods.statistics import Running
+from flwr_autoflip.methods.threshold import Quantile
+from flwr_autoflip.server.store import ReportStore
 
 Row = dict[str, Any]
 

@@ -29,11 +29,11 @@ from flwr.serverapp.strategy import FedAvg
 from numpy.typing import NDArray
 
 from flwr_autoflip import AutoFlip, wire
-from flwr_autoflip.client import receipt_of
-from flwr_autoflip.core.exploration import encode_report
-from flwr_autoflip.core.values import pack
-from flwr_autoflip.costs import CostOf
-from flwr_autoflip.inprocess import InProcessGrid
+from flwr_autoflip.client.client import receipt_of
+from flwr_autoflip.graph.pack import pack
+from flwr_autoflip.ledger.plan_costs import CostOf
+from flwr_autoflip.server.inprocess import InProcessGrid
+from flwr_autoflip.wire.exploration import encode_report
 
 from .churn import EXAMPLE, Net, resident_mb
 

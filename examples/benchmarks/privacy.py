@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from flwr_autoflip.core.privacy import ReportPrivacy
+from flwr_autoflip.wire.privacy import ReportPrivacy
 
 from .explored import Cell, Results, measure, overlap
 from .robustness import differences, layout, mean_of, write_table

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from flwr.app import Context, RecordDict
+from flwr_autoflip.ledger.ledger.page import curve
 
-from flwr_autoflip.inprocess import InProcessGrid
-from flwr_autoflip.ledger import read_ledger, total
-from flwr_autoflip.report import curve
+from flwr_autoflip.ledger.ledger import read_ledger, total
+from flwr_autoflip.server.inprocess import InProcessGrid
 
 APP = Path(__file__).parents[1] / "quickstart"
 NODES = 20

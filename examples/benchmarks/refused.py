@@ -28,14 +28,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from flwr_autoflip import AutoFlipClient, autoflip_mod, client_app, wire
-from flwr_autoflip.core.codec import encode_plan, plan_digest
-from flwr_autoflip.core.compress import compress
-from flwr_autoflip.core.cost import count_parameters
-from flwr_autoflip.core.encoding import Encoding
-from flwr_autoflip.core.plan import Plan, dense_plan
-from flwr_autoflip.core.shrink import arrays_of
-from flwr_autoflip.core.trace import trace
-from flwr_autoflip.inprocess import InProcessGrid
+from flwr_autoflip.graph.codec import encode_plan, plan_digest
+from flwr_autoflip.graph.plan import Plan, dense_plan
+from flwr_autoflip.graph.shrink import arrays_of
+from flwr_autoflip.graph.tracing.trace import trace
+from flwr_autoflip.ledger.cost import count_parameters
+from flwr_autoflip.server.inprocess import InProcessGrid
+from flwr_autoflip.wire.compress import compress
+from flwr_autoflip.wire.encoding import Encoding
 
 WIDTH = 1500
 EXAMPLE = torch.zeros(2, WIDTH)

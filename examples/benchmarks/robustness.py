@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flwr_autoflip.core.layout import Layout
-from flwr_autoflip.core.trace import trace
+from flwr_autoflip.graph.layout import Layout
+from flwr_autoflip.graph.tracing.trace import trace
 
 from .explored import (
     EXAMPLE,

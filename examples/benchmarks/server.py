@@ -30,9 +30,9 @@ from flwr.serverapp.strategy import FedAvg
 from torch import nn
 
 from flwr_autoflip import AutoFlip, wire
-from flwr_autoflip.core.codec import VERSION, encode_plan, plan_digest
-from flwr_autoflip.inprocess import InProcessGrid
-from flwr_autoflip.ledger import node_rows
+from flwr_autoflip.graph.codec import VERSION, encode_plan, plan_digest
+from flwr_autoflip.ledger.ledger import node_rows
+from flwr_autoflip.server.inprocess import InProcessGrid
 
 from ..paper.models import FemnistCNN, ResNet50
 

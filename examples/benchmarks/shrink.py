@@ -25,14 +25,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from flwr_autoflip.core.codec import decode_plan, encode_plan
-from flwr_autoflip.core.layout_reader import layout_from_bytes
-from flwr_autoflip.core.plan import Plan, dense_plan
-from flwr_autoflip.core.shrink import arrays_of, hold_mask, load_arrays_inplace
-from flwr_autoflip.core.skeleton import build_small
-from flwr_autoflip.core.threshold import MacShare
-from flwr_autoflip.core.trace import trace
-from flwr_autoflip.policies.base import unit_plan
+from flwr_autoflip.graph.codec import decode_plan, encode_plan
+from flwr_autoflip.graph.parse import layout_from_bytes
+from flwr_autoflip.graph.plan import Plan, dense_plan
+from flwr_autoflip.graph.shrink import arrays_of, hold_mask, load_arrays_inplace
+from flwr_autoflip.graph.skeleton import build_small
+from flwr_autoflip.graph.tracing.trace import trace
+from flwr_autoflip.methods.base import unit_plan
+from flwr_autoflip.methods.threshold import MacShare
 
 
 class SixLayerCnn(nn.Sequential):

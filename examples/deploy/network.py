@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from flwr_autoflip.ledger import total
+from flwr_autoflip.ledger.ledger import total
 
 from ..quickstart.compare import LABELS, Rows
 

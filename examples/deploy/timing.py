@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from flwr_autoflip.ledger import read_ledger
+from flwr_autoflip.ledger.ledger import read_ledger
 
 from .deployment import PARTITIONS, deployment
 from .network import round_seconds

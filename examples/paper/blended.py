@@ -7,12 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from flwr_autoflip.core.guidance import Report
-from flwr_autoflip.core.layout import Arrays, Layout
-from flwr_autoflip.core.plan import Plan
-from flwr_autoflip.core.threshold import MacShare
-from flwr_autoflip.policies import Policy, Previous
-from flwr_autoflip.policies.base import unit_plan
+from flwr_autoflip.graph.layout import Arrays, Layout
+from flwr_autoflip.graph.plan import Plan
+from flwr_autoflip.methods import Policy, Previous
+from flwr_autoflip.methods.base import unit_plan
+from flwr_autoflip.methods.guidance import Report
+from flwr_autoflip.methods.threshold import MacShare
 
 from .scores import score_units
 
@@ -51,7 +51,7 @@ class Blended(Policy):
         reports: Sequence[Report],
         previous: Previous | None = None,
     ) -> Plan:
-        """Make the plan; see :class:`flwr_autoflip.policies.Policy`."""
+        """Make the plan; see :class:`flwr_autoflip.methods.Policy`."""
         stable, moved = (
             score_units(kind, layout, self.initial, weights, reports)
             for kind in ("initial", "deviation")

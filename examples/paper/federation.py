@@ -14,24 +14,21 @@ from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, FedAvgM, Strategy
+from flwr_autoflip.ledger.ledger.page import WINDOW
 from torch import nn
 from torch.utils.data import TensorDataset
 
 from flwr_autoflip import AutoFlip, AutoFlipClient, client_app
-from flwr_autoflip.core.guidance import normalize
-from flwr_autoflip.core.layout import Arrays, Layout
-from flwr_autoflip.core.shrink import arrays_of, load_arrays_inplace, shrink
-from flwr_autoflip.core.threshold import MacShare, Threshold
-from flwr_autoflip.policies import (
-    EflPrune,
-    Policy,
-    PruneFl,
-    RandomUnits,
-    Structured,
+from flwr_autoflip.graph.layout import Arrays, Layout
+from flwr_autoflip.graph.shrink import arrays_of, load_arrays_inplace, shrink
+from flwr_autoflip.methods import EflPrune, Policy, PruneFl, RandomUnits, Structured
+from flwr_autoflip.methods.base import parse_units
+from flwr_autoflip.methods.baselines.initial_pruning import (
+    Schedule,
+    prune_initially_inplace,
 )
-from flwr_autoflip.policies.base import parse_units
-from flwr_autoflip.policies.initial_pruning import Schedule, prune_initially_inplace
-from flwr_autoflip.report import WINDOW
+from flwr_autoflip.methods.guidance import normalize
+from flwr_autoflip.methods.threshold import MacShare, Threshold
 from flwr_autoflip.wire import from_arrayrecord
 
 from .around import SameNodes

@@ -6,11 +6,10 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from flwr_autoflip.ledger.ledger.page import WINDOW
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-
-from flwr_autoflip.report import WINDOW
 
 from .methods import EVERYTHING
 from .series import Series

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flwr_autoflip.core.guidance import Report
-from flwr_autoflip.core.layout import Arrays, Layout
-from flwr_autoflip.core.plan import Plan
-from flwr_autoflip.core.threshold import MacShare
-from flwr_autoflip.policies import Policy, Previous
-from flwr_autoflip.policies.base import OnChange, unit_plan
+from flwr_autoflip.graph.layout import Arrays, Layout
+from flwr_autoflip.graph.plan import Plan
+from flwr_autoflip.methods import Policy, Previous
+from flwr_autoflip.methods.base import OnChange, unit_plan
+from flwr_autoflip.methods.guidance import Report
+from flwr_autoflip.methods.threshold import MacShare
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Growing(Policy):
     function_preserving : bool (default: True)
         New units change nothing at first; or come in with their initial weights.
     exponent : float (default: infinite)
-        Of how layers share the cut; see :class:`flwr_autoflip.core.threshold.MacShare`.
+        Of how layers share the cut; see :class:`.threshold.MacShare`.
     """
 
     shares: Mapping[int, float]
@@ -51,7 +51,7 @@ class Growing(Policy):
         reports: Sequence[Report],
         previous: Previous | None = None,
     ) -> Plan:
-        """Grow when it is time; see :class:`flwr_autoflip.policies.Policy`."""
+        """Grow when it is time; see :class:`flwr_autoflip.methods.Policy`."""
         due = [first for first in self.shares if first <= max(server_round, 1)]
         if previous is not None and server_round not in self.shares:
             return previous.plan

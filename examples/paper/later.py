@@ -9,13 +9,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from flwr_autoflip.core.guidance import Report, split_by_group, unit_scores
-from flwr_autoflip.core.layout import Arrays, Layout
-from flwr_autoflip.core.plan import Plan, dense_plan
-from flwr_autoflip.core.shrink import load_arrays_inplace
-from flwr_autoflip.core.threshold import MacShare
-from flwr_autoflip.policies import Policy, Previous, RandomUnits
-from flwr_autoflip.policies.base import Renewal, unit_plan
+from flwr_autoflip.graph.layout import Arrays, Layout
+from flwr_autoflip.graph.plan import Plan, dense_plan
+from flwr_autoflip.graph.shrink import load_arrays_inplace
+from flwr_autoflip.methods import Policy, Previous, RandomUnits
+from flwr_autoflip.methods.base import Renewal, unit_plan
+from flwr_autoflip.methods.guidance import Report, split_by_group, unit_scores
+from flwr_autoflip.methods.threshold import MacShare
 
 from .scores import SCORES, UnitScores, score_units
 
@@ -68,7 +68,7 @@ class Later(Policy):
         reports: Sequence[Report],
         previous: Previous | None = None,
     ) -> Plan:
-        """Make the plan; see :class:`flwr_autoflip.policies.Policy`."""
+        """Make the plan; see :class:`flwr_autoflip.methods.Policy`."""
         if previous is None or server_round <= self.dense_rounds:
             return dense_plan(layout)
         if server_round > self.dense_rounds + 1:

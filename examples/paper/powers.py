@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flwr_autoflip.core.guidance import Report
-from flwr_autoflip.core.layout import Arrays, Layout
-from flwr_autoflip.core.plan import Plan, dense_plan
-from flwr_autoflip.policies import Policy, Previous
-from flwr_autoflip.policies.base import unit_plan
+from flwr_autoflip.graph.layout import Arrays, Layout
+from flwr_autoflip.graph.plan import Plan, dense_plan
+from flwr_autoflip.methods import Policy, Previous
+from flwr_autoflip.methods.base import unit_plan
+from flwr_autoflip.methods.guidance import Report
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Powers(Policy):
         reports: Sequence[Report],
         previous: Previous | None = None,
     ) -> Plan:
-        """Make the plan; see :class:`flwr_autoflip.policies.Policy`."""
+        """Make the plan; see :class:`flwr_autoflip.methods.Policy`."""
         scores = self.rank_units(server_round, layout, weights, reports)
         sizes = {group.size for group in layout.groups}
         steps = [np.arange(1, n + 1) / n**self.exponent for n in sizes]

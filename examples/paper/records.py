@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from flwr_autoflip.core.storage import write_whole
+from flwr_autoflip.graph.storage import write_whole
 
 CONFIG, RESULT = "config.json", "run.json"
 Record = Mapping[str, Any]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from flwr_autoflip.core.provenance import describe as describe_made
+from flwr_autoflip.ledger.provenance import describe as describe_made
 
 from . import figures, series
 from .data import DataError

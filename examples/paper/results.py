@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from flwr_autoflip.report import Curve
+from flwr_autoflip.ledger.ledger.page import Curve
 
 from .methods import EVERYTHING
 from .records import CONFIG, Record, finished, read_record

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from flwr_autoflip.ledger.ledger.page import curve
 
 from flwr_autoflip import AutoFlipError
-from flwr_autoflip.core.provenance import provenance
-from flwr_autoflip.inprocess import InProcessGrid
-from flwr_autoflip.ledger import node_rows, read_ledger
-from flwr_autoflip.report import curve
-from flwr_autoflip.report.runs import Run as Ran
-from flwr_autoflip.report.runs import failures
+from flwr_autoflip.ledger.ledger import node_rows, read_ledger
+from flwr_autoflip.ledger.page.runs import Run as Ran
+from flwr_autoflip.ledger.page.runs import failures
+from flwr_autoflip.ledger.provenance import provenance
+from flwr_autoflip.server.inprocess import InProcessGrid
 
 from .federation import HeldOut, Setting, device_name, make_client_app, run_server
 from .method import Method

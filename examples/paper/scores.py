@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from flwr_autoflip.core.guidance import Report, unit_scores
-from flwr_autoflip.core.layout import Arrays, Layout
-from flwr_autoflip.core.plan import Plan
-from flwr_autoflip.core.threshold import MacShare
-from flwr_autoflip.policies import Policy, Previous, RandomUnits
-from flwr_autoflip.policies.base import unit_plan
+from flwr_autoflip.graph.layout import Arrays, Layout
+from flwr_autoflip.graph.plan import Plan
+from flwr_autoflip.methods import Policy, Previous, RandomUnits
+from flwr_autoflip.methods.base import unit_plan
+from flwr_autoflip.methods.guidance import Report, unit_scores
+from flwr_autoflip.methods.threshold import MacShare
 
 UnitScores = dict[str, NDArray[np.float64]]
 
@@ -59,7 +59,7 @@ class Scored(Policy):
         reports: Sequence[Report],
         previous: Previous | None = None,
     ) -> Plan:
-        """Make the plan; see :class:`flwr_autoflip.policies.Policy`."""
+        """Make the plan; see :class:`flwr_autoflip.methods.Policy`."""
         if self.score == "chance":
             drawn = RandomUnits(self.macs, self.seed)
             return drawn(server_round, layout, weights, reports)

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from flwr_autoflip.core.cost import count_macs, count_macs_thop, count_parameters
-from flwr_autoflip.core.layout import Layout
-from flwr_autoflip.core.plan import Plan
-from flwr_autoflip.core.shrink import shrink
-from flwr_autoflip.core.trace import trace
+from flwr_autoflip.graph.layout import Layout
+from flwr_autoflip.graph.plan import Plan
+from flwr_autoflip.graph.shrink import shrink
+from flwr_autoflip.graph.tracing.trace import trace
+from flwr_autoflip.ledger.cost import count_macs, count_macs_thop, count_parameters
 
 from .results import Outcome
 from .tasks import Scale, Task, find_task

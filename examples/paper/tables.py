@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-
-from flwr_autoflip.report import WINDOW, Curve
+from flwr_autoflip.ledger.ledger.page import WINDOW, Curve
 
 from .results import Outcome
 

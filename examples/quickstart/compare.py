@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from flwr_autoflip.ledger.ledger.page import Curve, curve, draw_curves
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -28,14 +29,13 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from flwr_autoflip.core.cost import count_macs_thop
-from flwr_autoflip.core.plan import Plan
-from flwr_autoflip.core.shrink import shrink
-from flwr_autoflip.core.trace import trace
-from flwr_autoflip.ledger import read_ledger, total
-from flwr_autoflip.report import Curve, curve, draw_curves
-from flwr_autoflip.report.page import render_page
-from flwr_autoflip.report.runs import Run
+from flwr_autoflip.graph.plan import Plan
+from flwr_autoflip.graph.shrink import shrink
+from flwr_autoflip.graph.tracing.trace import trace
+from flwr_autoflip.ledger.cost import count_macs_thop
+from flwr_autoflip.ledger.ledger import read_ledger, total
+from flwr_autoflip.ledger.page.page import render_page
+from flwr_autoflip.ledger.page.runs import Run
 
 from ..simulation import flwr_run, superlink
 

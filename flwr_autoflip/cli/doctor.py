@@ -5,7 +5,7 @@ from dataclasses import asdict
 import typer
 from rich.markup import escape
 
-from ..core.text import visible
+from ..errors import visible
 from .checks import Finding, examine
 from .output import console, print_json
 

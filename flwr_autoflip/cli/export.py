@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core.errors import AutoFlipError
-from ..core.text import visible
-from ..files import export_onnx, load_pruned
-from ..report.svg import amount
+from ..errors import AutoFlipError, visible
+from ..graph.save import export_onnx, load_pruned
+from ..ledger.page.svg import amount
 from .output import say
 
 DTYPES = {"float32": torch.float32, "int64": torch.int64, "int32": torch.int32}

@@ -6,10 +6,10 @@ from typing import Any
 
 import typer
 
-from ..core.inspection import LayerSize, layer_sizes
-from ..core.plan import Plan
-from ..files import read_pruned
-from ..report.svg import amount, percent
+from ..graph.plan import Plan
+from ..graph.save import read_pruned
+from ..graph.summary import LayerSize, layer_sizes
+from ..ledger.page.svg import amount, percent
 from .output import print_json, print_table
 
 

@@ -1,11 +1,11 @@
 """Commands of ``flwr-autoflip``; each imports what it needs when it runs."""
 
+from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..core.version import __version__
 from .output import clear_errors
 
 app = typer.Typer(
@@ -27,7 +27,7 @@ ModelFile = Annotated[
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(__version__)
+        typer.echo(installed("flwr-autoflip"))
         raise typer.Exit
 
 

@@ -11,8 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..core.errors import AutoFlipError
-from ..core.text import visible
+from ..errors import AutoFlipError, visible
 
 LONGEST_LINE = 4000
 """Characters of an error or a path."""

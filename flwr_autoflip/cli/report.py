@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..core.storage import write_whole
-from ..report.page import render_page
-from ..report.runs import Run, read_runs, summarise
-from ..report.svg import amount, percent, share_of
+from ..graph.storage import write_whole
+from ..ledger.page.page import render_page
+from ..ledger.page.runs import Run, read_runs, summarise
+from ..ledger.page.svg import amount, percent, share_of
 from .output import print_json, print_table, say
 
 
@@ -32,7 +32,7 @@ def make_report(paths: Sequence[Path], out: Path, png: bool, as_json: bool) -> N
     write_whole(out, render_page(runs).encode(), private=False)
     written = [out]
     if png:
-        from ..report.pictures import draw_all
+        from ..ledger.page.pictures import draw_all
 
         written += draw_all(runs, out.with_suffix(""))
     if as_json:

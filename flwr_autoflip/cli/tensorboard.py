@@ -9,12 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import AutoFlipError
-from ..core.headline import numbers
-from ..core.ledger_rows import NODE_PHASES
-from ..core.text import visible
-from ..report.runs import read_runs
-from ..report.svg import share_of
+from ..errors import AutoFlipError, visible
+from ..ledger.headline import numbers
+from ..ledger.ledger_rows import NODE_PHASES
+from ..ledger.page.runs import read_runs
+from ..ledger.page.svg import share_of
 from .output import say
 
 SECONDS_BETWEEN_LOOKS = 2.0

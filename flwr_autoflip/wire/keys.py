@@ -1,9 +1,13 @@
 """Every record key of wire version 1, and the phases they speak of."""
 
+from importlib.metadata import version
 from typing import Any, Literal
 
 Phase = Literal["budget", "explore", "train", "evaluate"]
 ClientApi = Literal["message", "numpy"]
+
+PACKAGE_VERSION = version("flwr-autoflip")
+"""Which server and nodes must agree on."""
 
 PREFIX = "autoflip-"
 KEY_VERSION = "autoflip-version"

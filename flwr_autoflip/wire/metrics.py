@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..core.text import visible
+from ..errors import visible
 from .keys import PREFIX, is_number
 
 LONGEST_NAME = 128

@@ -15,16 +15,15 @@ import numpy as np
 from flwr.app import ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
-from ..core.codec import VERSION, decode_plan, has_masks, plan_digest, plan_to_bytes
-from ..core.encoding import DTYPES, Encoding
-from ..core.errors import WireError
-from ..core.exploration import PAYLOADS, Payload
-from ..core.layout import Described, Layout, difference
-from ..core.layout_reader import layout_from_bytes
-from ..core.plan import Plan
-from ..core.plan_change import decode_change
-from ..core.values import unpack_small
-from ..core.version import __version__
+from ..errors import WireError
+from ..graph.codec import VERSION, decode_plan, has_masks, plan_digest, plan_to_bytes
+from ..graph.layout import Described, Layout, difference
+from ..graph.pack import unpack_small
+from ..graph.parse import layout_from_bytes
+from ..graph.plan import Plan
+from ..graph.plan_change import decode_change
+from .encoding import DTYPES, Encoding
+from .exploration import PAYLOADS, Payload
 from .keys import (
     KEY_ANSWERING,
     KEY_BUDGET,
@@ -40,6 +39,7 @@ from .keys import (
     KEY_PROBE,
     KEY_REGROW,
     KEY_VERSION,
+    PACKAGE_VERSION,
     PREFIX,
     RESIDUAL,
     STATE,
@@ -260,9 +260,9 @@ def _check_versions(config: Mapping[str, Any]) -> None:
             "AutoFlip and install the same flwr-autoflip on both sides."
         )
     # The wire may be the same and what is trained still differ, as with a new preset.
-    if config.get(KEY_PACKAGE) != __version__:
+    if config.get(KEY_PACKAGE) != PACKAGE_VERSION:
         raise WireError(
-            f"this node runs flwr-autoflip {__version__}, the server "
+            f"this node runs flwr-autoflip {PACKAGE_VERSION}, the server "
             f"{config.get(KEY_PACKAGE, 'an unknown one')}; install one on both sides."
         )
 

@@ -14,8 +14,8 @@ from numpy.lib.format import (
 )
 from numpy.typing import NDArray
 
-from ..core.errors import WireError
-from ..core.layout import Arrays
+from ..errors import WireError
+from ..graph.layout import Arrays
 
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
 

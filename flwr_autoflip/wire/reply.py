@@ -15,11 +15,10 @@ from flwr.app import (
 )
 from numpy.typing import NDArray
 
-from ..core.codec import VERSION, encode_plan, plan_digest
-from ..core.encoding import FLOAT32
-from ..core.errors import WireError
-from ..core.guidance import Report
-from ..core.probe import split_probe
+from ..errors import WireError
+from ..graph.codec import VERSION, encode_plan, plan_digest
+from ..methods.guidance import Report
+from .encoding import FLOAT32
 from .keys import (
     KEY_BUDGET,
     KEY_CHECKSUM,
@@ -47,6 +46,7 @@ from .keys import (
     message_type,
 )
 from .metrics import usable_metrics
+from .probe import split_probe
 from .records import only_record, records_of, single_array, to_arrayrecord
 from .request import Orders
 from .values import decode_trained

@@ -8,14 +8,13 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
-from ..core.codec import VERSION, encode_plan, plan_digest
-from ..core.encoding import FLOAT32, Encoding
-from ..core.exploration import Payload
-from ..core.layout import Arrays
-from ..core.plan import Plan
-from ..core.plan_change import encode_change
-from ..core.values import pack
-from ..core.version import __version__
+from ..graph.codec import VERSION, encode_plan, plan_digest
+from ..graph.layout import Arrays
+from ..graph.pack import pack
+from ..graph.plan import Plan
+from ..graph.plan_change import encode_change
+from .encoding import FLOAT32, Encoding
+from .exploration import Payload
 from .keys import (
     KEY_ANSWERING,
     KEY_BUDGET,
@@ -33,6 +32,7 @@ from .keys import (
     KEY_VERSION,
     NUMPY_ARRAY,
     NUMPY_IN,
+    PACKAGE_VERSION,
     VALUES,
     ClientApi,
     Phase,
@@ -60,7 +60,7 @@ class Orders:
     payload : {"update", "deviation", "units", "weights"} (default: "update")
         What an explorer reports.
     probe : bool (default: False)
-        Nodes also send gradients; see :mod:`flwr_autoflip.core.probe`.
+        Nodes also send gradients; see :mod:`flwr_autoflip.wire.probe`.
     budget : str (default: "")
         The node's budget, which the plan was cut to.
     """
@@ -149,7 +149,7 @@ def request_content(
     digest = plan_digest(encoded, orders.plan.layout)
     configs = records_of(template, ConfigRecord)
     config: dict[str, Any] = dict(next(iter(configs.values()), {}))
-    config |= {KEY_VERSION: VERSION, KEY_PACKAGE: __version__}
+    config |= {KEY_VERSION: VERSION, KEY_PACKAGE: PACKAGE_VERSION}
     config |= {KEY_PHASE: orders.phase, KEY_DIGEST: digest}
     config[KEY_DTYPE] = orders.encoding.dtype
     if orders.encoding.compress:

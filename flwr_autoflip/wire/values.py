@@ -11,8 +11,13 @@ import numpy as np
 from flwr.app import ArrayRecord, RecordDict
 from numpy.typing import NDArray
 
-from ..core.drift import clear_rounding_inplace
-from ..core.values import check_values, pack_small, split_values, unpack_small
+from ..graph.pack import (
+    check_values,
+    clear_rounding_inplace,
+    pack_small,
+    split_values,
+    unpack_small,
+)
 from .keys import RESIDUAL, VALUES
 from .records import as_numpy, records_of, to_arrayrecord
 from .request import Orders

@@ -12,8 +12,8 @@ from typer.testing import CliRunner, Result
 from flwr_autoflip import AutoFlipError, load_pruned, save_pruned
 from flwr_autoflip.cli.export import find_model, parse_example
 from flwr_autoflip.cli.main import app
-from flwr_autoflip.core.plan import Plan
-from flwr_autoflip.core.trace import trace
+from flwr_autoflip.graph.plan import Plan
+from flwr_autoflip.graph.tracing.trace import trace
 
 LAYOUT = trace(TinyNet(), EXAMPLE)
 KEEP = {"conv": np.array([0, 2, 5]), "fc1": np.array([1, 2, 6, 7])}

@@ -12,7 +12,7 @@ import yaml
 
 import flwr_autoflip
 from flwr_autoflip import PRESETS
-from flwr_autoflip.ledger import NodeRow
+from flwr_autoflip.ledger.ledger import NodeRow
 from flwr_autoflip.wire import keys
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -67,13 +67,13 @@ def test_the_ledger_page_names_every_column() -> None:
 
 def test_the_reference_has_every_public_name() -> None:
     page = (DOCS / "api.md").read_text()
-    errors = set(vars(importlib.import_module("flwr_autoflip.core.errors")))
+    errors = set(vars(importlib.import_module("flwr_autoflip.errors")))
     public = set(flwr_autoflip.__all__) - errors - {"PRESETS", "__version__"}
 
     named = set(re.findall(r"^.. auto\w+:: flwr_autoflip\.(\w+)$", page, re.MULTILINE))
 
     assert named == public
-    assert "automodule:: flwr_autoflip.core.errors" in page
+    assert "automodule:: flwr_autoflip.errors" in page
 
 
 def test_the_method_page_names_every_preset() -> None:

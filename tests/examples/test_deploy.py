@@ -37,8 +37,8 @@ from examples.processes import (
     stop,
 )
 from examples.quickstart import compare as quickstart
-from flwr_autoflip.inprocess import InProcessGrid
-from flwr_autoflip.ledger import node_rows, read_ledger
+from flwr_autoflip.ledger.ledger import node_rows, read_ledger
+from flwr_autoflip.server.inprocess import InProcessGrid
 
 pytest.importorskip("mlxtend")
 

@@ -10,7 +10,7 @@ pytest.importorskip("flwr_datasets")
 
 from examples.benchmarks import explored, privacy, robustness
 from examples.benchmarks.explored import Cell, Outcome, Results, overlap
-from flwr_autoflip.core.privacy import ReportPrivacy
+from flwr_autoflip.wire.privacy import ReportPrivacy
 
 MOVED = {
     t.name: np.random.default_rng(3).standard_normal(t.shape, np.float32)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flwr_autoflip.files import read_pruned
-from flwr_autoflip.ledger import node_rows
+from flwr_autoflip.graph.save import read_pruned
+from flwr_autoflip.ledger.ledger import node_rows
 
 pytest.importorskip("mlxtend")
 pytest.importorskip("ray")

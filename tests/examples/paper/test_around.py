@@ -8,7 +8,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
 from examples.paper.around import SameNodes
-from flwr_autoflip.inprocess import InProcessGrid
+from flwr_autoflip.server.inprocess import InProcessGrid
 
 
 def ten_nodes() -> InProcessGrid:

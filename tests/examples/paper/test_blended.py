@@ -9,8 +9,8 @@ from models import mlp_layout
 from examples.paper.blended import Blended
 from examples.paper.methods import EVERYTHING
 from examples.paper.runs import LEDGER, Run, execute
-from flwr_autoflip.core.threshold import MacShare
-from flwr_autoflip.ledger import read_ledger
+from flwr_autoflip.ledger.ledger import read_ledger
+from flwr_autoflip.methods.threshold import MacShare
 
 LAYOUT = mlp_layout()
 INITIAL = {

@@ -22,8 +22,8 @@ from examples.paper.federation import (
 from examples.paper.methods import METHODS, find_methods
 from examples.paper.runs import Run, execute
 from examples.paper.training import evaluate, train
-from flwr_autoflip.inprocess import InProcessGrid
-from flwr_autoflip.ledger import read_ledger
+from flwr_autoflip.ledger.ledger import read_ledger
+from flwr_autoflip.server.inprocess import InProcessGrid
 
 ignore_small_federation = pytest.mark.filterwarnings(
     "ignore::flwr_autoflip.AutoFlipWarning"

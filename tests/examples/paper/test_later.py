@@ -12,11 +12,11 @@ from torch import nn
 from examples.paper.later import LATER, Later, activation_scores
 from examples.paper.methods import EVERYTHING
 from examples.paper.runs import Run, execute
-from flwr_autoflip.core.layout import Arrays, Layout
-from flwr_autoflip.core.plan import Plan, dense_plan
-from flwr_autoflip.core.shrink import arrays_of
-from flwr_autoflip.core.threshold import MacShare
-from flwr_autoflip.policies import Previous, RandomUnits
+from flwr_autoflip.graph.layout import Arrays, Layout
+from flwr_autoflip.graph.plan import Plan, dense_plan
+from flwr_autoflip.graph.shrink import arrays_of
+from flwr_autoflip.methods import Previous, RandomUnits
+from flwr_autoflip.methods.threshold import MacShare
 
 LAYOUT = mlp_layout()
 BEFORE = {

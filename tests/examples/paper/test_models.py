@@ -7,9 +7,9 @@ from torch import nn
 
 from examples.paper.models import ResNet50, scaled
 from examples.paper.tasks import TASKS
-from flwr_autoflip.core.plan import Plan
-from flwr_autoflip.core.shrink import shrink
-from flwr_autoflip.core.trace import trace
+from flwr_autoflip.graph.plan import Plan
+from flwr_autoflip.graph.shrink import shrink
+from flwr_autoflip.graph.tracing.trace import trace
 
 REPORTED = {
     "mnist": 7_628_484,

@@ -5,10 +5,10 @@ import pytest
 from models import build, layout_of
 
 from examples.paper.powers import Powers
-from flwr_autoflip.core.plan import Plan, dense_plan
-from flwr_autoflip.core.shrink import arrays_of
-from flwr_autoflip.core.threshold import MacShare
-from flwr_autoflip.policies import L1Units
+from flwr_autoflip.graph.plan import Plan, dense_plan
+from flwr_autoflip.graph.shrink import arrays_of
+from flwr_autoflip.methods import L1Units
+from flwr_autoflip.methods.threshold import MacShare
 
 NAME = "conv_flat"  # groups of 4, 6 and 8 units
 

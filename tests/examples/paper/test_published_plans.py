@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from examples.paper.tasks import TASKS
-from flwr_autoflip.core.plan import Plan
-from flwr_autoflip.core.threshold import parse_threshold
-from flwr_autoflip.core.trace import trace
-from flwr_autoflip.policies import L1Units
+from flwr_autoflip.graph.plan import Plan
+from flwr_autoflip.graph.tracing.trace import trace
+from flwr_autoflip.methods import L1Units
+from flwr_autoflip.methods.threshold import parse_threshold
 
 THRESHOLDS = ("macs:0.5", "macs:0.25", "macs:0.1", "even-macs:0.25", "2x", "mass:0.7")
 PLANS = {

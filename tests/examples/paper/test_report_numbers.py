@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from flwr_autoflip.ledger.ledger.page import Curve
 from paper_runs import RISING, SETTINGS, TWICE, UNITS, write_run, write_two_seeds
 from torch.utils.data import TensorDataset
 
@@ -33,9 +34,8 @@ from examples.paper.tables import (
 )
 from examples.paper.tasks import Federation
 from examples.paper.verdict import random_is_close, where_autoflip_loses
-from flwr_autoflip.core.cost import count_parameters
-from flwr_autoflip.core.shrink import shrink
-from flwr_autoflip.report import Curve
+from flwr_autoflip.graph.shrink import shrink
+from flwr_autoflip.ledger.cost import count_parameters
 
 
 def make_curve(top1: list[float], costs: list[float]) -> Curve:
@@ -157,8 +157,8 @@ def test_table_five_by_hand(two_seeds: Path) -> None:
 
 def test_table_four_counts_networks_that_are_built(tmp_path: Path) -> None:
     from examples.paper.tasks import TASKS
-    from flwr_autoflip.core.plan import Plan
-    from flwr_autoflip.core.trace import trace
+    from flwr_autoflip.graph.plan import Plan
+    from flwr_autoflip.graph.tracing.trace import trace
 
     dense = SixLayerCNN(width=SETTINGS["width"])
     layout = trace(dense, TASKS["mnist"].example_input)

@@ -5,8 +5,8 @@ import pytest
 from models import mlp_layout
 
 from examples.paper.scores import SCORES, Scored, score_units
-from flwr_autoflip.core.threshold import MacShare
-from flwr_autoflip.policies import RandomUnits
+from flwr_autoflip.methods import RandomUnits
+from flwr_autoflip.methods.threshold import MacShare
 
 LAYOUT = mlp_layout()
 # Three weights and a bias a neuron of fc1; only neurons 0 and 1 differ from ones.

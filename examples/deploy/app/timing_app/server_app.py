@@ -9,12 +9,12 @@ from flwr.serverapp.strategy import FedAvg
 from quickstart.task import Net
 
 from flwr_autoflip import AutoFlip
-from flwr_autoflip.core.guidance import Report
-from flwr_autoflip.core.layout import Arrays, Layout
-from flwr_autoflip.core.plan import Plan, dense_plan
-from flwr_autoflip.core.threshold import Mass
-from flwr_autoflip.policies import AutoFlipPolicy
-from flwr_autoflip.policies.base import Previous
+from flwr_autoflip.graph.layout import Arrays, Layout
+from flwr_autoflip.graph.plan import Plan, dense_plan
+from flwr_autoflip.methods import AutoFlipPolicy
+from flwr_autoflip.methods.base import Previous
+from flwr_autoflip.methods.guidance import Report
+from flwr_autoflip.methods.threshold import Mass
 
 
 class InTurns(AutoFlipPolicy):
@@ -33,7 +33,7 @@ class InTurns(AutoFlipPolicy):
         reports: Sequence[Report],
         previous: Previous | None = None,
     ) -> Plan:
-        """Make a round's plan; see :class:`flwr_autoflip.policies.Policy`."""
+        """Make a round's plan; see :class:`flwr_autoflip.methods.Policy`."""
         if server_round % 2:
             return dense_plan(layout)
         return super().__call__(server_round, layout, weights, reports, previous)

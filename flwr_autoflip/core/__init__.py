@@ -1,1 +1,0 @@
-"""The method itself, as pure functions; nothing here imports Flower."""

@@ -1,0 +1,365 @@
+"""What a model is made of: its tensors, and the units that live or die together.
+
+A *unit* is one output slice of a layer (a filter, a neuron). Units are numbered
+through the whole model. Every axis of every tensor says, index by index, which unit
+owns it, or that nobody does. That one fact covers flattening (a unit owns a run of
+columns), concatenation (an axis is owned by several layers), residual sums (two
+layers' slices have one owner) and depthwise convolutions alike, and it makes the kept
+part of any tensor a plain product of index sets.
+"""
+
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import AutoFlipError
+
+Arrays = Mapping[str, NDArray[Any]]
+"""Named arrays in the layout's order, full (dense) or kept (small) shapes."""
+
+Owners = NDArray[np.int64] | None
+"""Owner of every index of an axis, ``(length,)``; -1 and ``None`` mean nobody."""
+
+FIXED = -1
+DIGEST_BYTES = 16
+DTYPES = (
+    *("bool", "float16", "float32", "float64", "int8", "int16", "int32", "int64"),
+    *("uint8", "uint16", "uint32", "uint64"),
+)
+"""What a tensor may be made of: numbers that NumPy knows."""
+
+Described = tuple[str, tuple[int, ...], str, str]
+"""A tensor's name, shape, dtype, and the name of the tensor that it is, or ``""``."""
+
+
+@dataclass(frozen=True, eq=False)
+class TensorSpec:
+    """One tensor of the model's ``state_dict``.
+
+    Parameters
+    ----------
+    name : str
+        Its ``state_dict`` key.
+    shape : tuple of int
+        Dense shape.
+    dtype : str
+        NumPy name of its dtype, such as ``"float32"``.
+    trainable : bool
+        Parameter (True) or buffer (False). Buffers carry no guidance.
+    owners : tuple of Owners
+        One entry an axis.
+    input_axes : tuple of int (default: ())
+        Axes that *consume* units of earlier layers (columns of a weight). All other
+        owned axes hold the unit's own parameters.
+    macs_per_weight : float (default: 0.0)
+        Multiply-accumulates one element costs per example: output positions of a
+        convolution, 1 for a linear layer, 0 for what is not multiplied.
+    normalized : bool (default: False)
+        The tensor feeds a normalisation layer, so its scale does not matter.
+    same_as : str (default: "")
+        Name of an earlier tensor that this one is (tied weights). It is no parameter of
+        its own, and does not travel.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    trainable: bool
+    owners: tuple[Owners, ...]
+    input_axes: tuple[int, ...] = ()
+    macs_per_weight: float = 0.0
+    normalized: bool = False
+    same_as: str = ""
+
+    @property
+    def described(self) -> Described:
+        """What any two sides that speak of one model have to agree on."""
+        return self.name, self.shape, self.dtype, self.same_as
+
+    @property
+    def size(self) -> int:
+        """Number of elements of the dense tensor."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def own_axes(self) -> tuple[int, ...]:
+        """Axes whose indices are a unit's own parameters."""
+        return tuple(
+            axis
+            for axis, owner in enumerate(self.owners)
+            if owner is not None and axis not in self.input_axes
+        )
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units of coupled layers: unit ``first + i`` is the group's ``i``-th.
+
+    Parameters
+    ----------
+    name : str
+        Name of the first layer that produces these units.
+    first : int
+        Number of its first unit in the model.
+    size : int
+        How many units it has.
+    """
+
+    name: str
+    first: int
+    size: int
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Tensors in ``state_dict`` order and the groups of coupled units.
+
+    Parameters
+    ----------
+    tensors : tuple of TensorSpec
+    groups : tuple of Group
+    batch_axis : int (default: 0)
+        Along which examples lie in the first tensor that ``forward`` takes.
+
+    Raises
+    ------
+    AutoFlipError
+        If an owner names a unit that no group has, an axis has the wrong length, or
+        a tensor is said to be another that it cannot be.
+    """
+
+    tensors: tuple[TensorSpec, ...]
+    groups: tuple[Group, ...]
+    batch_axis: int = 0
+    by_name: Mapping[str, TensorSpec] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "by_name", {t.name: t for t in self.tensors})
+        _check_unique("tensor", [t.name for t in self.tensors])
+        _check_unique("group", [g.name for g in self.groups])
+        first = 0
+        for group in self.groups:
+            if group.first != first or group.size < 1:
+                raise AutoFlipError(
+                    f"group {group.name!r} must start at unit {first} and hold at "
+                    f"least one unit, got start {group.first} and size {group.size}."
+                )
+            first += group.size
+        for spec in self.tensors:
+            _check_owners(spec, first)
+        _check_ties(self.tensors)
+
+    @cached_property
+    def distinct(self) -> tuple[TensorSpec, ...]:
+        """Tensors without second names of them: these have values of their own."""
+        return tuple(spec for spec in self.tensors if not spec.same_as)
+
+    def tie(self, arrays: Arrays) -> dict[str, NDArray[Any]]:
+        """Give arrays in this order, each second name the array of the first."""
+        return {spec.name: arrays[spec.same_as or spec.name] for spec in self.tensors}
+
+    @property
+    def num_units(self) -> int:
+        """Number of prunable units of the model."""
+        return sum(group.size for group in self.groups)
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of trainable values of the dense model."""
+        return sum(t.size for t in self.tensors if t.trainable)
+
+    @cached_property
+    def fixed(self) -> frozenset[str]:
+        """Tensors of layers that no unit touches, such as excluded ones.
+
+        Whatever goes elsewhere, these stay as large as they are.
+        """
+        touched = {
+            _layer_of(spec.name)
+            for spec in self.tensors
+            if any(o is not None and o.max(initial=FIXED) > FIXED for o in spec.owners)
+        }
+        names = self.by_name
+        return frozenset(name for name in names if _layer_of(name) not in touched)
+
+    @property
+    def fixed_layers(self) -> list[str]:
+        """Names of the layers that :attr:`fixed` tensors belong to, in their order."""
+        names = (_layer_of(name) for name in self.by_name if name in self.fixed)
+        return list(dict.fromkeys(names))
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Sixteen bytes that name this layout."""
+        return blake2b(_to_json(self), digest_size=DIGEST_BYTES).digest()
+
+    @cached_property
+    def encoded(self) -> bytes:
+        """The layout as it travels: see :func:`layout_to_bytes`."""
+        return layout_to_bytes(self)
+
+
+def _layer_of(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _check_unique(kind: str, names: Sequence[str]) -> None:
+    if len(set(names)) < len(names):
+        raise AutoFlipError(f"every {kind} needs a name of its own, got {names[:8]}.")
+
+
+def _check_owners(spec: TensorSpec, num_units: int) -> None:
+    if len(spec.owners) != len(spec.shape):
+        raise AutoFlipError(
+            f"tensor {spec.name!r}: {len(spec.shape)} axes need as many owners, "
+            f"got {len(spec.owners)}."
+        )
+    for axis, owner in enumerate(spec.owners):
+        if owner is None:
+            continue
+        if owner.shape != (spec.shape[axis],):
+            raise AutoFlipError(
+                f"tensor {spec.name!r}, axis {axis}: expected {spec.shape[axis]} "
+                f"owners, got an array of shape {owner.shape}."
+            )
+        if owner.size and (owner.min() < FIXED or owner.max() >= num_units):
+            raise AutoFlipError(
+                f"tensor {spec.name!r}, axis {axis}: owners must lie in "
+                f"[-1, {num_units}), got [{owner.min()}, {owner.max()}]."
+            )
+
+
+def _check_ties(tensors: Sequence[TensorSpec]) -> None:
+    firsts: dict[str, TensorSpec] = {}
+    for spec in tensors:
+        if not spec.same_as:
+            firsts[spec.name] = spec
+            continue
+        first = firsts.get(spec.same_as)
+        alike = first is not None and (first.shape, first.dtype) == spec.described[1:3]
+        if not alike or spec.trainable or any(o is not None for o in spec.owners):
+            raise AutoFlipError(
+                f"tensor {spec.name!r} cannot be {spec.same_as!r}: a second name comes "
+                "after the first, has its shape and dtype, no parameters of its own "
+                "and no units."
+            )
+
+
+def check_arrays(layout: Layout, arrays: Arrays, *, whose: str) -> None:
+    """Check that dense arrays are those of the layout's model.
+
+    Parameters
+    ----------
+    layout : Layout
+        The expected model.
+    arrays : mapping of str to ndarray
+        Dense arrays.
+    whose : str
+        Where they come from, for the error's first words.
+
+    Raises
+    ------
+    AutoFlipError
+        With every missing, unknown and misshapen tensor in one message.
+    """
+    faults = [f"{n} is missing" for n in layout.by_name if n not in arrays]
+    faults += [f"{n} is unknown" for n in arrays if n not in layout.by_name]
+    faults += [
+        f"{t.name} has shape {np.shape(arrays[t.name])} instead of {t.shape}"
+        for t in layout.tensors
+        if t.name in arrays and tuple(np.shape(arrays[t.name])) != t.shape
+    ]
+    if faults:
+        shown = "; ".join(faults[:8]) + ("; ..." if len(faults) > 8 else "")
+        raise AutoFlipError(
+            f"{whose} do not match the model: {shown}. Give the state_dict of the "
+            "very model that AutoFlip was built with."
+        )
+
+
+def difference(have: Mapping[str, str], want: Mapping[str, str]) -> str:
+    """Say how a node's tensors differ from the server's, by what is said of each.
+
+    Returns
+    -------
+    str
+        With every missing, surplus and other tensor; empty if they are the same, in the
+        same order.
+    """
+    if list(have.items()) == list(want.items()):
+        return ""
+    faults = [
+        f"{name}: expected {want.get(name, 'nothing')}, got {have.get(name, 'nothing')}"
+        for name in {**want, **have}
+        if want.get(name) != have.get(name)
+    ]
+    shown = "; ".join(faults[:8]) or "its tensors stand in another order"
+    return (
+        f"this node's model is not the server's: {shown}. Use the same model class and "
+        "arguments on both sides."
+    )
+
+
+# --- The bytes of a layout: runs of owners, as deflated JSON ---
+
+
+def layout_to_bytes(layout: Layout) -> bytes:
+    """Encode a layout as deflated JSON, for nodes that do not trace models.
+
+    Parameters
+    ----------
+    layout : Layout
+
+    Returns
+    -------
+    bytes
+        About 0.5 kB for a small CNN.
+    """
+    return zlib.compress(_to_json(layout), 9)
+
+
+def _to_json(layout: Layout) -> bytes:
+    body: dict[str, Any] = {
+        "tensors": [_tensor_to_json(spec) for spec in layout.tensors],
+        "groups": [[g.name, g.first, g.size] for g in layout.groups],
+    }
+    if layout.batch_axis:
+        body["batch_axis"] = layout.batch_axis
+    return json.dumps(body, separators=(",", ":")).encode()
+
+
+def _tensor_to_json(spec: TensorSpec) -> list[Any]:
+    runs = [None if o is None else _to_runs(o) for o in spec.owners]
+    row = [
+        spec.name,
+        list(spec.shape),
+        spec.dtype,
+        int(spec.trainable),
+        runs,
+        list(spec.input_axes),
+        spec.macs_per_weight,
+        int(spec.normalized),
+    ]
+    return [*row, spec.same_as] if spec.same_as else row
+
+
+def _to_runs(owners: NDArray[np.int64]) -> list[list[int]]:
+    """Write owners as runs ``[first, count, repeat]``: 0 0 1 1 2 2 is [0, 3, 2]."""
+    edges = np.flatnonzero(np.diff(owners, prepend=owners[0] - 1))
+    lengths = np.diff(np.append(edges, len(owners)))
+    runs: list[list[int]] = []
+    for at, length in zip(edges, lengths, strict=True):  # lists take 40 bytes each
+        owner, repeat = int(owners[at]), int(length)
+        last = runs[-1] if runs else None
+        if last and last[2] == repeat and owner == last[0] + last[1] != 0:
+            last[1] += 1
+        else:
+            runs.append([owner, 1, repeat])
+    return runs

@@ -1,0 +1,182 @@
+"""Files that are whole or not there, and that say when they are damaged."""
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from hashlib import blake2b
+from pathlib import Path
+from secrets import token_hex
+from typing import BinaryIO, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from ..errors import DamagedFileError, visible
+from .layout import Arrays
+
+UNREADABLE = (SafetensorError, OSError, ValueError, TypeError, AttributeError)
+"""What reading a damaged or foreign safetensors file raises; the last two come of
+dtypes that NumPy lacks."""
+
+NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
+"""Flag of ``os.open`` that refuses links; Windows has none."""
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder, and missing ones above it, that its owner alone can open.
+
+    Parameters
+    ----------
+    folder : Path
+        Left as it is if it exists.
+
+    Raises
+    ------
+    OSError
+        If it cannot be made.
+    """
+    if folder.is_dir():
+        return
+    make_private(folder.parent)
+    try:
+        folder.mkdir(0o700)
+    except FileExistsError:
+        if not folder.is_dir():
+            raise
+    else:
+        folder.chmod(0o700)  # the umask may have taken the owner's rights
+
+
+def open_private(path: Path, mode: Literal["xb", "ab"]) -> BinaryIO:
+    """Open a file to write, never through a link; a new one is its owner's alone.
+
+    Parameters
+    ----------
+    path : Path
+    mode : {"xb", "ab"}
+        ``open``'s.
+
+    Returns
+    -------
+    file
+    """
+    return open(path, mode, opener=_open_private)
+
+
+def _open_private(name: str, flags: int) -> int:
+    handle = os.open(name, flags | NO_FOLLOW, 0o600)
+    if flags & os.O_EXCL and os.name == "posix":
+        os.fchmod(handle, 0o600)  # the umask may have taken the owner's rights
+    return handle
+
+
+def write_whole(path: Path, *data: bytes | memoryview, private: bool = True) -> None:
+    """Write a file so that any reader, also after a power cut, finds all or nothing.
+
+    Parameters
+    ----------
+    path : Path
+        In a folder that exists. An old file stays until the new one is complete; a
+        link is replaced, what it points to stays.
+    *data : bytes or memoryview
+        One behind the other.
+    private : bool (default: True)
+        Only its owner can read it; otherwise whoever the umask says.
+
+    Raises
+    ------
+    OSError
+        If the folder cannot be written or is full; what was begun is taken away.
+    """
+    # A name that nobody can foretell, and that must not exist: whoever can write into
+    # the folder cannot have us write elsewhere.
+    partial = path.with_name(f"{path.name}.{token_hex(8)}.partial")
+    try:
+        with open_private(partial, "xb") if private else open(partial, "xb") as file:
+            file.writelines(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last; only POSIX lets a folder be opened for that."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_arrays(path: Path, arrays: Arrays, metadata: Mapping[str, str]) -> None:
+    """Write arrays and texts as safetensors, with a checksum of all of it.
+
+    Parameters
+    ----------
+    path : Path
+    arrays : mapping of str to ndarray
+        Numbers or bools, any shape.
+    metadata : mapping of str to str
+        Without the name ``"checksum"``.
+    """
+    # safetensors writes memory as it lies, so an array that is not in C order would
+    # come back transposed.
+    ordered = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    checksum = _checksum(ordered, metadata)
+    write_whole(path, save(ordered, {**metadata, "checksum": checksum}))
+
+
+def read_arrays(path: Path) -> tuple[dict[str, NDArray[np.generic]], dict[str, str]]:
+    """Read what :func:`write_arrays` wrote.
+
+    Parameters
+    ----------
+    path : Path
+
+    Returns
+    -------
+    arrays : dict of str to ndarray
+    metadata : dict of str to str
+
+    Raises
+    ------
+    DamagedFileError
+        If the file is missing, cut short, or a single bit of its content changed.
+    """
+    try:
+        with safe_open(path, "numpy") as file:
+            metadata = dict(file.metadata() or {})
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            _refuse_foreign(arrays)
+    except UNREADABLE as error:
+        raise DamagedFileError(
+            f"{path} cannot be read: {visible(str(error))}"
+        ) from error
+    if metadata.pop("checksum", None) != _checksum(arrays, metadata):
+        raise DamagedFileError(f"{path} does not have its checksum.")
+    return arrays, metadata
+
+
+def _refuse_foreign(arrays: Arrays) -> None:
+    """Refuse dtypes that NumPy lacks, also where another package taught it them."""
+    for name, array in arrays.items():
+        if array.dtype.kind not in "biufc":
+            raise TypeError(f"{name} is of dtype {array.dtype}.")
+
+
+def _checksum(arrays: Arrays, metadata: Mapping[str, str]) -> str:
+    digest = blake2b(repr(sorted(metadata.items())).encode(), digest_size=16)
+    for name in sorted(arrays):
+        array = arrays[name]
+        digest.update(repr((name, array.dtype.name, array.shape)).encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,397 @@
+"""From an ``nn.Module`` to its :class:`Layout`: run it once, watch every operator.
+
+The forward pass runs on an example input under a dispatch mode that sees ATen
+operators, so any Python control flow is fine as long as the example takes the usual
+path. Each operator moves unit labels along (:mod:`.propagate`). An operator without a
+rule that touches prunable units makes one error, with all such layers by name.
+"""
+
+import copy
+import inspect
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from ...errors import AutoFlipError, AutoFlipWarning, UnsupportedLayerError
+from ..batch import (
+    Arguments,
+    arguments,
+    batch_size,
+    find_batch_axis,
+    map_tensors,
+    tensors_in,
+)
+from ..layout import FIXED, Group, Layout, TensorSpec
+from . import operators  # noqa: F401  imported to fill RULES
+from .modules import LAYER_RULES, LayerCall
+from .propagate import FROZEN, RULES, Call, Flow, Units, fixed
+from .rules import pointwise
+from .verify import another, randomized, verified_layout
+
+Place = tuple[str, int]
+"""A tensor's name and one of its axes."""
+
+
+def trace(model: nn.Module, example_input: Any, exclude: Sequence[str] = ()) -> Layout:
+    """Find a model's units by running it once.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Left untouched: a copy runs, in evaluation mode, on the CPU.
+    example_input : Tensor, tuple or mapping of str to object
+        What ``forward`` takes: one argument, positional ones (a dict among them is one
+        of them), or arguments by keyword. A batch of one is enough.
+    exclude : sequence of str (default: ())
+        Names of modules whose units all stay.
+
+    Returns
+    -------
+    Layout
+
+    Raises
+    ------
+    UnsupportedLayerError
+        If an operator has no rule, a parameter is shared, or no unit can be pruned.
+    AutoFlipError
+        If ``forward`` fails on the example.
+
+    Warns
+    -----
+    AutoFlipWarning
+        If no axis of the example turns out to be the batch: axis 0 is taken. For
+        groups that turn out not to shrink (a size written into ``forward``): they stay
+        dense.
+    """
+    _check_names(model, exclude)
+    given = map_tensors(lambda x: x.cpu(), arguments(example_input))
+    model = copy.deepcopy(model).cpu().eval()
+    with _no_fused_transformer():
+        return _trace(model, given, exclude)
+
+
+def _trace(model: nn.Module, given: Arguments, exclude: Sequence[str]) -> Layout:
+    watch = _Watch(model, exclude, frozenset())
+    if exclude:  # a first run tells which axes are the excluded layers' own
+        _run(model, given, watch)
+        watch = _Watch(model, exclude, frozenset(watch.units.input_axes))
+    _run(model, given, watch)
+    watch.raise_unsupported()
+    drawn = randomized(model, given)
+    axis = _batch_axis(*drawn)
+    batch = batch_size(*given, axis) or 1
+
+    def build(dense: frozenset[str]) -> Layout:
+        return _build_layout(watch, batch, axis, dense)
+
+    return verified_layout(*drawn, build)
+
+
+def _batch_axis(model: nn.Module, given: Arguments) -> int:
+    generator = torch.Generator().manual_seed(1)
+    axis = find_batch_axis(
+        model, given, map_tensors(lambda x: another(x, generator), given)
+    )
+    if axis is not None or next(tensors_in(given), None) is None:
+        return axis or 0
+    warnings.warn(
+        "examples are counted along axis 0 of the first tensor of example_input, since "
+        "no axis shows itself to be the batch: outputs depend on chance, on other "
+        "examples, or are one number for all.",
+        AutoFlipWarning,
+        stacklevel=5,
+    )
+    return 0
+
+
+@contextmanager
+def _no_fused_transformer() -> Iterator[None]:
+    """Make encoder layers call their parts, also where torch would fuse them."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+def _check_names(model: nn.Module, exclude: Sequence[str]) -> None:
+    modules = dict(model.named_modules())
+    unknown = [name for name in exclude if name not in modules]
+    if unknown:
+        raise AutoFlipError(f"exclude: the model has no module named {unknown}.")
+    odd = [f"{n}: {t.dtype}" for n, t in model.state_dict().items() if _is_odd(t)]
+    if odd:
+        raise UnsupportedLayerError(
+            f"NumPy, and so the wire, lacks these dtypes: {odd}. Convert the model, "
+            "such as model.float()."
+        )
+    shared = [
+        " = ".join(names)
+        for names in _tied(model)
+        if len(names) > 1 and not any(_is_inside(name, exclude) for name in names)
+    ]
+    if shared:
+        raise UnsupportedLayerError(
+            f"parameters that are shared by two layers cannot be pruned: {shared}. "
+            "Exclude one of the layers by name, exclude=(...), and both stay dense."
+        )
+
+
+def _tied(model: nn.Module) -> list[list[str]]:
+    """Group the names of parameters and buffers by the tensor they stand for."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        names.setdefault(id(tensor), []).append(name)
+    return list(names.values())
+
+
+def _is_inside(name: str, modules: Sequence[str]) -> bool:
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
+
+
+def _is_odd(tensor: torch.Tensor) -> bool:
+    name = str(tensor.dtype).removeprefix("torch.")
+    return not hasattr(np, name) or np.dtype(name).kind not in "fiub"
+
+
+def _run(model: nn.Module, given: Arguments, watch: "_Watch") -> None:
+    args, kwargs = given
+    try:
+        # The caller's generator stays, whatever forward draws.
+        rng = torch.random.fork_rng(devices=[])
+        with torch.no_grad(), rng, watch.modules_named(), watch:
+            output = model(*args, **kwargs)
+    except UnsupportedLayerError:
+        raise
+    except Exception as error:
+        shapes = [tuple(x.shape) for x in tree_leaves(given) if hasattr(x, "shape")]
+        raise AutoFlipError(
+            f"{type(model).__name__}.forward fails on example_input of shape {shapes}: "
+            f"{error} Give one batch of the shape that clients train on, such as "
+            "torch.zeros(1, 1, 28, 28)."
+        ) from error
+    for leaf in tree_leaves(output):
+        if isinstance(leaf, torch.Tensor):
+            watch.units.freeze(*watch.flow_of(leaf).axes)
+
+
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Carry labels from tensor to tensor while the model runs."""
+
+    def __init__(
+        self, model: nn.Module, exclude: Sequence[str], input_axes: frozenset[Place]
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.model = model
+        self.exclude = tuple(exclude)
+        self.units = Units()
+        self.unsupported: list[str] = []
+        self.path: list[tuple[str, str]] = []
+        self.inside: nn.Module | None = None
+        self.flows: dict[str, Flow] = {}
+        self._flow_of: Any = WeakIdKeyDictionary()
+        state = model.state_dict(keep_vars=True)
+        for names in _tied(model):
+            tensor = state[names[0]]
+            flow = Flow([self.units.new(n) for n in tensor.shape], None)
+            flow.source = (names[0], tuple(range(tensor.dim())))
+            if len(names) > 1:  # one layer's input may be the other's output
+                self.units.freeze(*flow.axes)
+            elif self._excluded(names[0]):
+                axes = range(tensor.dim())
+                own = [axis for axis in axes if (names[0], axis) not in input_axes]
+                self.units.freeze(*(flow.axes[axis] for axis in own))
+            self._flow_of[tensor] = flow
+            self.flows |= dict.fromkeys(names, flow)
+
+    def _excluded(self, name: str) -> bool:
+        return _is_inside(name, self.exclude)
+
+    def flow_of(self, tensor: Any) -> Flow:
+        """Labels of a tensor; one that nobody produced cannot be pruned."""
+        if tensor not in self._flow_of:
+            return Flow([fixed(length) for length in tensor.shape])
+        flow: Flow = self._flow_of[tensor]
+        return flow
+
+    @contextmanager
+    def modules_named(self) -> Iterator[None]:
+        """Keep the names of the modules that are running, for error messages."""
+        handles = []
+        for name, module in self.model.named_modules():
+
+            def enter(module: nn.Module, args: Any, name: str = name) -> None:
+                self.path.append((name, type(module).__name__))
+                if type(module) in LAYER_RULES and self.inside is None:
+                    self.inside = module
+
+            def leave(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+                name, _ = self.path.pop()
+                if self.inside is module:
+                    self.inside = None
+                    self._follow_layer(name, module, (args, kwargs), out)
+
+            handles.append(module.register_forward_pre_hook(enter))
+            handles.append(module.register_forward_hook(leave, with_kwargs=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if self.inside is not None:  # the whole layer has a rule
+            return out
+        name = func._schema.name.removeprefix("aten::").rstrip("_")
+        call = Call(self.units, self.flow_of, args, out)
+        if name == "_local_scalar_dense" and self._is_computed(args[0]):
+            self._report("a Python number made of data (control flow?)")
+        if name in RULES:
+            flows = RULES[name](call)
+        elif _is_pointwise(func, name):
+            flows = pointwise(call)
+        else:
+            flows = self._unknown(name, args, kwargs)
+        flows = [flows] if isinstance(flows, Flow) else flows
+        for leaf, flow in zip(_tensors(out), flows, strict=False):
+            self._flow_of[leaf] = flow
+        return out
+
+    def _follow_layer(self, name: str, module: nn.Module, given: Any, out: Any) -> None:
+        own = {
+            local: self.flows[f"{name}.{local}" if name else local]
+            for local in module.state_dict()
+        }
+        args, kwargs = given
+        bound = inspect.signature(module.forward).bind(*args, **kwargs)
+        inputs = [self.flow_of(t) for t in _tensors(tuple(bound.arguments.values()))]
+        outputs = _tensors(out)
+        call = LayerCall(self.units, module, own, inputs, outputs)
+        flows = LAYER_RULES[type(module)](call)
+        for leaf, flow in zip(outputs, flows, strict=True):
+            self._flow_of[leaf] = flow
+
+    def _unknown(self, name: str, args: Any, kwargs: Any) -> list[Flow]:
+        for leaf in tree_leaves((args, kwargs)):
+            if not isinstance(leaf, torch.Tensor):
+                continue
+            axes = self.flow_of(leaf).axes
+            if not all(self.units.is_frozen(labels) for labels in axes):
+                self.units.freeze(*axes)
+                self._report(name)
+        return []
+
+    def _is_computed(self, tensor: torch.Tensor) -> bool:
+        """Tell values that layers computed from lengths and other given integers."""
+        whole = not tensor.is_floating_point() and tensor.dtype != torch.bool
+        return tensor in self._flow_of and not whole
+
+    def _report(self, what: str) -> None:
+        module, kind = self.path[-1] if self.path else ("", "")
+        if not self._excluded(module):
+            self.unsupported.append(f"{module or 'forward'} ({kind}): {what}")
+
+    def raise_unsupported(self) -> None:
+        """Raise one error for everything that no rule knew."""
+        if self.unsupported:
+            faults = "; ".join(dict.fromkeys(self.unsupported))
+            raise UnsupportedLayerError(
+                f"these operators cannot be followed: {faults}. Exclude the layers "
+                "that feed them by name, exclude=(...), and they stay dense."
+            )
+
+
+def _tensors(tree: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def _is_pointwise(func: Any, name: str) -> bool:
+    """Tell from ATen's tags; in-place operators borrow those of their twin."""
+    twin = getattr(getattr(torch.ops.aten, name, None), func._overloadname, func)
+    return torch.Tag.pointwise in func.tags or torch.Tag.pointwise in twin.tags
+
+
+# --- Labels -> Layout ---
+
+
+def _build_layout(
+    watch: _Watch, batch: int, axis: int, dense: frozenset[str]
+) -> Layout:
+    """Turn labels into owners; groups named in ``dense`` stay whole."""
+    units, state = watch.units, watch.model.state_dict(keep_vars=True)
+    roots = {
+        (name, axis): np.array([units.find(x) for x in labels.tolist()], np.int64)
+        for name, flow in watch.flows.items()
+        for axis, labels in enumerate(flow.axes)
+    }
+    groups, number = _group_units(roots, units.input_axes, dense)
+    lookup = np.full(len(units.parent), FIXED)
+    lookup[list(number)] = list(number.values())
+    same_as = {name: first for first, *rest in _tied(watch.model) for name in rest}
+    trainable = {name for name, _ in watch.model.named_parameters()}
+    tensors = []
+    for name, tensor in state.items():
+        axes = range(tensor.dim())
+        owners = [lookup[roots[name, axis]] for axis in axes]
+        tensors.append(
+            TensorSpec(
+                name,
+                tuple(tensor.shape),
+                str(tensor.dtype).removeprefix("torch."),
+                name in trainable,
+                tuple(o if o.max(initial=FIXED) > FIXED else None for o in owners),
+                tuple(axis for axis in axes if (name, axis) in units.input_axes),
+                units.macs.get(name, 0.0) / batch,
+                name in units.normalized,
+                same_as.get(name, ""),
+            )
+        )
+    return Layout(tuple(tensors), tuple(groups), axis)
+
+
+def _group_units(
+    roots: dict[Place, Any], input_axes: set[Place], dense: frozenset[str]
+) -> tuple[list[Group], dict[int, int]]:
+    """Put units that own slices of the same tensors into one group."""
+    touched: dict[int, list[Place]] = {}
+    for place, labels in roots.items():
+        for root in dict.fromkeys(labels.tolist()):
+            if root != FROZEN:
+                touched.setdefault(root, []).append(place)
+    members: dict[tuple[Place, ...], list[int]] = {}
+    for root, touches in touched.items():
+        # A unit that is not both produced and consumed belongs to a layer not in use.
+        if 0 < sum(place in input_axes for place in touches) < len(touches):
+            members.setdefault(tuple(touches), []).append(root)
+    groups: list[Group] = []
+    number: dict[int, int] = {}
+    names: set[str] = set()
+    for places, unit_roots in members.items():
+        first = next(name for name, axis in places if (name, axis) not in input_axes)
+        name = _unused(first.rpartition(".")[0] or first, names)
+        names.add(name)
+        if name not in dense and len(unit_roots) > 1:
+            groups.append(Group(name, len(number), len(unit_roots)))
+            number |= {root: len(number) + i for i, root in enumerate(unit_roots)}
+    return groups, number
+
+
+def _unused(name: str, names: set[str]) -> str:
+    """Give the second group of a layer the name ``layer#2``, and so on."""
+    free, copies = name, 1
+    while free in names:
+        copies += 1
+        free = f"{name}#{copies}"
+    return free

@@ -1,0 +1,265 @@
+"""Proof of a layout: the masked model and the small one must compute the same."""
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from ...errors import AutoFlipWarning, UnsupportedLayerError
+from ..batch import Arguments, arguments, map_tensors
+from ..layout import Layout
+from ..plan import Plan, dense_plan
+from ..shrink import shrink
+
+
+def verified_layout(
+    model: nn.Module,
+    given: Arguments,
+    build: Callable[[frozenset[str]], Layout],
+) -> Layout:
+    """Build a layout and prove it on the model; leave dense what fails.
+
+    Parameters
+    ----------
+    model : nn.Module
+        In evaluation mode, on the CPU; left untouched.
+    given : Arguments
+        Of ``forward``; both as :func:`randomized` gives them.
+    build : callable
+        Names of groups to leave dense -> Layout.
+
+    Returns
+    -------
+    Layout
+
+    Raises
+    ------
+    UnsupportedLayerError
+        If nothing can be pruned, or the whole fails where no group alone does.
+
+    Warns
+    -----
+    AutoFlipWarning
+        For every group that is left dense.
+    """
+    layout = build(frozenset())
+    faults: dict[str, str] = {}
+    if _fault(model, given, _half_plan(layout, {g.name for g in layout.groups})):
+        for group in layout.groups:
+            if fault := _fault(model, given, _half_plan(layout, {group.name})):
+                faults[group.name] = fault
+        layout = build(frozenset(faults))
+        if fault := _fault(
+            model, given, _half_plan(layout, {g.name for g in layout.groups})
+        ):
+            raise UnsupportedLayerError(
+                f"the shrunk model does not compute what the masked one does: {fault} "
+                "Exclude layers by name, exclude=(...), until it does."
+            )
+    if not layout.groups:
+        raise UnsupportedLayerError(
+            "the model has no prunable unit: every layer is an output, is excluded or "
+            f"has a size that forward fixes ({faults or 'none'}). AutoFLIP needs at "
+            "least one hidden layer."
+        )
+    for name, fault in faults.items():
+        warnings.warn(
+            f"group {name!r} stays dense, since forward depends on its size: {fault}",
+            AutoFlipWarning,
+            stacklevel=4,
+        )
+    return layout
+
+
+def answering_groups(
+    model: nn.Module, example_input: Any, layout: Layout
+) -> tuple[str, ...]:
+    """Name groups whose removed units still answer where their weights are 0.
+
+    A sigmoid of nothing is .5: in the masked model, which apps behind a mod train, the
+    layer behind it would learn from removed units, in the small model it cannot.
+    Where all is zero that a plan removes, a gradient there tells.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Dense; left untouched: a copy runs, in evaluation mode, on the CPU.
+    example_input : Tensor, tuple or mapping of str to object
+        What its ``forward`` takes.
+    layout : Layout
+
+    Returns
+    -------
+    tuple of str
+        In the layout's order; empty if no gradient can be computed.
+    """
+    given = map_tensors(lambda x: x.cpu(), arguments(example_input))
+    model = copy.deepcopy(model).cpu().eval()
+    names = {group.name for group in layout.groups}
+    found: set[str] = set()
+    # What stands behind a unit may be ReLUs that are all dead, if they are few.
+    narrow = any(group.size < 32 for group in layout.groups)
+    for seed in range(3 if narrow else 1):
+        drawn = randomized(model, given, seed)
+        if _learns_from_removed(*drawn, _half_plan(layout, names)):
+            found |= {
+                name
+                for name in names - found
+                if _learns_from_removed(*drawn, _half_plan(layout, {name}))
+            }
+    return tuple(group.name for group in layout.groups if group.name in found)
+
+
+def _learns_from_removed(model: nn.Module, given: Arguments, plan: Plan) -> bool:
+    """Tell whether training would move what a plan removes from 0."""
+    kept = {
+        t.name: torch.as_tensor(plan.dense_mask(t.name)) for t in plan.layout.tensors
+    }
+    masked = copy.deepcopy(model)
+    masked.load_state_dict({n: t * kept[n] for n, t in model.state_dict().items()})
+    try:
+        with _seeded(0):
+            args, kwargs = given
+            leaves = tree_leaves(masked(*args, **kwargs))
+            sums = [
+                (x.detach().cos() * x).sum()  # another weight for every output
+                for x in leaves
+                if isinstance(x, torch.Tensor) and x.requires_grad
+            ]
+            torch.autograd.backward(torch.stack(sums).sum())
+    except RuntimeError:
+        return False
+    return any(
+        parameter.grad is not None and bool((parameter.grad[~kept[name]] != 0).any())
+        for name, parameter in masked.named_parameters()
+    )
+
+
+def randomized(
+    model: nn.Module, given: Arguments, seed: int = 0
+) -> tuple[nn.Module, Arguments]:
+    """Give every value a generic size, so that no zero hides a fault.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Left untouched.
+    given : Arguments
+        Of ``forward``.
+    seed : int (default: 0)
+
+    Returns
+    -------
+    model : nn.Module
+        A copy, in float64 if it runs there.
+    given : Arguments
+        Alike in shape.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if _runs(double := copy.deepcopy(model).double(), _as_double(given)):
+        model, given = double, _as_double(given)
+    else:  # forward casts to float32 itself
+        model = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            bound = (3 / max(1, parameter[0].numel() if parameter.dim() else 1)) ** 0.5
+            parameter.copy_(_noise(parameter, generator, -bound, bound))
+        for buffer in model.buffers():
+            buffer.copy_(_noise(buffer, generator, 0.5, 1.5))
+    # Positive inputs: a root or a logarithm of them is a number.
+    return model, map_tensors(lambda x: _noise(x, generator, 0.1, 1.1), given)
+
+
+def another(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Draw an input like another: integers are the same ones in another order."""
+    if tensor.is_floating_point():
+        return _noise(tensor, generator, 0.1, 1.1)
+    return tensor.flip(tuple(range(tensor.dim())))
+
+
+def _noise(
+    tensor: torch.Tensor, generator: torch.Generator, low: float, high: float
+) -> torch.Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    unit = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+    return (low + (high - low) * unit).to(tensor.dtype)
+
+
+def _as_double(given: Arguments) -> Arguments:
+    return map_tensors(lambda x: x.double() if x.is_floating_point() else x, given)
+
+
+def _runs(model: nn.Module, given: Arguments) -> bool:
+    try:
+        _outputs(model, given)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _half_plan(layout: Layout, names: set[str]) -> Plan:
+    """Drop a random half of the units of the named groups."""
+    generator = np.random.default_rng(0)
+    keep = dict(dense_plan(layout).keep)
+    for group in layout.groups:
+        if group.name in names:
+            drawn = generator.permutation(group.size)[: (group.size + 1) // 2]
+            keep[group.name] = np.sort(drawn)
+    return Plan(layout, keep)
+
+
+def _fault(model: nn.Module, given: Arguments, plan: Plan) -> str:
+    """Say how the shrunk model differs from the masked one; "" if it does not."""
+    masked = copy.deepcopy(model)
+    arrays = plan.apply({n: t.numpy() for n, t in model.state_dict().items()})
+    masked.load_state_dict({n: torch.as_tensor(a) for n, a in arrays.items()})
+    expected = _outputs(masked, given)
+    try:
+        got = _outputs(shrink(model, plan), given)
+    except Exception as error:
+        return f"{str(error).rstrip('.')}. {_RESHAPES}"
+    if len(got) != len(expected):
+        return "the number of outputs differs."
+    if _all_same(expected, got):
+        return ""
+    if not _all_same(expected, _outputs(masked, given, seed=1)):
+        return (
+            "forward draws random numbers, as many as it has units, so that outputs "
+            "cannot be compared."
+        )
+    return f"outputs differ. {_RESHAPES}"
+
+
+_RESHAPES = "If forward reshapes with fixed numbers, write x.flatten(1) instead."
+
+
+def _outputs(model: nn.Module, given: Arguments, seed: int = 0) -> list[torch.Tensor]:
+    """Run a model that may draw random numbers; the caller's generator stays."""
+    with torch.no_grad(), _seeded(seed):
+        args, kwargs = given
+        leaves = tree_leaves(model(*args, **kwargs))
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def _all_same(ones: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
+    return all(_same(one, other) for one, other in zip(ones, others, strict=True))
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    exact = one.dtype == torch.float64
+    tolerance = (1e-6, 1e-9) if exact else (1e-3, 1e-5)
+    return one.shape == other.shape and torch.allclose(one, other, *tolerance)

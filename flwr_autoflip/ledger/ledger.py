@@ -1,0 +1,346 @@
+"""What each round really cost, as JSON lines.
+
+One row a node and phase, in the order they end, with ``phase`` "budget" (a node says
+what it can carry), "explore", "train" or "evaluate"; exploring is round 0 (or the round
+in which a late node explores). Rows of phase "server" hold what the server's own
+evaluation says. Totals are sums of rows, so exploration is in each of them by
+construction. Rows of phase "plan" say what stays from a round on, and what the dense
+model weighs as a message. The first row, of phase "run", says what the run is made
+with, see :mod:`.core.provenance`; a run that goes on after a stop adds another.
+"""
+
+import json
+import os
+import time
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from ..errors import AutoFlipWarning, DamagedFileError
+from ..graph.storage import make_private, open_private, write_whole
+from .ledger_rows import NODE_PHASES, parse_rows
+from .provenance import provenance
+from .rows import Rows
+from .work import count_work
+
+Row = TypeVar("Row", bound=Mapping[str, Any])
+Status = Literal["ok", "refused", "failed", "missing", "lost"]
+
+
+@dataclass(frozen=True)
+class NodeRow:
+    """One node in one phase of one round.
+
+    Parameters
+    ----------
+    round : int
+    phase : {"budget", "explore", "train", "evaluate"}
+    node : int
+        Flower's node id.
+    status : {"ok", "refused", "failed", "missing", "lost"}
+        ``"failed"`` is the node's own error, ``"refused"`` a reply that broke a rule,
+        ``"lost"`` work of a round that the server did not finish before it stopped.
+    reason : str (default: "")
+        Why it is not ``"ok"``, or which metrics of a reply that is were left out.
+    bytes_down, bytes_up : int
+        Serialised messages, bytes.
+    plan_bytes : int
+        Part of ``bytes_down`` that describes structure.
+    parameters : int
+        Trainable values of the model that the node really built; 0 if it built none.
+    macs_per_example : int or None
+        Forward MACs of that model, counted on the server's ``example_input``.
+    examples, eval_examples : int or None
+        Examples that went through it with and without gradients, epochs included.
+    forward_macs, eval_macs : int or None
+        MACs of its forward passes with and without gradients, counted on the node;
+        behind a mod, the examples that the app reports at ``macs_per_example`` each.
+    uncounted : str (default: "")
+        Why some of these are None, which is unknown.
+    seconds : float
+        In the app's own training or testing code.
+    """
+
+    round: int
+    phase: str
+    node: int
+    status: Status = "ok"
+    reason: str = ""
+    bytes_down: int = 0
+    bytes_up: int = 0
+    plan_bytes: int = 0
+    parameters: int = 0
+    macs_per_example: int | None = 0
+    examples: int | None = 0
+    eval_examples: int | None = 0
+    forward_macs: int | None = 0
+    eval_macs: int | None = 0
+    uncounted: str = ""
+    seconds: float = 0.0
+
+    @property
+    def macs(self) -> int | None:
+        """MACs the node spent: training steps at three forward passes each."""
+        if self.forward_macs is None or self.eval_macs is None:
+            return None
+        return count_work(self.forward_macs, self.eval_macs)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A place in a ledger's file: everything before it, and its digest.
+
+    Parameters
+    ----------
+    size : int
+        Bytes.
+    digest : str
+    """
+
+    size: int
+    digest: str
+
+
+@dataclass
+class Ledger:
+    """Rows, kept in memory (packed) and appended to a file as they come.
+
+    Parameters
+    ----------
+    path : Path, optional
+        JSON-lines file. It stays as it is until :meth:`clear` or :meth:`resume`, or
+        the first row, which begins it anew.
+    """
+
+    path: Path | None = None
+    rows: Rows = field(default_factory=Rows)
+    _begun: bool = False
+    _size: int = 0
+    _digest: Any = field(default_factory=blake2b)
+    _opened: float = field(default_factory=time.monotonic)
+
+    def add(self, row: NodeRow) -> None:
+        """Append a node's row."""
+        self._append(asdict(row) | {"macs": row.macs})
+
+    def add_run(self, server_round: int) -> None:
+        """Append what the run is made with, from the round after this one on."""
+        self._append({"round": server_round, "phase": "run", **provenance()})
+
+    def add_server(
+        self, server_round: int, metrics: Mapping[str, Any], plan: Mapping[str, Any]
+    ) -> None:
+        """Append what the server's evaluation found, and the deployable plan's size.
+
+        ``seconds`` is the wall-clock time since the ledger was begun or resumed.
+        """
+        row: dict[str, Any] = {"round": server_round, "phase": "server"}
+        row |= {"metrics": dict(metrics), "plan": dict(plan)}
+        self._append(row | {"seconds": time.monotonic() - self._opened})
+
+    def add_plan(self, server_round: int, plan: Mapping[str, Any]) -> None:
+        """Append what stays from a round on; see :mod:`flwr_autoflip.server.live`."""
+        self._append({"round": server_round, "phase": "plan", **plan})
+
+    def _append(self, row: dict[str, Any]) -> None:
+        if not self._begun:
+            self.clear()
+        self.rows.append(row)
+        if self.path is not None:
+            line = _line(row)
+            with open_private(self.path, "ab") as file:
+                file.write(line)
+            self._size += len(line)
+            self._digest.update(line)
+
+    def reasons(self, *phases: str) -> list[str]:
+        """Give the different reasons why nodes' work of these phases did not count."""
+        rows = (row for row in node_rows(self.rows) if row["phase"] in phases)
+        return sorted({row["reason"] for row in rows if row["status"] != "ok"})
+
+    # --- Checkpoints ---
+
+    def clear(self) -> None:
+        """Begin anew, with an empty file; its folder is made."""
+        self._become(b"", [])
+
+    def mark(self) -> Mark:
+        """Give the place after the last row, once the file is safely on disk."""
+        if self.path is not None:
+            with open_private(self.path, "ab") as file:
+                os.fsync(file.fileno())
+        return Mark(self._size, self._digest.hexdigest())
+
+    def check(self, mark: Mark) -> bytes:
+        """Read the file up to a mark.
+
+        Parameters
+        ----------
+        mark : Mark
+
+        Returns
+        -------
+        bytes
+
+        Raises
+        ------
+        DamagedFileError
+            If it is not what it was when the mark was made.
+        """
+        head = self._content()[: mark.size]
+        if blake2b(head).hexdigest() != mark.digest:
+            raise DamagedFileError(
+                f"{self.path} does not begin with this run's {mark.size} bytes."
+            )
+        return head
+
+    def resume(self, mark: Mark) -> None:
+        """Go on from a mark; what nodes did after it stays, as ``"lost"``.
+
+        Those costs were real. Plans and evaluations after the mark are cut off:
+        they come again.
+
+        Parameters
+        ----------
+        mark : Mark
+
+        Raises
+        ------
+        DamagedFileError
+            As :meth:`check`.
+        """
+        head = self.check(mark)
+        after, _ = parse_rows(self._content()[mark.size :])
+        lost = [_as_lost(row) for row in node_rows(after)]
+        self._become(head + b"".join(map(_line, lost)), parse_rows(head)[0] + lost)
+
+    def _content(self) -> bytes:
+        found = self.path is not None and self.path.exists()
+        return self.path.read_bytes() if self.path is not None and found else b""
+
+    def _become(self, content: bytes, rows: list[dict[str, Any]]) -> None:
+        self.rows, self._begun = Rows(rows), True
+        self._opened = time.monotonic()
+        self._size, self._digest = len(content), blake2b(content)
+        if self.path is not None:
+            make_private(self.path.parent)
+            write_whole(self.path, content)
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    return json.dumps(row).encode() + b"\n"
+
+
+def _as_lost(row: dict[str, Any]) -> dict[str, Any]:
+    if row["status"] == "lost":
+        return row
+    was = f"{row['status']}: {row['reason']}" if row["reason"] else row["status"]
+    reason = f"the server stopped before the round was done; it was {was}"
+    return {**row, "status": "lost", "reason": reason}
+
+
+def read_ledger(path: Path) -> list[dict[str, Any]]:
+    """Read the rows of a ledger file; a last line cut short is left out.
+
+    Parameters
+    ----------
+    path : Path
+
+    Returns
+    -------
+    list of dict
+        Whole rows; what they hold for sure is in :mod:`.core.ledger_rows`.
+
+    Warns
+    -----
+    AutoFlipWarning
+        If other lines are no whole rows; they are left out.
+    """
+    rows, unreadable = parse_rows(path.read_bytes())
+    if unreadable:
+        text = f"{path}: {unreadable} lines are no whole rows and are left out."
+        warnings.warn(text, AutoFlipWarning, stacklevel=2)
+    return rows
+
+
+def node_rows(rows: Iterable[Row]) -> list[Row]:
+    """Give the rows that are a node's, without those of the server itself."""
+    return [row for row in rows if row["phase"] in NODE_PHASES]
+
+
+def dense_bytes(row: Mapping[str, Any], dense: Mapping[str, int]) -> int:
+    """Give what the inner strategy alone would have moved for a node row's messages.
+
+    The dense model down, and up again where a reply came; exploring and asking for
+    budgets would not have been, so they count nothing.
+
+    Parameters
+    ----------
+    row : mapping
+        A node's.
+    dense : mapping of str to int
+        A plan row's ``"dense_message"``: bytes of a request (``"down"``), of a trained
+        model (``"up"``) and of metrics alone (``"metrics"``).
+
+    Returns
+    -------
+    int
+        Bytes.
+
+    Examples
+    --------
+    >>> row = {"phase": "train", "bytes_up": 7}
+    >>> dense_bytes(row, {"down": 100, "up": 110, "metrics": 10})
+    210
+    """
+    if row["phase"] not in ("train", "evaluate"):
+        return 0
+    reply = dense["up" if row["phase"] == "train" else "metrics"]
+    return dense["down"] + (reply if row["bytes_up"] else 0)
+
+
+def total(
+    rows: Iterable[Mapping[str, Any]],
+    key: str,
+    phases: Iterable[str] = NODE_PHASES,
+    last_round: float = float("inf"),
+) -> int:
+    """Add up what is known of a column of node rows, exploration included.
+
+    :func:`unknown` tells whether that is all.
+
+    Parameters
+    ----------
+    rows : iterable of mapping
+    key : str
+        Such as ``"bytes_down"``, ``"bytes_up"`` or ``"macs"``; what is null, unknown,
+        adds nothing.
+    phases : iterable of str (default: all)
+    last_round : float (default: infinity)
+        Rounds after it are left out.
+
+    Returns
+    -------
+    int
+    """
+    wanted = set(phases)
+    return sum(
+        int(row.get(key) or 0)
+        for row in rows
+        if row["phase"] in wanted and row["round"] <= last_round
+    )
+
+
+def unknown(rows: Iterable[Mapping[str, Any]], key: str) -> int:
+    """Count the node rows whose column is unknown: a total is *at least* that much.
+
+    Examples
+    --------
+    >>> rows = [{"phase": "train", "macs": 7}, {"phase": "train", "macs": None}]
+    >>> unknown(rows, "macs")
+    1
+    """
+    return sum(row.get(key) is None for row in node_rows(rows))

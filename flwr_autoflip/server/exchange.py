@@ -1,0 +1,295 @@
+"""One phase with its nodes: who is sent what, which replies count, what it cost."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from logging import WARNING, getLogger
+from typing import Any, Generic, TypeVar
+
+from flwr.app import Message
+
+from .. import wire
+from ..errors import WireError, visible
+from ..graph.plan import Plan
+from ..ledger.cost import Cost
+from ..ledger.ledger import Ledger, NodeRow, Status
+from ..ledger.plan_costs import CostOf
+
+LOGGER = getLogger("flwr")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A request that is out."""
+
+    message: Message
+    orders: wire.Orders
+    held: wire.Held
+    row: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Answer(Generic[T]):
+    """A reply that passed every check.
+
+    Parameters
+    ----------
+    message : Message
+        As it came.
+    reply : Reply
+    orders : Orders
+        What this node was asked.
+    made : object
+        What the phase made of the reply.
+    """
+
+    message: Message
+    reply: wire.Reply
+    orders: wire.Orders
+    made: T
+
+
+@dataclass
+class Exchange:
+    """Send requests, match and check replies, write the ledger.
+
+    Parameters
+    ----------
+    ledger : Ledger
+    cost_of : CostOf
+    api : {"message", "numpy"}
+    weight_key : str
+        The inner strategy's ``weighted_by_key``.
+    timeout : float or None (default: 3600.0)
+        Seconds that phases of our own, between Flower's, wait for replies.
+    """
+
+    ledger: Ledger
+    cost_of: CostOf
+    api: wire.ClientApi
+    weight_key: str
+    timeout: float | None = 3600.0
+    held: dict[int, wire.Held] = field(default_factory=dict)
+    plans: dict[bytes, Plan] = field(default_factory=dict)
+    sent: list[Sent] = field(default_factory=list)
+
+    def requests(
+        self, server_round: int, work: Iterable[tuple[Message, wire.Orders]]
+    ) -> list[Message]:
+        """Turn the inner strategy's messages into ours.
+
+        Parameters
+        ----------
+        server_round : int
+        work : iterable of (Message, Orders)
+            One a node: the inner strategy's message, of which only keys and config are
+            used, and what the node is to do. Nodes with one Orders share its content.
+
+        Returns
+        -------
+        list of Message
+            New messages; the templates stay as they are.
+        """
+        self.sent = []
+        self._drop_plans()
+        built: dict[tuple[int, int, wire.Held], tuple[Any, wire.Held, int, int]] = {}
+        for template, orders in work:
+            node = template.metadata.dst_node_id
+            before = self.held.get(node, wire.Held())
+            key = (id(template.content), id(orders), before)
+            if key not in built:
+                known = self.plans.get(before.plan)
+                content, after, plan_bytes = wire.request_content(
+                    orders,
+                    template.content,
+                    before,
+                    self.api,
+                    known,
+                    self.cost_of.answering(orders.plan),
+                )
+                self.plans[after.plan] = orders.plan
+                size = wire.count_bytes(content)
+                built[key] = (content, after, plan_bytes, size)
+            content, after, plan_bytes, size = built[key]
+            message = Message(
+                content,
+                dst_node_id=node,
+                message_type=wire.message_type(orders.phase),
+                group_id=template.metadata.group_id,
+            )
+            row = {"round": server_round, "phase": orders.phase, "node": node}
+            row |= {"bytes_down": size, "plan_bytes": plan_bytes}
+            self.sent.append(Sent(message, orders, after, row))
+        return [sent.message for sent in self.sent]
+
+    def _drop_plans(self) -> None:
+        """Forget plans that no node holds: what changed since is not asked for."""
+        held = {held.plan for held in self.held.values()}
+        self.plans = {key: plan for key, plan in self.plans.items() if key in held}
+
+    def forget(self) -> None:
+        """Assume nothing of what nodes hold, and wait for none of them."""
+        self.held.clear()
+        self.sent = []
+
+    def replies(
+        self,
+        replies: Iterable[Message],
+        read: Callable[[wire.Reply, wire.Orders], T],
+        compare: Callable[[list[T]], Mapping[int, str]] = lambda made: {},
+    ) -> list[Answer[T]]:
+        """Keep the replies that pass every check; count, log and book the rest.
+
+        Parameters
+        ----------
+        replies : iterable of Message
+            In any order, with errors, strangers and repetitions.
+        read : callable
+            Makes of a checked reply, and what its node was asked, what the phase
+            needs; may raise ``WireError``.
+        compare : callable (default: refuses none)
+            Given what was made of all replies that pass, says which are refused beside
+            the others: place to reason.
+
+        Returns
+        -------
+        list of Answer
+            In the order of the requests, whoever was faster.
+        """
+        waiting = {sent.message.metadata.message_id: sent for sent in self.sent}
+        place = {message_id: i for i, message_id in enumerate(waiting)}
+        valid: list[tuple[Sent, Answer[T]]] = []
+        for message in replies:
+            asked, node = message.metadata.reply_to_message_id, _sender(message)
+            sent = waiting.get(asked)
+            if sent is None or node not in (None, sent.row["node"]):
+                LOGGER.warning("\t> reply of node %s answers no open request", node)
+                continue
+            del waiting[asked]
+            if message.has_error():
+                reason = wire.with_way_out(str(message.error.reason))
+                self._lost(sent, "failed", reason, message)
+                continue
+            try:
+                reply = wire.read_reply(message, sent.orders, self.api, self.weight_key)
+                if sent.orders.phase != "budget":
+                    built = reply.receipt.get(wire.KEY_PARAMETERS, 0)
+                    self.cost_of.check(sent.orders.plan, built)
+                made = read(reply, sent.orders)
+            except WireError as error:
+                self._lost(sent, "refused", str(error), message)
+                continue
+            valid.append((sent, Answer(message, reply, sent.orders, made)))
+        for sent in waiting.values():
+            self._lost(sent, "missing", "no reply before the timeout")
+        self.sent = []
+        # Sums of floats depend on their order: let it not depend on who was faster.
+        valid.sort(key=lambda pair: place[pair[0].message.metadata.message_id])
+        refused = compare([answer.made for _, answer in valid])
+        for index, reason in refused.items():
+            sent, answer = valid[index]
+            self._lost(sent, "refused", reason, answer.message)
+        return self._accept([v for i, v in enumerate(valid) if i not in refused])
+
+    def _accept(self, valid: list[tuple[Sent, Answer[T]]]) -> list[Answer[T]]:
+        """Book replies that count, with the metrics that all of them have."""
+        metrics, left_out = wire.common_metrics([a.reply.metrics for _, a in valid])
+        if left_out:
+            names = visible(", ".join(left_out))
+            text = "\t> metrics that not all nodes have alike are left out: %s"
+            LOGGER.log(WARNING, text, names)
+        accepted = []
+        for (sent, answer), common in zip(valid, metrics, strict=True):
+            note = self._note_metrics(sent, answer.reply.unusable)
+            self.held[sent.row["node"]] = sent.held
+            self._book(sent, "ok", note, answer.message, answer.reply.receipt)
+            reply = replace(answer.reply, metrics=common)
+            accepted.append(replace(answer, reply=reply))
+        return accepted
+
+    def _note_metrics(self, sent: Sent, unusable: str) -> str:
+        """Say which metrics of a reply that counts were left out, if any were."""
+        if not unusable:
+            return ""
+        note = visible(f"metrics left out: {unusable}")
+        LOGGER.log(WARNING, "\t> reply of node %s: %s", sent.row["node"], note)
+        return note
+
+    def _lost(
+        self, sent: Sent, status: Status, reason: str, message: Message | None = None
+    ) -> None:
+        node = sent.row["node"]
+        reason = visible(reason)
+        LOGGER.log(WARNING, "\t> %s reply of node %s: %s", status, node, reason)
+        self.held.pop(node, None)  # it may have restarted: send everything next time
+        receipt: dict[str, Any] = {}
+        if message is not None and message.has_content():
+            receipt = wire.peek_receipt(message.content)
+        self._book(sent, status, reason, message, receipt)
+
+    def _book(
+        self,
+        sent: Sent,
+        status: Status,
+        reason: str,
+        message: Message | None,
+        receipt: dict[str, Any],
+    ) -> None:
+        cost = self.cost_of.plan(sent.orders.plan)
+        asked_only = sent.orders.phase == "budget"
+        if receipt.get(wire.KEY_PARAMETERS) == self.cost_of.dense().parameters:
+            cost = self.cost_of.dense()
+        self.ledger.add(
+            NodeRow(
+                **sent.row,
+                status=status,
+                reason=reason,
+                bytes_up=_bytes_up(message),
+                parameters=0 if asked_only else cost.parameters,
+                macs_per_example=0 if asked_only else cost.macs,
+                seconds=receipt.get(wire.KEY_SECONDS, 0.0),
+                **({} if asked_only else _work(receipt, cost)),
+            )
+        )
+
+
+_SIDES = ("examples", "forward_macs"), ("eval_examples", "eval_macs")
+
+
+def _work(receipt: dict[str, Any], cost: Cost) -> dict[str, Any]:
+    """Read what a node did; None is unknown, and why is said.
+
+    A mod cannot count: there the app's examples are taken at the dense model's MACs.
+    """
+    keys = {
+        "examples": wire.KEY_EXAMPLES,
+        "eval_examples": wire.KEY_EVAL_EXAMPLES,
+        "forward_macs": wire.KEY_MACS,
+        "eval_macs": wire.KEY_EVAL_MACS,
+    }
+    work = {column: receipt.get(key) for column, key in keys.items()}
+    why = receipt.get(wire.KEY_UNCOUNTED, "")
+    if not why and all(count is None for count in work.values()):
+        why = "the node did not say what it did"
+    elif not why and wire.KEY_MACS not in receipt:
+        for column, macs in _SIDES:
+            count = int(work[column] or 0)
+            work[column] = count
+            work[macs] = None if cost.macs is None else count * cost.macs
+        why = cost.uncounted
+    return {**work, "uncounted": visible(why)}
+
+
+def _sender(message: Message) -> int | None:
+    """Give who answers; None for errors, which Flower reports in nodes' place."""
+    return None if message.has_error() else int(message.metadata.src_node_id)
+
+
+def _bytes_up(message: Message | None) -> int:
+    """Count what a reply moved; what no wire could carry moved nothing."""
+    if message is None or not message.has_content():
+        return 0
+    try:
+        return wire.count_bytes(message.content)
+    except ValueError:  # such as half a character in a text
+        return 0

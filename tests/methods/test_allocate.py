@@ -1,0 +1,198 @@
+"""How many units each layer keeps, against an exhaustive search."""
+
+from itertools import pairwise, product
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import ZOO, layout_of, mlp_layout
+from torch import nn
+
+from flwr_autoflip.graph.layout import Layout
+from flwr_autoflip.graph.plan import Plan, dense_plan
+from flwr_autoflip.graph.tracing.trace import trace
+from flwr_autoflip.methods.allocate import allocate as allocate_above
+from flwr_autoflip.methods.allocate import floors
+
+
+def allocate(layout: Layout, share: float, exponent: float) -> dict[str, int]:
+    """Allocate down to one unit a group."""
+    ones = {group.name: 1 for group in layout.groups}
+    return allocate_above(layout, share, exponent, ones)
+
+
+def linear_layout(*widths: int) -> Layout:
+    """Linear layers in a row."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise(widths):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return trace(nn.Sequential(*layers[:-1]), torch.zeros(1, widths[0]))
+
+
+class TwoBranches(nn.Module):
+    """One hidden layer that reads 19 inputs, and one that reads one of them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        sizes = {"dear": (19, width), "cheap": (1, width)}
+        for name, (inputs, outputs) in sizes.items():
+            setattr(self, name, nn.Linear(inputs, outputs, bias=False))
+            setattr(self, f"{name}_out", nn.Linear(outputs, 1, bias=False))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        dear, cheap = self.dear_out(self.dear(x)), self.cheap_out(self.cheap(x[:, :1]))
+        return torch.cat([dear, cheap], 1)
+
+
+def plan_of(layout: Layout, counts: dict[str, int]) -> Plan:
+    return Plan(layout, {name: np.arange(n) for name, n in counts.items()})
+
+
+def loss(layout: Layout, counts: dict[str, int], exponent: float = 1) -> float:
+    """What is to be as small as possible."""
+    return sum((g.size / counts[g.name]) ** exponent for g in layout.groups)
+
+
+def cost(layout: Layout, counts: dict[str, int]) -> float:
+    """MACs and parameters, each as a share of the dense model's."""
+    plan, dense = plan_of(layout, counts), dense_plan(layout)
+    return plan.macs / dense.macs + plan.num_parameters / dense.num_parameters
+
+
+def least_loss(layout: Layout, most: float, exponent: float) -> float:
+    """Try every network that costs at most so much."""
+    names = [group.name for group in layout.groups]
+    every = product(*(range(1, group.size + 1) for group in layout.groups))
+    found = (dict(zip(names, counts, strict=True)) for counts in every)
+    fitting = (c for c in found if cost(layout, c) <= most * (1 + 1e-9))
+    return min(loss(layout, c, exponent) for c in fitting)
+
+
+def test_one_layer_keeps_what_fits() -> None:
+    # n of 4 neurons cost 5n of 20 MACs.
+    layout = mlp_layout()
+
+    for exponent in (1, 3):
+        shares = (1, 0.75, 0.74, 0.25)
+        kept = [allocate(layout, share, exponent)["fc1"] for share in shares]
+        assert kept == [4, 3, 2, 1]
+
+
+def test_by_hand_two_layers_of_one_price_are_cut_alike() -> None:
+    # 4 a + a b + 4 b MACs of 32 at a = b = 4: for a = b = 2, 20.
+    layout = linear_layout(4, 4, 4, 4)
+
+    assert list(allocate(layout, 20 / 48, 3).values()) == [2, 2]
+
+
+def test_by_hand_what_a_layer_costs_decides_how_far_the_exponent_goes() -> None:
+    # A unit of a takes 19 + 1 MACs and as many parameters, one of b 1 + 1, so b keeps
+    # 10 ** (1 / (exponent + 1)) times as many of as many units.
+    layout = trace(TwoBranches(1000), torch.zeros(1, 19))
+
+    for exponent in (1, 3):
+        dear, cheap = allocate(layout, 0.25, exponent).values()
+        assert cheap / dear == pytest.approx(10 ** (1 / (exponent + 1)), rel=0.02)
+
+
+def test_what_is_cheap_and_narrow_stays_whole() -> None:
+    # Four units between wide layers: a quarter of the MACs leaves them alone, where
+    # an even share would leave two.
+    layout = linear_layout(2, 4, 256, 256, 2)
+    narrow, *wide = allocate(layout, 0.25, 1).values()
+
+    assert narrow == 4
+    assert all(120 <= count <= 132 for count in wide)
+
+
+def test_a_share_of_one_keeps_all() -> None:
+    layout = linear_layout(3, 5, 7, 2)
+
+    assert list(allocate(layout, 1.0, 3).values()) == [5, 7]
+
+
+def test_one_unit_a_layer_stays_even_above_the_target() -> None:
+    assert list(allocate(linear_layout(3, 5, 7, 2), 0.001, 3).values()) == [1, 1]
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.lists(st.integers(2, 7), min_size=3, max_size=5),
+    st.floats(0.1, 1),
+    st.sampled_from([0.5, 1, 3]),
+)
+def test_no_network_loses_less_at_that_cost(
+    widths: list[int], share: float, exponent: float
+) -> None:
+    layout = linear_layout(*widths)
+    counts = allocate(layout, share, exponent)
+    # The optimum lies between whole numbers, so less than a unit a layer above.
+    above = {g.name: min(counts[g.name] + 1, g.size) for g in layout.groups}
+
+    best = least_loss(layout, cost(layout, counts), exponent)
+
+    assert loss(layout, above, exponent) <= best + 1e-9
+
+
+def test_a_larger_exponent_is_nearer_to_an_even_share() -> None:
+    # The widest is dearest; an even share would halve each.
+    layout = linear_layout(2, 32, 256, 32, 2)
+    shares = [
+        [allocate(layout, 0.25, p)[g.name] / g.size for g in layout.groups]
+        for p in (0.5, 1, 3)
+    ]
+
+    assert all(np.ptp(later) < np.ptp(earlier) for earlier, later in pairwise(shares))
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_more_never_keeps_fewer_and_fits(name: str) -> None:
+    layout = layout_of(name)
+    dense = dense_plan(layout)
+    before = {group.name: 1 for group in layout.groups}
+    for share in np.linspace(0.05, 1, 20):
+        counts = allocate(layout, float(share), 3)
+        fits = plan_of(layout, counts).macs <= share * dense.macs * (1 + 1e-9)
+        assert fits or set(counts.values()) == {1}
+        assert all(counts[group] >= before[group] for group in counts)
+        before = counts
+    assert before == {group.name: group.size for group in layout.groups}
+
+
+# --- Floors, and layers that cannot shrink ---
+
+
+def test_a_tenth_rounded_up_and_at_least_one() -> None:
+    assert list(floors(linear_layout(3, 5, 10, 11, 95, 2)).values()) == [1, 1, 2, 10]
+
+
+def test_by_hand_no_group_falls_below_its_fewest() -> None:
+    layout = linear_layout(4, 4, 4, 4)
+
+    # 4a + ab + 4b MACs: 16 at (1, 2) with 4 + 2 + 8 = 14, and 21 at (1, 3) is too many.
+    assert allocate_above(layout, 16 / 48, 1, {"0": 1, "2": 1}) == {"0": 1, "2": 1}
+    assert allocate_above(layout, 16 / 48, 1, {"0": 1, "2": 2}) == {"0": 1, "2": 2}
+    assert allocate_above(layout, 0.01, 1, {"0": 3, "2": 2}) == {"0": 3, "2": 2}
+
+
+def test_by_hand_layers_that_no_unit_touches_come_on_top() -> None:
+    layers = (nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 20), nn.ReLU())
+    model = nn.Sequential(*layers, nn.Linear(20, 5))
+    layout = trace(model, torch.zeros(1, 6), ("0",))
+
+    # 60 MACs stay; of 20 units each takes 10 + 5.
+    shares = (1, 0.5, 0.25)
+    assert [allocate(layout, s, 1)["2"] for s in shares] == [20, 10, 5]
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_floors_hold_and_a_larger_share_keeps_no_fewer(name: str) -> None:
+    layout = layout_of(name)
+    least = {group.name: -(-group.size // 3) for group in layout.groups}
+    before = least
+    for share in np.linspace(0.02, 1, 20):
+        counts = allocate_above(layout, float(share), 1, least)
+        assert all(counts[group] >= before[group] for group in counts)
+        before = counts

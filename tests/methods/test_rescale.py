@@ -1,0 +1,108 @@
+"""Kept weights make up for lost inputs."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import (
+    ZOO,
+    flat_layout,
+    layout_of,
+    mlp_layout,
+    random_arrays,
+    random_plan,
+)
+
+from flwr_autoflip.graph.plan import Plan, dense_plan
+from flwr_autoflip.methods.rescale import rescale_fan_in
+
+
+def test_kept_columns_grow_by_hand() -> None:
+    plan = Plan(mlp_layout(), {"fc1": np.array([1])})
+    arrays = {
+        "fc1.weight": np.ones((4, 3), np.float32),
+        "fc1.bias": np.ones(4, np.float32),
+        "fc2.weight": np.float32([[1, 2, 3, 4], [5, 6, 7, 8]]),
+        "fc2.bias": np.ones(2, np.float32),
+    }
+
+    scaled = rescale_fan_in(arrays, plan)
+
+    # fc2 keeps 1 of 4 inputs: its kept column grows by sqrt(4) = 2.
+    np.testing.assert_array_equal(scaled["fc2.weight"], [[1, 4, 3, 4], [5, 12, 7, 8]])
+    for name in ("fc1.weight", "fc1.bias", "fc2.bias"):
+        np.testing.assert_array_equal(scaled[name], 1)
+    assert scaled["fc2.weight"].dtype == np.float32
+    assert arrays["fc2.weight"][0, 1] == 2  # the caller's are left alone
+
+
+def test_flattened_columns_and_normalized_layers_by_hand() -> None:
+    layout = flat_layout()
+    plan = Plan(layout, {"conv": np.array([1]), "fc1": np.array([0, 2])})
+    arrays = {t.name: np.ones(t.shape, t.dtype) for t in layout.tensors}
+
+    scaled = rescale_fan_in(arrays, plan)
+
+    # fc1 keeps columns 2, 3 of 4 and rows 0, 2: sqrt(2) there, 1 elsewhere.
+    root = np.sqrt(2)
+    np.testing.assert_allclose(
+        scaled["fc1.weight"],
+        [[1, 1, root, root], [1, 1, 1, 1], [1, 1, root, root]],
+        rtol=1e-6,
+    )
+    # fc2 keeps columns 0 and 2 of 3.
+    root = np.sqrt(1.5)
+    np.testing.assert_allclose(scaled["fc2.weight"], [[root, 1, root]], rtol=1e-6)
+    # The convolution lost no input; neither did anything else.
+    for name in ("conv.weight", "norm.weight", "norm.running_mean", "fc1.bias"):
+        np.testing.assert_array_equal(scaled[name], 1)
+
+
+def test_layer_before_a_norm_is_left_alone() -> None:
+    layout = layout_of("dense_block")
+    arrays = random_arrays(layout)
+    plan = Plan(
+        layout, {"stem": np.array([0]), "conv1": np.array([0]), "conv2": np.array([0])}
+    )
+
+    scaled = rescale_fan_in(arrays, plan)
+
+    # Every convolution feeds a BatchNorm; fc keeps 3 of 10 inputs.
+    for spec in layout.tensors:
+        kept = plan.dense_mask(spec.name) if spec.name == "fc.weight" else False
+        factor = np.where(kept, np.sqrt(10 / 3), 1)
+        np.testing.assert_allclose(
+            scaled[spec.name], arrays[spec.name] * factor, rtol=1e-6
+        )
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_whole_plan_changes_nothing(name: str) -> None:
+    layout = layout_of(name)
+    arrays = random_arrays(layout)
+
+    scaled = rescale_fan_in(arrays, dense_plan(layout))
+
+    for tensor, array in arrays.items():
+        np.testing.assert_array_equal(scaled[tensor], array)
+
+
+@pytest.mark.parametrize("name", ZOO)
+@settings(max_examples=5, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_only_kept_weights_change_and_keep_their_type(name: str, seed: int) -> None:
+    layout = layout_of(name)
+    arrays = random_arrays(layout)
+    plan = random_plan(layout, seed)
+
+    scaled = rescale_fan_in(arrays, plan)
+
+    assert list(scaled) == list(arrays)
+    for spec in layout.tensors:
+        old, new = arrays[spec.name], scaled[spec.name]
+        kept = plan.dense_mask(spec.name)
+        assert new.dtype == old.dtype
+        np.testing.assert_array_equal(new[~kept], old[~kept])
+        ratio = new[kept] / old[kept]
+        np.testing.assert_allclose(ratio, ratio.flat[0], rtol=1e-5)
+        assert ratio.flat[0] >= 1

@@ -1,0 +1,237 @@
+"""No file foretells noise, and none that anybody saw is drawn again."""
+
+import random
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from federation import EXAMPLE, Client, TinyNet, guided, initial, plain_app
+from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.clientapp.mod import LocalDpMod
+from flwr.serverapp.strategy import (
+    DifferentialPrivacyClientSideFixedClipping,
+    DifferentialPrivacyServerSideAdaptiveClipping,
+    DifferentialPrivacyServerSideFixedClipping,
+    FedAdam,
+    FedAvg,
+    FedMedian,
+    Krum,
+    Result,
+    Strategy,
+)
+from grid import LocalGrid
+
+from flwr_autoflip import AutoFlip, autoflip_mod, client_app
+from flwr_autoflip.ledger.ledger import read_ledger
+from flwr_autoflip.server.noise import draws_noise
+
+NODES = 4
+QUIET = {"fraction_evaluate": 0.0}
+
+
+class OwnNoise(FedAvg):
+    """An app's own noise, from generators of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(**QUIET)  # type: ignore[arg-type]
+        self.noise_seed = 3_141_592_653
+        self.numpy = np.random.default_rng(self.noise_seed)
+        self.more = {"python": [random.Random(self.noise_seed)]}
+
+    def aggregate_train(  # type: ignore[no-untyped-def]
+        self, server_round: int, replies: Iterable[Message]
+    ):
+        arrays, metrics = super().aggregate_train(server_round, replies)
+        drawn = {"drawn": float(self.numpy.random())}
+        drawn["more"] = self.more["python"][0].random()
+        return arrays, MetricRecord({**metrics, **drawn})  # type: ignore[dict-item]
+
+
+class Around(Strategy):
+    """An app's own wrapper, with a name of its own for what is inside."""
+
+    def __init__(self, inner: Strategy) -> None:
+        self.wrapped = inner
+
+    def configure_train(self, *args: Any) -> Any:
+        return self.wrapped.configure_train(*args)
+
+    aggregate_train = FedAvg.aggregate_train
+
+    def configure_evaluate(self, *args: Any) -> Any:
+        return self.wrapped.configure_evaluate(*args)
+
+    def aggregate_evaluate(self, *args: Any) -> Any:
+        return self.wrapped.aggregate_evaluate(*args)
+
+    def summary(self) -> None:
+        self.wrapped.summary()
+
+
+def fixed(noise: float = 0.1) -> Strategy:
+    inner = FedAvg(**QUIET)  # type: ignore[arg-type]
+    return DifferentialPrivacyServerSideFixedClipping(inner, noise, 1.0, NODES)
+
+
+INNERS: dict[str, Any] = {
+    "fixed": fixed,
+    "adaptive": lambda: DifferentialPrivacyServerSideAdaptiveClipping(
+        FedAvg(**QUIET),  # type: ignore[arg-type]
+        0.1,
+        NODES,
+    ),
+    "own": OwnNoise,
+}
+
+
+class Killed(BaseException):
+    """Nothing that any code catches."""
+
+
+def run(
+    folder: Path,
+    inner: Strategy,
+    rounds: int,
+    kill_in: int | None = None,
+    seed: int = 0,
+) -> tuple[Result, dict[int, np.ndarray]]:
+    """Run from a seed; give the result, and the deployable values."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    torch.manual_seed(seed)
+    seen: dict[int, np.ndarray] = {}
+
+    def look(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        seen.setdefault(server_round, arrays["fc1.weight"].numpy().copy())
+        if server_round == kill_in:
+            raise Killed
+        return MetricRecord({"loss": 1.0})
+
+    options = guided(threshold="mass:0.5", checkpoint_dir=folder)
+    strategy = AutoFlip(inner, TinyNet(), EXAMPLE, **options)
+    grid = LocalGrid(client_app(Client), NODES)
+    result = strategy.start(grid, initial(), num_rounds=rounds, evaluate_fn=look)
+    return result, seen
+
+
+def states() -> dict[str, bytes]:
+    """Give what of the process's generators a file could hold, as it would be there."""
+    numbers = random.getstate()[1][:6]
+    return {
+        "python": ", ".join(map(str, numbers)).encode(),
+        "numpy": np.random.get_state()[1].tobytes(),  # type: ignore[index,union-attr] # noqa: NPY002
+        "torch": torch.get_rng_state().numpy().tobytes(),
+    }
+
+
+def all_bytes(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.filterwarnings("ignore:checkpoints cannot hold")
+@pytest.mark.parametrize("kind", INNERS)
+def test_no_generator_is_in_a_checkpoint(tmp_path: Path, kind: str) -> None:
+    inner = INNERS[kind]()
+
+    run(tmp_path / "noisy", inner, 2)
+    written = all_bytes(tmp_path / "noisy")
+
+    assert [name for name, state in states().items() if state in written] == []
+    if kind == "own":
+        numbers = inner.numpy.bit_generator.state["state"]
+        assert str(numbers["state"]).encode() not in written
+        assert str(inner.noise_seed).encode() not in written
+    run(tmp_path / "quiet", FedAvg(**QUIET), 2)  # type: ignore[arg-type]
+    written = all_bytes(tmp_path / "quiet")
+    assert [name for name, state in states().items() if state in written] == [*states()]
+
+
+@pytest.mark.parametrize("kind", ["fixed", "adaptive"])
+def test_a_run_that_goes_on_draws_other_noise(tmp_path: Path, kind: str) -> None:
+    whole = run(tmp_path / "whole", INNERS[kind](), 2)[1]
+    with pytest.raises(Killed):
+        run(tmp_path / "run", INNERS[kind](), 2, kill_in=1)
+    shutil.copytree(tmp_path / "run", tmp_path / "again")
+
+    one = run(tmp_path / "run", INNERS[kind](), 2)[1]
+    other = run(tmp_path / "again", INNERS[kind](), 2)[1]
+
+    np.testing.assert_array_equal(one[1], whole[1])  # what was drawn was kept
+    np.testing.assert_array_equal(other[1], whole[1])
+    # Nodes train the same: what differs is noise alone, on every weight that stays.
+    stays = one[2] != 0
+    assert 0 < stays.mean() < 1
+    for first, second in ((one, other), (one, whole), (other, whole)):
+        assert (first[2] != second[2])[stays].all()
+
+
+def test_noise_has_its_size_after_going_on(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        run(tmp_path / "run", fixed(0.5), 2, kill_in=1)
+    shutil.copytree(tmp_path / "run", tmp_path / "again")
+
+    one = run(tmp_path / "run", fixed(0.5), 2)[1][2]
+    other = run(tmp_path / "again", fixed(0.5), 2)[1][2]
+
+    sigma = 0.5 * 1.0 / NODES
+    apart = (one - other)[one != 0]
+    assert np.std(apart) == pytest.approx(np.sqrt(2) * sigma, rel=0.3)
+
+
+def test_what_was_aggregated_is_saved_before_anybody_sees_it(tmp_path: Path) -> None:
+    """Also where no node evaluates: the app's evaluation may have been published."""
+    with pytest.raises(Killed):
+        run(tmp_path, fixed(), 2, kill_in=1)
+
+    run(tmp_path, fixed(), 2, seed=5)
+
+    rows = read_ledger(tmp_path / "ledger.jsonl")
+    trained = [(r["round"], r["status"]) for r in rows if r["phase"] == "train"]
+    assert trained == [(1, "ok")] * NODES + [(2, "ok")] * NODES
+
+
+@pytest.mark.filterwarnings("ignore:checkpoints cannot hold")
+def test_generators_of_ones_own_are_seeded_anew(tmp_path: Path) -> None:
+    """They were built with the seed that the first run had, and would begin again."""
+    whole, _ = run(tmp_path / "whole", OwnNoise(), 4)
+    run(tmp_path / "run", OwnNoise(), 2)
+
+    result, _ = run(tmp_path / "run", OwnNoise(), 4)
+
+    for name in ("drawn", "more"):
+        known = [whole.train_metrics_clientapp[i][name] for i in (1, 2, 3, 4)]
+        drawn = [result.train_metrics_clientapp[i][name] for i in (1, 2, 3, 4)]
+        assert drawn[:2] == known[:2]
+        assert not set(drawn[2:]) & set(known)
+
+
+def test_nodes_in_this_process_that_draw_noise(tmp_path: Path) -> None:
+    strategy = AutoFlip(
+        FedAvg(**QUIET),  # type: ignore[arg-type]
+        TinyNet(),
+        EXAMPLE,
+        **guided(policy="l1", threshold="2x", checkpoint_dir=tmp_path),
+    )
+    app = plain_app([autoflip_mod, LocalDpMod(1.0, 1.0, 1.0, 1e-5)])
+
+    strategy.start(LocalGrid(app, NODES), initial(), num_rounds=2)
+
+    written = all_bytes(tmp_path)
+    assert [name for name, state in states().items() if state in written] == []
+
+
+def test_noise_is_looked_for_wherever_it_may_be() -> None:
+    patched = FedAvg()
+    patched.aggregate_train = fixed().aggregate_train  # type: ignore[method-assign]
+    client = DifferentialPrivacyClientSideFixedClipping(FedAvg(), 0.1, 1.0, NODES)
+    adaptive = DifferentialPrivacyServerSideAdaptiveClipping(FedAdam(), 0.1, NODES)
+
+    noisy = [fixed(), client, adaptive, OwnNoise(), patched, Around(fixed())]
+    quiet = [FedAvg(), FedAdam(), FedMedian(), Krum(), Around(FedAvg())]
+
+    assert [draws_noise(each) for each in noisy] == [True] * len(noisy)
+    assert [draws_noise(each) for each in quiet] == [False] * len(quiet)

@@ -1,0 +1,642 @@
+"""AutoFlip around real Flower strategies, on an in-process grid that serialises."""
+
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from federation import (
+    EXAMPLE,
+    Client,
+    TinyNet,
+    guided,
+    initial,
+    make_model,
+    plain_app,
+    sgd,
+)
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import (
+    DifferentialPrivacyServerSideFixedClipping,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    Strategy,
+)
+from grid import LocalGrid
+from torch import nn
+
+from flwr_autoflip import (
+    AutoFlip,
+    AutoFlipError,
+    AutoFlipWarning,
+    autoflip_mod,
+    client_app,
+)
+from flwr_autoflip.graph.shrink import arrays_of, shrink
+from flwr_autoflip.ledger.ledger import node_rows
+
+NODES = 4
+INNERS: dict[str, Callable[[], Strategy]] = {
+    "fedavg": lambda: FedAvg(fraction_evaluate=0.5),
+    "fedavgm": lambda: FedAvgM(server_momentum=0.9, fraction_evaluate=0.5),
+    "fedadam": lambda: FedAdam(eta=0.01, beta_1=0.9, beta_2=0.99),
+    "dp": lambda: DifferentialPrivacyServerSideFixedClipping(
+        FedAvg(fraction_evaluate=0.5),
+        noise_multiplier=0.01,
+        clipping_norm=1.0,
+        num_sampled_clients=NODES,
+    ),
+}
+
+
+def build(inner: Strategy | None = None, **options: Any) -> AutoFlip:
+    options = guided(0.5, **options)
+    return AutoFlip(inner or FedAvg(), TinyNet(), EXAMPLE, **options)
+
+
+def run(
+    strategy: AutoFlip, rounds: int = 3, app: ClientApp | None = None, **kwargs: Any
+) -> tuple[dict[str, np.ndarray], LocalGrid]:
+    fault = kwargs.pop("fault", None)
+    grid = LocalGrid(app or client_app(Client), NODES, fault)
+    result = strategy.start(grid, initial(), num_rounds=rounds, **kwargs)
+    return {name: a.numpy() for name, a in result.arrays.items()}, grid
+
+
+# --- Any inner strategy ---
+
+
+@pytest.mark.parametrize("name", INNERS)
+def test_three_rounds_around_flowers_strategies(name: str) -> None:
+    strategy = build(INNERS[name]())
+
+    arrays, _ = run(strategy)
+
+    train = [row for row in strategy.ledger.rows if row["phase"] == "train"]
+    assert len(train) == 3 * NODES
+    assert {row["status"] for row in train} == {"ok"}
+    for spec in strategy.layout.tensors:
+        assert arrays[spec.name].dtype == np.dtype(spec.dtype)
+        assert np.isfinite(arrays[spec.name]).all()
+
+
+@pytest.mark.parametrize("name", INNERS)
+def test_what_nobody_trained_keeps_its_value_exactly(name: str) -> None:
+    strategy = build(INNERS[name](), policy="random", threshold="2x", rescale=False)
+
+    arrays, _ = run(strategy)
+
+    before, plan = arrays_of(make_model()), strategy.deployable_plan()
+    moved = 0
+    for spec in strategy.layout.tensors:
+        kept = plan.dense_mask(spec.name)
+        np.testing.assert_array_equal(
+            arrays[spec.name][~kept], before[spec.name][~kept], err_msg=spec.name
+        )
+        moved += int((arrays[spec.name][kept] != before[spec.name][kept]).sum())
+    assert moved > 0.9 * plan.num_parameters
+
+
+def test_dense_policy_is_plain_fedavg() -> None:
+    plain = FedAvg(fraction_evaluate=0.0)
+    expected = plain.start(LocalGrid(plain_app(), NODES), initial(), num_rounds=3)
+
+    arrays, _ = run(build(FedAvg(fraction_evaluate=0.0), policy="dense"))
+
+    for name, array in expected.arrays.items():
+        np.testing.assert_allclose(arrays[name], array.numpy(), atol=1e-6, err_msg=name)
+
+
+def test_warm_start_is_a_round_of_the_inner_strategy() -> None:
+    inner = FedAvg(fraction_evaluate=0.0)
+    one_round = inner.start(LocalGrid(plain_app(), NODES), initial(), num_rounds=1)
+    strategy = build(FedAvg(fraction_evaluate=0.0), rescale=False)
+
+    arrays, _ = run(strategy, rounds=0)
+
+    for name, array in one_round.arrays.items():
+        np.testing.assert_allclose(
+            arrays[name], array.numpy(), rtol=2e-3, atol=1e-5, err_msg=name
+        )
+
+
+def test_without_warm_start_rounds_begin_at_the_initial_arrays() -> None:
+    strategy = build(warm_start=False, exploration_payload="deviation", rescale=False)
+
+    arrays, _ = run(strategy, rounds=0)
+
+    for name, array in arrays_of(make_model()).items():
+        np.testing.assert_array_equal(arrays[name], array)
+
+
+def test_fedavgm_and_we_agree_on_the_global_model() -> None:
+    inner = FedAvgM(server_momentum=0.9, fraction_evaluate=0.0)
+
+    arrays, _ = run(build(inner))
+
+    assert inner.current_arrays is not None
+    for name, array in inner.current_arrays.items():
+        np.testing.assert_array_equal(arrays[name], array.numpy())
+
+
+def test_one_round_by_hand() -> None:
+    """Two nodes' small models, trained here and averaged by examples."""
+    strategy = build(
+        FedAvg(fraction_evaluate=0.0), policy="random", threshold="2x", rescale=False
+    )
+
+    arrays, _ = run(strategy, rounds=1)
+
+    plan, total, weight = strategy.deployable_plan(), {}, 0
+    for node in range(NODES):
+        small = shrink(make_model(), plan).train()
+        sgd(small, node)
+        count = 12 + node % 3
+        weight += count
+        for name, array in arrays_of(small).items():
+            total[name] = total.get(name, 0) + count * array.astype(float)
+    for name in ("conv.weight", "norm.running_mean", "fc1.weight", "fc2.bias"):
+        np.testing.assert_allclose(
+            plan.take(name, arrays[name]), total[name] / weight, rtol=1e-5, atol=1e-6
+        )
+
+
+# --- Presets and options ---
+
+
+def test_paper_zeroes_what_nobody_trained() -> None:
+    strategy = build(
+        preset="paper",
+        threshold=0.4,
+        exploration_epochs=3,
+    )
+
+    arrays, _ = run(strategy, rounds=2)
+
+    mask = strategy._round_plan.dense_mask("fc1.weight")
+    assert 0 < mask.sum() < mask.size
+    np.testing.assert_array_equal(arrays["fc1.weight"][~mask], 0)
+    explore = [row for row in strategy.ledger.rows if row["phase"] == "explore"]
+    assert [row["examples"] for row in explore] == [
+        3 * (12 + (row["node"] - 100) % 3) for row in explore
+    ]
+
+
+def test_authors_code_trains_everything_from_masked_weights() -> None:
+    strategy = build(
+        preset="authors-code", threshold="global-quantile:0.3", exploration_epochs=1
+    )
+
+    arrays, grid = run(strategy, rounds=1)
+
+    plan = strategy.deployable_plan()
+    kept = plan.num_parameters / strategy.layout.num_parameters
+    assert 0.65 < kept < 0.75
+    down = [m for n, m in grid.log if m.metadata.message_type == "train"][-1]
+    assert next(iter(down.content.array_records.values()))["values"].shape == (
+        plan.num_values,
+    )
+    mask = plan.dense_mask("fc1.weight")
+    assert (arrays["fc1.weight"][~mask] != 0).any()  # zeros grew back
+
+
+def test_participants_make_a_plan_of_their_own_each_round() -> None:
+    strategy = build(
+        FedAvg(fraction_train=0.5, fraction_evaluate=0.0),
+        guidance_from="participants",
+    )
+
+    run(strategy, rounds=4)
+
+    explored = [r for r in strategy.ledger.rows if r["phase"] == "explore"]
+    assert len(explored) == len({row["node"] for row in explored}) > 2  # late ones too
+    assert {row["round"] for row in explored} > {0}
+
+
+@pytest.mark.parametrize("payload", ["deviation", "units"])
+def test_payloads_choose_nearly_the_same_units(payload: Any) -> None:
+    whole = build(warm_start=False, exploration_payload="update")
+    other = build(warm_start=False, exploration_payload=payload)
+
+    run(whole, rounds=0)
+    run(other, rounds=0)
+
+    a, b = whole.deployable_plan().alive, other.deployable_plan().alive
+    assert (a == b).mean() > 0.85
+    bytes_up = [r["bytes_up"] for r in node_rows(other.ledger.rows)]
+    assert payload != "units" or max(bytes_up) < 2000
+
+
+def test_exploration_fraction_counts_nodes() -> None:
+    strategy = build(FedAvg(fraction_train=0.5), exploration_fraction=0.75)
+
+    run(strategy, rounds=0)
+
+    assert len(node_rows(strategy.ledger.rows)) == 3
+
+
+def test_single_weights_travel_alone() -> None:
+    strategy = build(single_weights="quantile:0.5")
+
+    run(strategy, rounds=2)
+
+    plan = strategy.deployable_plan()
+    units_only = plan.without_mask().num_parameters
+    assert plan.num_parameters < 0.75 * units_only
+    up = [r for r in strategy.ledger.rows if r["phase"] == "train"][-1]["bytes_up"]
+    assert up < 4 * plan.num_values + 2000
+
+
+def test_float16_values_halve_the_bytes() -> None:
+    wide, narrow = build(), build(value_dtype="float16")
+
+    run(wide, rounds=2)
+    run(narrow, rounds=2)
+
+    def last_up(strategy: AutoFlip) -> int:
+        rows = [r for r in strategy.ledger.rows if r["phase"] == "train"]
+        return rows[-1]["bytes_up"]
+
+    values = wide.deployable_plan().num_values
+    assert last_up(wide) - last_up(narrow) >= 2 * values * 0.9
+
+
+class Backwards(LocalGrid):
+    """Gives the last node's reply first."""
+
+    def send_and_receive(self, messages: Any, *, timeout: Any = None) -> Any:
+        return list(super().send_and_receive(messages, timeout=timeout))[::-1]
+
+
+@pytest.mark.parametrize("inner", ["fedavg", "fedadam"])
+def test_who_is_faster_does_not_change_a_bit(inner: str) -> None:
+    results = []
+    for grid in (LocalGrid, Backwards):
+        random.seed(0)
+        result = build(INNERS[inner]()).start(
+            grid(client_app(Client), NODES), initial(), num_rounds=3
+        )
+        results.append({name: a.numpy() for name, a in result.arrays.items()})
+
+    for name, array in results[0].items():
+        np.testing.assert_array_equal(results[1][name], array)
+
+
+@pytest.mark.parametrize("app", ["client", "numpy", "mod"])
+@pytest.mark.parametrize("compress", [False, True])
+def test_eight_bits_end_where_thirty_two_do(app: str, compress: bool) -> None:
+    apps = {
+        "client": client_app(Client),
+        "numpy": ClientApp(client_fn=lambda context: Client(context).to_client()),
+        "mod": plain_app([autoflip_mod]),
+    }
+    strategies = [
+        build(
+            FedAvg(fraction_evaluate=0.5),
+            client_api="numpy" if app == "numpy" else "message",
+            **how,
+        )
+        for how in ({}, {"value_dtype": "int8", "compress": compress})
+    ]
+
+    wide, narrow = (run(one, rounds=4, app=apps[app])[0] for one in strategies)
+
+    rows = [r for one in strategies for r in one.ledger.rows if r["phase"] == "train"]
+    assert {row["status"] for row in rows} == {"ok"}
+    up = [row["bytes_up"] for row in rows]
+    values = strategies[0].deployable_plan().num_values
+    assert up[0] - up[-1] > 2.3 * values
+    start = arrays_of(make_model())
+    for name in ("conv.weight", "fc1.weight", "fc2.weight"):
+        moved = np.linalg.norm(wide[name] - start[name])
+        assert np.linalg.norm(wide[name] - narrow[name]) < 0.1 * moved
+    assert narrow["norm.running_var"].min() > 0
+
+
+def test_a_probe_is_sent_in_floats_whatever_values_are() -> None:
+    strategy = build(
+        FedAvg(fraction_evaluate=0.0),
+        policy="prunefl",
+        threshold="2x",
+        value_dtype="int8",
+        compress=True,
+    )
+
+    run(strategy, rounds=3)
+
+    train = [row for row in strategy.ledger.rows if row["phase"] == "train"]
+    assert {row["status"] for row in train} == {"ok"}
+
+
+# --- What travels ---
+
+
+def test_plan_travels_once_and_uploads_carry_no_mask() -> None:
+    strategy = build(FedAvg(fraction_evaluate=0.0))
+
+    run(strategy, rounds=3)
+
+    rows = [r for r in strategy.ledger.rows if r["phase"] == "train"]
+    plan_bytes = [r["plan_bytes"] for r in rows]
+    assert plan_bytes[0] > 16
+    assert plan_bytes[-NODES:] == [16] * NODES
+    payload = 4 * strategy.deployable_plan().num_values
+    assert all(r["bytes_down"] <= 1.02 * payload + 2000 for r in rows)
+    assert all(r["bytes_up"] <= payload + 2000 for r in rows)
+
+
+def test_bytes_are_those_of_the_serialised_message() -> None:
+    strategy = build()
+
+    _, grid = run(strategy, rounds=1)
+
+    from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+
+    node, message = grid.log[0]
+    objects = get_all_nested_objects(message.content)
+    size = sum(len(o.deflate()) + len(key) for key, o in objects.items())
+    row = next(r for r in node_rows(strategy.ledger.rows) if r["node"] == node)
+    assert row["bytes_down"] == size
+
+
+def test_clients_really_build_the_small_model() -> None:
+    strategy = build()
+
+    run(strategy, rounds=1)
+
+    plan = strategy.deployable_plan()
+    rows = [r for r in strategy.ledger.rows if r["phase"] == "train"]
+    assert {r["parameters"] for r in rows} == {plan.num_parameters}
+    assert {r["macs_per_example"] for r in rows} == {int(plan.macs)}
+    assert rows[0]["macs"] == 3 * int(plan.macs) * rows[0]["examples"]
+    assert rows[0]["examples"] == 2 * (12 + (rows[0]["node"] - 100) % 3)
+
+
+def test_evaluation_runs_on_the_small_model() -> None:
+    strategy = build(FedAvg(fraction_evaluate=1.0))
+
+    grid = LocalGrid(client_app(Client), NODES)
+    result = strategy.start(grid, initial(), num_rounds=1)
+
+    metrics = result.evaluate_metrics_clientapp[1]
+    assert metrics["parameters"] == strategy.deployable_plan().num_parameters
+    rows = [r for r in strategy.ledger.rows if r["phase"] == "evaluate"]
+    assert all(r["eval_examples"] > 0 and r["examples"] == 0 for r in rows)
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_server_evaluates_what_would_be_deployed(dense: bool) -> None:
+    strategy = build(FedAvg(fraction_evaluate=0.0), evaluate_dense=dense)
+    seen: list[int] = []
+
+    def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        zeros = sum(int((a.numpy() == 0).sum()) for a in arrays.values())
+        seen.append(zeros)
+        return MetricRecord({"zeros": zeros})
+
+    run(strategy, rounds=1, evaluate_fn=evaluate)
+
+    server = [r for r in strategy.ledger.rows if r["phase"] == "server"]
+    assert [r["round"] for r in server] == [0, 1]
+    assert len(seen) == (4 if dense else 2)
+    assert server[1]["metrics"]["zeros"] == max(seen[len(seen) // 2 :])
+    assert server[1]["metrics"].get("dense-zeros") == (seen[-1] if dense else None)
+    assert seen[-1] == seen[1] == min(seen) if dense else min(seen) > 0
+    assert server[1]["plan"]["units"] == {
+        name: len(kept) for name, kept in strategy.deployable_plan().keep.items()
+    }
+
+
+def test_deployable_model_computes_what_the_masked_one_does() -> None:
+    strategy = build(single_weights="quantile:0.3")
+
+    arrays, _ = run(strategy, rounds=1)
+
+    record = ArrayRecord({name: Array(a) for name, a in arrays.items()})
+    small = strategy.deployable_model(record)
+    masked = make_model().eval()
+    state = strategy.deployable_plan().apply(arrays)
+    masked.load_state_dict({n: torch.as_tensor(a) for n, a in state.items()})
+    images = torch.randn(5, 1, 8, 8)
+    np.testing.assert_allclose(
+        small(images).detach(), masked(images).detach(), atol=1e-5
+    )
+    assert sum(p.numel() for p in small.parameters()) < strategy.layout.num_parameters
+
+
+# --- Nodes that misbehave ---
+
+
+def _tampered(kind: str, message: Message) -> Message | None:
+    if kind == "missing":
+        return None
+    if kind == "failed":
+        return Message(error=Error(1, "out of memory"), metadata=message.metadata)
+    record = message.content["arrays"]
+    values = np.array(record["values"].numpy())
+    receipt = dict(message.content["autoflip"])
+    metrics = dict(message.content["metrics"])
+    if kind == "length":
+        values = values[:-1]
+    elif kind == "nan":
+        values[3] = np.nan
+    elif kind == "diverged":
+        values *= 1e6
+    elif kind == "digest":
+        receipt["autoflip-plan-digest"] = bytes(16)
+    elif kind == "model":
+        receipt["autoflip-parameters"] = 7
+    elif kind == "weight":
+        metrics["num-examples"] = 0
+    message.content["arrays"] = ArrayRecord({"values": Array(values)})
+    message.content["autoflip"] = ConfigRecord(receipt)
+    message.content["metrics"] = MetricRecord(metrics)
+    return message
+
+
+FAULTS = {
+    "missing": "missing",
+    "failed": "failed",
+    "length": "refused",
+    "nan": "refused",
+    "diverged": "refused",
+    "digest": "refused",
+    "model": "refused",
+    "weight": "refused",
+}
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_a_bad_reply_is_refused_and_the_round_goes_on(kind: str) -> None:
+    strategy = build(FedAvg(fraction_evaluate=0.0), policy="random", threshold="2x")
+    good = build(FedAvg(fraction_evaluate=0.0), policy="random", threshold="2x")
+    bad_node = 100
+
+    def fault(node: int, reply: Message) -> Message | None:
+        return _tampered(kind, reply) if node == bad_node else reply
+
+    arrays, _ = run(strategy, rounds=1, fault=fault)
+    expected, _ = run(good, rounds=1, fault=lambda n, m: None if n == bad_node else m)
+
+    row = next(r for r in node_rows(strategy.ledger.rows) if r["node"] == bad_node)
+    assert row["status"] == FAULTS[kind]
+    assert row["reason"]
+    assert (
+        sum(r["status"] == "ok" for r in node_rows(strategy.ledger.rows)) == NODES - 1
+    )
+    for name, array in expected.items():
+        np.testing.assert_array_equal(arrays[name], array)
+
+
+def test_a_node_that_lost_its_plan_gets_it_again() -> None:
+    strategy = build(FedAvg(fraction_evaluate=0.0), policy="random", threshold="2x")
+    grid = LocalGrid(client_app(Client), NODES)
+    calls = 0
+
+    def forget(node: int, reply: Message) -> Message | None:
+        nonlocal calls
+        calls += 1
+        if calls == NODES:  # the end of round 1: node 100 restarts
+            grid.contexts[100].state.clear()
+        return reply
+
+    grid.fault = forget
+    strategy.start(grid, initial(), num_rounds=3)
+
+    rows = [r for r in node_rows(strategy.ledger.rows) if r["node"] == 100]
+    assert [r["status"] for r in rows] == ["ok", "failed", "ok"]
+    assert rows[2]["plan_bytes"] == rows[0]["plan_bytes"] > 16
+
+
+def test_strangers_and_repetitions_are_ignored() -> None:
+    strategy = build(FedAvg(fraction_evaluate=0.0), policy="random", threshold="2x")
+    grid = LocalGrid(client_app(Client), NODES)
+    send = grid.send_and_receive
+
+    def twice(messages: Any, *, timeout: float | None = None) -> list[Message]:
+        return 2 * list(send(messages))
+
+    grid.send_and_receive = twice  # type: ignore[method-assign]
+
+    strategy.start(grid, initial(), num_rounds=2)
+
+    assert len(node_rows(strategy.ledger.rows)) == 2 * NODES
+
+
+def test_half_of_the_explorers_is_enough() -> None:
+    strategy = build()
+
+    run(strategy, rounds=1, fault=lambda n, m: None if n < 102 else m)
+
+    explore = [r for r in strategy.ledger.rows if r["phase"] == "explore"]
+    assert sorted(r["status"] for r in explore) == ["missing", "missing", "ok", "ok"]
+
+
+def test_no_explorer_at_all_is_one_clear_error() -> None:
+    with pytest.raises(AutoFlipError, match="none of 4 explorers gave a valid report"):
+        run(build(), fault=lambda node, message: None)
+
+
+# --- Wrong options and inputs, before any node is asked ---
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threshold": 1.0}, r"must lie in \[0, 1\)"),
+        ({"threshold": "0.5x"}, r"\[1, inf\)"),
+        ({"threshold": "mass:0"}, r"\(0, 1\]"),
+        ({"threshold": "lots"}, "threshold must be"),
+        ({"exploration_fraction": 0}, "exploration_fraction must be"),
+        ({"exploration_epochs": 0}, "at least 1"),
+        ({"exploration_payload": "units"}, "warm_start needs"),
+        ({"normalization": "both"}, "normalization must be"),
+        ({"units": "some"}, "units must be"),
+        ({"untrained": "drop"}, "untrained must be"),
+        ({"value_dtype": "int4"}, "value_dtype must be"),
+        ({"client_api": "grpc"}, "client_api must be"),
+        ({"preset": "best"}, "preset must be"),
+        ({"round_to": 0}, "round_to must be at least 1"),
+        ({"policy": "magic"}, "policy must be"),
+        ({"policy": "random", "threshold": "mass:0.7"}, "give a target"),
+        ({"policy": "l1", "warm_start": False}, "warm_start is about explorers"),
+        ({"thresold": 0.3}, "did you mean 'threshold'"),
+        ({"exclude": ("nowhere",)}, "no module named"),
+    ],
+)
+def test_wrong_options_say_what_to_do(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(AutoFlipError, match=message):
+        build(**options)
+
+
+def test_fraction_train_zero_is_refused() -> None:
+    with pytest.raises(AutoFlipError, match="fraction_train is 0"):
+        build(FedAvg(fraction_train=0.0))
+
+
+def test_model_that_rejects_the_example_is_refused() -> None:
+    with pytest.raises(AutoFlipError, match="forward fails on example_input"):
+        AutoFlip(FedAvg(), TinyNet(), torch.zeros(1, 3, 8, 8))
+
+
+def test_model_without_hidden_units_is_refused() -> None:
+    with pytest.raises(AutoFlipError, match="no prunable unit"):
+        AutoFlip(FedAvg(), nn.Linear(4, 2), torch.zeros(1, 4))
+
+
+def test_foreign_initial_arrays_are_refused_before_contact() -> None:
+    strategy, grid = build(), LocalGrid(client_app(Client), NODES)
+    arrays = initial()
+    del arrays["fc1.bias"]
+    arrays["conv.weight"] = Array(np.zeros((6, 1, 5, 5), np.float32))
+
+    with pytest.raises(AutoFlipError, match=r"fc1.bias is missing; conv.weight has"):
+        strategy.start(grid, arrays, num_rounds=1)
+
+    assert grid.log == []
+
+
+def test_one_explorer_only() -> None:
+    one = FedAvg(fraction_train=0.25, min_train_nodes=1, min_available_nodes=1)
+    with pytest.warns(AutoFlipWarning, match="one explorer only"):
+        run(build(one), rounds=0)
+    strategy = build(one, normalization="client")
+    grid = LocalGrid(client_app(Client), NODES)
+    with pytest.raises(AutoFlipError, match="compares explorers, got 1"):
+        strategy.start(grid, initial(), num_rounds=1)
+    assert grid.log == []
+
+
+def test_threshold_of_one_over_k_warns() -> None:
+    strategy = build(normalization="client", threshold=0.25, units="all")
+
+    with pytest.warns(AutoFlipWarning) as caught:
+        run(strategy, rounds=0)
+
+    assert any("at most 1/K" in str(warning.message) for warning in caught)
+
+
+def test_callers_arrays_stay_as_they_are() -> None:
+    arrays, grid = initial(), LocalGrid(client_app(Client), NODES)
+
+    build().start(grid, arrays, num_rounds=1)
+
+    for name, array in arrays_of(make_model()).items():
+        np.testing.assert_array_equal(arrays[name].numpy(), array)
+
+
+def test_nodes_that_do_not_come_are_waited_for_no_longer_than_the_timeout() -> None:
+    strategy = build(FedAvg(min_available_nodes=NODES + 2))
+    grid = LocalGrid(client_app(Client), NODES)
+    started = time.monotonic()
+
+    with pytest.raises(AutoFlipError, match=r"4 of 6 nodes are .* after 0.2 seconds"):
+        strategy.start(grid, initial(), num_rounds=1, timeout=0.2)
+
+    assert 0.2 <= time.monotonic() - started < 5
+    assert grid.log == []
