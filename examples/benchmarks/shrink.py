@@ -31,7 +31,7 @@ from flwr_autoflip.graph.plan import Plan, dense_plan
 from flwr_autoflip.graph.shrink import arrays_of, hold_mask, load_arrays_inplace
 from flwr_autoflip.graph.skeleton import build_small
 from flwr_autoflip.graph.tracing.trace import trace
-from flwr_autoflip.methods.base import unit_plan
+from flwr_autoflip.methods.policy import unit_plan
 from flwr_autoflip.methods.threshold import MacShare
 
 

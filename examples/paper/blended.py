@@ -10,8 +10,8 @@ from scipy.stats import rankdata
 from flwr_autoflip.graph.layout import Arrays, Layout
 from flwr_autoflip.graph.plan import Plan
 from flwr_autoflip.methods import Policy, Previous
-from flwr_autoflip.methods.base import unit_plan
 from flwr_autoflip.methods.guidance import Report
+from flwr_autoflip.methods.policy import unit_plan
 from flwr_autoflip.methods.threshold import MacShare
 
 from .scores import score_units

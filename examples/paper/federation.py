@@ -22,12 +22,12 @@ from flwr_autoflip import AutoFlip, AutoFlipClient, client_app
 from flwr_autoflip.graph.layout import Arrays, Layout
 from flwr_autoflip.graph.shrink import arrays_of, load_arrays_inplace, shrink
 from flwr_autoflip.methods import EflPrune, Policy, PruneFl, RandomUnits, Structured
-from flwr_autoflip.methods.base import parse_units
 from flwr_autoflip.methods.baselines.initial_pruning import (
     Schedule,
     prune_initially_inplace,
 )
 from flwr_autoflip.methods.guidance import normalize
+from flwr_autoflip.methods.policy import parse_units
 from flwr_autoflip.methods.threshold import MacShare, Threshold
 from flwr_autoflip.wire import from_arrayrecord
 

@@ -13,8 +13,8 @@ from flwr_autoflip.graph.layout import Arrays, Layout
 from flwr_autoflip.graph.plan import Plan, dense_plan
 from flwr_autoflip.graph.shrink import load_arrays_inplace
 from flwr_autoflip.methods import Policy, Previous, RandomUnits
-from flwr_autoflip.methods.base import Renewal, unit_plan
 from flwr_autoflip.methods.guidance import Report, split_by_group, unit_scores
+from flwr_autoflip.methods.policy import Renewal, unit_plan
 from flwr_autoflip.methods.threshold import MacShare
 
 from .scores import SCORES, UnitScores, score_units

@@ -8,8 +8,8 @@ import numpy as np
 from flwr_autoflip.graph.layout import Arrays, Layout
 from flwr_autoflip.graph.plan import Plan, dense_plan
 from flwr_autoflip.methods import Policy, Previous
-from flwr_autoflip.methods.base import unit_plan
 from flwr_autoflip.methods.guidance import Report
+from flwr_autoflip.methods.policy import unit_plan
 
 
 @dataclass(frozen=True)

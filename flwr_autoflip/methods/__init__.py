@@ -7,12 +7,12 @@ so that comparisons are fair by construction.
 """
 
 from .autoflip import AutoFlipPolicy
-from .base import Policy, Previous
 from .baselines.eflprune import EflPrune
 from .baselines.prunefl import PruneFl
 from .baselines.structured import Structured
 from .dense import Dense
 from .l1 import L1Units
+from .policy import Policy, Previous
 from .random import RandomUnits
 
 __all__ = [

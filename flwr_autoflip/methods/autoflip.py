@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from ..errors import AutoFlipError, AutoFlipWarning
 from ..graph.layout import Arrays, Layout, TensorSpec
 from ..graph.plan import Mask, Plan, warn_if_nothing_pruned
-from .base import Policy, Previous, unit_plan, weight_costs
 from .guidance import (
     ClientScale,
     Normalization,
@@ -21,6 +20,7 @@ from .guidance import (
     sum_by_unit,
     unit_scores,
 )
+from .policy import Policy, Previous, unit_plan, weight_costs
 from .statistics import Running
 from .threshold import Absolute, MacShare, Threshold, keep_top, select
 

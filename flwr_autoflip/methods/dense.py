@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from ..graph.layout import Arrays, Layout
 from ..graph.plan import Plan, dense_plan
-from .base import Policy, Previous
 from .guidance import Report
+from .policy import Policy, Previous
 
 
 @dataclass(frozen=True)

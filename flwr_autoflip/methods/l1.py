@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from ..graph.layout import Arrays, Layout
 from ..graph.plan import Plan
-from .base import Policy, Previous, UnitCounts, unit_plan
 from .guidance import Report
+from .policy import Policy, Previous, UnitCounts, unit_plan
 from .threshold import Threshold
 
 

@@ -15,8 +15,8 @@ from . import (
     RandomUnits,
     Structured,
 )
-from .base import UnitCounts, parse_units
 from .baselines.eflprune import Criterion
+from .policy import UnitCounts, parse_units
 from .robust import parse_combination
 from .threshold import Compression, MacShare, Mass, Threshold, parse_threshold
 

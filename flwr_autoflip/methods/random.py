@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from ..graph.layout import Arrays, Layout
 from ..graph.plan import Plan
-from .base import Policy, Previous, UnitCounts, unit_plan
 from .guidance import Report
+from .policy import Policy, Previous, UnitCounts, unit_plan
 from .threshold import Threshold
 
 

@@ -7,8 +7,8 @@ from typing import Any, Literal, TypedDict, get_args
 from ..errors import AutoFlipError
 from ..methods import Policy
 from ..methods.autoflip import Units
-from ..methods.base import UnitCounts
 from ..methods.guidance import ClientScale, Normalization
+from ..methods.policy import UnitCounts
 from ..methods.robust import parse_combination
 from ..methods.threshold import ThresholdLike
 from ..wire.encoding import DTYPES, ValueDtype

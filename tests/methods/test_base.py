@@ -18,13 +18,13 @@ from flwr_autoflip.methods import (
     RandomUnits,
     Structured,
 )
-from flwr_autoflip.methods.base import (
+from flwr_autoflip.methods.guidance import Report
+from flwr_autoflip.methods.policy import (
     keep_least,
     parse_units,
     unit_costs,
     unit_plan,
 )
-from flwr_autoflip.methods.guidance import Report
 from flwr_autoflip.methods.threshold import (
     Absolute,
     Compression,

@@ -13,7 +13,7 @@ from torch import nn
 
 from flwr_autoflip import AutoFlip, AutoFlipClient, AutoFlipError, client_app
 from flwr_autoflip.methods import AutoFlipPolicy, Dense, L1Units, Policy, PruneFl
-from flwr_autoflip.methods.base import unit_plan
+from flwr_autoflip.methods.policy import unit_plan
 from flwr_autoflip.methods.threshold import Compression, MacShare
 from flwr_autoflip.server.options import Options
 

@@ -15,8 +15,8 @@ from grid import LocalGrid
 from torch import nn
 
 from flwr_autoflip import AutoFlip, AutoFlipError, autoflip_mod, client_app
-from flwr_autoflip.methods.base import unit_plan
 from flwr_autoflip.methods.guidance import unit_scores
+from flwr_autoflip.methods.policy import unit_plan
 from flwr_autoflip.methods.threshold import Mass
 
 NODES, BAD = 6, 2

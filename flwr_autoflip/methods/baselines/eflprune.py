@@ -16,8 +16,15 @@ from numpy.typing import NDArray
 from ...errors import AutoFlipError
 from ...graph.layout import Arrays, Group, Layout, TensorSpec
 from ...graph.plan import Plan, dense_plan
-from ..base import Policy, Previous, UnitCounts, unit_plan, weight_costs, weight_tensors
 from ..guidance import Report, split_by_group, sum_by_unit, unit_scores
+from ..policy import (
+    Policy,
+    Previous,
+    UnitCounts,
+    unit_plan,
+    weight_costs,
+    weight_tensors,
+)
 from ..threshold import MacShare, Threshold, select
 
 Criterion = Literal["random", "l1", "l2", "similarity", "bn", "magnitude"]

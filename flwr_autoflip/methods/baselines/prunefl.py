@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from ...errors import AutoFlipError
 from ...graph.layout import Arrays, Layout
 from ...graph.plan import Mask, Plan, dense_plan
-from ..base import Policy, Previous, weight_tensors
 from ..guidance import Report
+from ..policy import Policy, Previous, weight_tensors
 from ..threshold import Compression, keep_top
 
 

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from ...errors import AutoFlipError
 from ...graph.layout import Arrays, Layout
 from ...graph.plan import Plan, dense_plan, keep_from_bool
-from ..base import (
+from ..guidance import Report, split_by_group, sum_by_unit
+from ..policy import (
     OnChange,
     Policy,
     Previous,
@@ -18,7 +19,6 @@ from ..base import (
     unit_plan,
     weight_tensors,
 )
-from ..guidance import Report, split_by_group, sum_by_unit
 from ..threshold import Compression, MacShare, Threshold
 
 

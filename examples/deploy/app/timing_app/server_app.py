@@ -12,8 +12,8 @@ from flwr_autoflip import AutoFlip
 from flwr_autoflip.graph.layout import Arrays, Layout
 from flwr_autoflip.graph.plan import Plan, dense_plan
 from flwr_autoflip.methods import AutoFlipPolicy
-from flwr_autoflip.methods.base import Previous
 from flwr_autoflip.methods.guidance import Report
+from flwr_autoflip.methods.policy import Previous
 from flwr_autoflip.methods.threshold import Mass
 
 

@@ -1,0 +1,48 @@
+"""The value that a run is."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+
+from ..methods.base import State
+
+Metrics = Mapping[int, MetricRecord]
+
+
+@dataclass(frozen=True)
+class RunState:
+    """All that a run knows between two steps; a checkpoint is its serialisation.
+
+    Parameters
+    ----------
+    method : State
+        The method's own.
+    arrays : ArrayRecord
+        The dense global model; the inner strategy may hold the same object.
+    train_config, evaluate_config : ConfigRecord
+        The app's; strategies change them from round to round.
+    trained : int (default: 0)
+        The last round whose training is done.
+    done : int (default: 0)
+        The last round that is done, evaluation included.
+    budgets : mapping of int to str
+        Node id to what it said it can carry; "" is the dense model.
+    train, evaluate, server : mapping of int to MetricRecord
+        Figures of each round, as in Flower's ``Result``.
+    inner : dict (default: empty)
+        The inner strategy's attributes, as of the checkpoint.
+    """
+
+    method: State
+    arrays: ArrayRecord
+    train_config: ConfigRecord
+    evaluate_config: ConfigRecord
+    trained: int = 0
+    done: int = 0
+    budgets: Mapping[int, str] = field(default_factory=dict)
+    train: Metrics = field(default_factory=dict)
+    evaluate: Metrics = field(default_factory=dict)
+    server: Metrics = field(default_factory=dict)
+    inner: Mapping[str, Any] = field(default_factory=dict)
