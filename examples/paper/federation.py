@@ -14,13 +14,13 @@ from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, FedAvgM, Strategy
-from flwr_autoflip.ledger.ledger.page import WINDOW
 from torch import nn
 from torch.utils.data import TensorDataset
 
 from flwr_autoflip import AutoFlip, AutoFlipClient, client_app
 from flwr_autoflip.graph.layout import Arrays, Layout
 from flwr_autoflip.graph.shrink import arrays_of, load_arrays_inplace, shrink
+from flwr_autoflip.ledger.page.curves import WINDOW
 from flwr_autoflip.methods import EflPrune, Policy, PruneFl, RandomUnits, Structured
 from flwr_autoflip.methods.baselines.initial_pruning import (
     Schedule,

@@ -6,10 +6,11 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from flwr_autoflip.ledger.ledger.page import WINDOW
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+
+from flwr_autoflip.ledger.page.curves import WINDOW
 
 from .methods import EVERYTHING
 from .series import Series

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr_autoflip.ledger.ledger.page import Curve
+
+from flwr_autoflip.ledger.page.curves import Curve
 
 from .methods import EVERYTHING
 from .records import CONFIG, Record, finished, read_record

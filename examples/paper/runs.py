@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from flwr_autoflip.ledger.ledger.page import curve
 
 from flwr_autoflip import AutoFlipError
 from flwr_autoflip.ledger.ledger import node_rows, read_ledger
+from flwr_autoflip.ledger.page.curves import curve
 from flwr_autoflip.ledger.page.runs import Run as Ran
 from flwr_autoflip.ledger.page.runs import failures
 from flwr_autoflip.ledger.provenance import provenance

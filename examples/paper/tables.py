@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from flwr_autoflip.ledger.ledger.page import WINDOW, Curve
+
+from flwr_autoflip.ledger.page.curves import WINDOW, Curve
 
 from .results import Outcome
 

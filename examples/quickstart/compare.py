@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from flwr_autoflip.ledger.ledger.page import Curve, curve, draw_curves
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -34,7 +33,9 @@ from flwr_autoflip.graph.shrink import shrink
 from flwr_autoflip.graph.tracing.trace import trace
 from flwr_autoflip.ledger.cost import count_macs_thop
 from flwr_autoflip.ledger.ledger import read_ledger, total
+from flwr_autoflip.ledger.page.curves import Curve, curve
 from flwr_autoflip.ledger.page.page import render_page
+from flwr_autoflip.ledger.page.pictures import draw_curves
 from flwr_autoflip.ledger.page.runs import Run
 
 from ..simulation import flwr_run, superlink

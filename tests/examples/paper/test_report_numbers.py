@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from flwr_autoflip.ledger.ledger.page import Curve
 from paper_runs import RISING, SETTINGS, TWICE, UNITS, write_run, write_two_seeds
 from torch.utils.data import TensorDataset
 
@@ -36,6 +35,7 @@ from examples.paper.tasks import Federation
 from examples.paper.verdict import random_is_close, where_autoflip_loses
 from flwr_autoflip.graph.shrink import shrink
 from flwr_autoflip.ledger.cost import count_parameters
+from flwr_autoflip.ledger.page.curves import Curve
 
 
 def make_curve(top1: list[float], costs: list[float]) -> Curve:

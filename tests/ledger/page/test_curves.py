@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from flwr_autoflip.ledger.ledger.page import curve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ledgers import make_ledger
 
 from flwr_autoflip.errors import AutoFlipError
 from flwr_autoflip.ledger.ledger import Ledger, NodeRow, total
+from flwr_autoflip.ledger.page.curves import curve
 
 
 def rows_of(top1: list[float]) -> Ledger:

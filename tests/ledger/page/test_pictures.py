@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr_autoflip.ledger.ledger.page import curve, draw_curves
 from ledgers import make_ledger
 
 from flwr_autoflip.errors import AutoFlipError
-from flwr_autoflip.ledger.page.pictures import draw_all
+from flwr_autoflip.ledger.page.curves import curve
+from flwr_autoflip.ledger.page.pictures import draw_all, draw_curves
 from flwr_autoflip.ledger.page.runs import Run
 
 
