@@ -20,7 +20,8 @@ from flwr_autoflip.graph.codec import encode_plan
 from flwr_autoflip.graph.save import FORMAT as MODEL_FILE
 from flwr_autoflip.graph.save import load_pruned, save_pruned
 from flwr_autoflip.graph.storage import read_arrays, write_arrays
-from flwr_autoflip.ledger.ledger import Ledger, Mark, NodeRow
+from flwr_autoflip.ledger.ledger import Ledger, Mark
+from flwr_autoflip.ledger.rows import NodeRow
 from flwr_autoflip.server.checkpoint import FORMAT as CHECKPOINT
 from flwr_autoflip.server.checkpoint import CheckpointFolder
 from flwr_autoflip.server.report_file import StoredReport, open_report, write_report

@@ -25,8 +25,8 @@ from flwr_autoflip.client.client import budget_receipt, receipt_of
 from flwr_autoflip.errors import WireError
 from flwr_autoflip.graph.codec import encode_plan, plan_digest
 from flwr_autoflip.graph.pack import pack
+from flwr_autoflip.ledger.cost import CostOf
 from flwr_autoflip.ledger.ledger import Ledger, total
-from flwr_autoflip.ledger.plan_costs import CostOf
 from flwr_autoflip.server.aggregation import aggregate
 from flwr_autoflip.server.exchange import Answer, Exchange
 from flwr_autoflip.server.inprocess import over_the_wire

@@ -14,13 +14,12 @@ from typing import Any
 
 from flwr_autoflip.cli.tensorboard import scalars
 from flwr_autoflip.errors import AutoFlipError
+from flwr_autoflip.ledger.cost import CostOf
 from flwr_autoflip.ledger.histogram import unit_histograms
-from flwr_autoflip.ledger.ledger import Ledger, NodeRow, dense_bytes, node_rows, total
-from flwr_autoflip.ledger.ledger_rows import NODE_PHASES, parse_rows
+from flwr_autoflip.ledger.ledger import Ledger, dense_bytes, node_rows, total
 from flwr_autoflip.ledger.page.page import render_page
 from flwr_autoflip.ledger.page.runs import Run, read_runs, summarise
-from flwr_autoflip.ledger.plan_costs import CostOf
-from flwr_autoflip.ledger.rows import Rows
+from flwr_autoflip.ledger.rows import NODE_PHASES, NodeRow, Rows, parse_rows
 
 from .draw import Draw, change_bytes, change_json
 from .files import HERE
@@ -41,7 +40,7 @@ def make_ledger(path: Path) -> list[str]:
     row["dense_units"] = {group.name: group.size for group in LAYOUT.groups}
     row["dense_message"] = {"down": 3000, "up": 3100, "metrics": 90}
     scores = {group.name: [0.5] * group.size for group in LAYOUT.groups}
-    ledger.add_plan(0, {**row, "guidance": unit_histograms(SMALL, scores)})
+    ledger.add_plan(0, {**row, "importance": unit_histograms(SMALL, scores)})
     for number in range(1, 4):
         for node in (7, 8):
             ledger.add(NodeRow(number, "train", node, **cost, seconds=0.25))
@@ -183,7 +182,7 @@ def own_elements() -> set[str]:
     ]
     groups = {f"g{n}": {"top": 1.0, "kept": [1], "pruned": [1]} for n in range(20)}
     pages = [[rows], [rows, alone], [alone], [rows] * 7, [long], [long] * 2, [many]]
-    pages += [[[{**many[0], "guidance": groups}]], [[{**many[0], "dense_units": {}}]]]
+    pages += [[[{**many[0], "importance": groups}]], [[{**many[0], "dense_units": {}}]]]
     return {
         element
         for shown in pages

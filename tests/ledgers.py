@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from flwr_autoflip.ledger.ledger import Ledger, NodeRow, node_rows
+from flwr_autoflip.ledger.ledger import Ledger, node_rows
+from flwr_autoflip.ledger.rows import NodeRow
 
 DENSE_UNITS = {"conv1": 16, "conv2": 32, "fc1": 128}
 HOSTILE = (
@@ -50,12 +51,13 @@ def make_ledger(
     plan = plan_figures(share)
     if not old:
         counts = generator.integers(0, 9, (len(DENSE_UNITS), 2, 20)).tolist()
-        guidance = {
+        importance = {
             name: {"top": 0.4, "kept": kept, "pruned": pruned}
             for name, (kept, pruned) in zip(DENSE_UNITS, counts, strict=True)
         }
         row = {"digest": "00", "plan": plan, "dense_units": DENSE_UNITS}
-        ledger.add_plan(0, row | {"dense_message": DENSE_MESSAGE, "guidance": guidance})
+        row |= {"dense_message": DENSE_MESSAGE, "importance": importance}
+        ledger.add_plan(0, row)
     for number in range(rounds + 1):
         for node in range(nodes if number else 0):
             failed = faults and generator.random() < 0.1
@@ -85,14 +87,14 @@ def write_large(folder: Path, rounds: int, nodes: int, groups: int) -> Path:
     first = next(row for row in rows if row["phase"] == "plan")
     names = [f"features.{n}.block.{n % 4}.conv" for n in range(groups)]
     first["dense_units"] = dict.fromkeys(names, 256)
-    first["guidance"] = {name: first["guidance"]["fc1"] for name in names}
+    first["importance"] = {name: first["importance"]["fc1"] for name in names}
     generator = np.random.default_rng(0)
     for number in range(rounds):
         kept = generator.integers(20, 257, groups).tolist()
         units = dict(zip(names, kept, strict=True))
         plan = {**first["plan"], "units": units}
         if number:
-            first = {**first, "guidance": {}}
+            first = {**first, "importance": {}}
         rows.append({**first, "round": number, "plan": plan})
     rows.remove(next(row for row in rows if row["phase"] == "plan"))
     folder.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from flwr_autoflip import AutoFlip, wire
 from flwr_autoflip.client.client import receipt_of
 from flwr_autoflip.graph.pack import pack
-from flwr_autoflip.ledger.plan_costs import CostOf
+from flwr_autoflip.ledger.cost import CostOf
 from flwr_autoflip.server.inprocess import InProcessGrid
 from flwr_autoflip.wire.exploration import encode_report
 

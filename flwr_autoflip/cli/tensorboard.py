@@ -11,9 +11,9 @@ from typing import Any
 
 from ..errors import AutoFlipError, visible
 from ..ledger.headline import numbers
-from ..ledger.ledger_rows import NODE_PHASES
 from ..ledger.page.runs import read_runs
 from ..ledger.page.svg import share_of
+from ..ledger.rows import NODE_PHASES
 from .output import say
 
 SECONDS_BETWEEN_LOOKS = 2.0

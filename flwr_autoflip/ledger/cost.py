@@ -1,14 +1,14 @@
-"""What a model costs: parameters, zeros among them, multiply-accumulates, bytes.
+"""What models cost: parameters, multiply-accumulates, bytes, memory for training.
 
 MACs are counted on the model that is really built, by :mod:`.macs`, on the ``meta``
 device (no memory, no arithmetic) or, where ``forward`` needs values, on the CPU; FLOPs
-= 2 MACs, as in Eq. 12 of arXiv:2405.10271v3. What a training step costs is
-:mod:`.work`'s.
+= 2 MACs, as in Eq. 12 of arXiv:2405.10271v3.
 """
 
 import copy
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
@@ -16,11 +16,15 @@ import torch
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from ..errors import AutoFlipError
+from ..errors import AutoFlipError, AutoFlipWarning, WireError
 from ..graph.batch import Arguments, arguments, batch_size, map_tensors
+from ..graph.budget import Resource
+from ..graph.plan import Plan
+from ..graph.shrink import shrink
 from .macs import MacCounter
 
 T = TypeVar("T")
+Measure = Callable[[nn.Module, Any, int], T]
 
 MEMORY_BATCH = 32
 """Examples of the batch for which training memory is counted."""
@@ -34,8 +38,6 @@ class Cost:
     ----------
     parameters : int
         Trainable values, zeros among them: they take memory and time like any other.
-    zeros : int
-        How many of them are exactly 0. Bytes on the wire fall with these, no more.
     macs : int or None
         Forward multiply-accumulates an example; None if they cannot be counted.
     bytes : int
@@ -45,7 +47,6 @@ class Cost:
     """
 
     parameters: int
-    zeros: int
     macs: int | None
     bytes: int
     uncounted: str = ""
@@ -53,18 +54,17 @@ class Cost:
 
 def measure_cost(model: nn.Module, example_input: Any, axis: int = 0) -> Cost:
     """Measure a model; see :class:`Cost` and :func:`count_macs`."""
-    macs, uncounted = None, ""
+    size = sum(tensor.nbytes for tensor in model.state_dict().values())
     try:
         macs = count_macs(model, example_input, axis)
     except AutoFlipError as error:
-        uncounted = str(error)
-    return Cost(
-        count_parameters(model),
-        sum(int((p == 0).sum()) for p in model.parameters()),
-        macs,
-        sum(tensor.nbytes for tensor in model.state_dict().values()),
-        uncounted,
-    )
+        return Cost(count_parameters(model), None, size, str(error))
+    return Cost(count_parameters(model), macs, size)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Count trainable values of a model."""
+    return sum(p.numel() for p in model.parameters())
 
 
 def count_macs(model: nn.Module, example_input: Any, axis: int = 0) -> int:
@@ -89,53 +89,9 @@ def count_macs(model: nn.Module, example_input: Any, axis: int = 0) -> int:
     AutoFlipError
         If they cannot be counted.
     """
-
-    def count(model: nn.Module, given: Arguments) -> int:
-        args, kwargs = given
-        with torch.no_grad(), MacCounter() as counter:
-            model(*args, **kwargs)
-        if counter.fault:
-            raise AutoFlipError(counter.fault)
-        return int(counter.macs + counter.eval_macs)
-
-    given = arguments(example_input)
-    return _without_values(count, model, given, "MACs") // _examples(given, axis)
-
-
-def _without_values(
-    count: Callable[[nn.Module, Arguments], T],
-    model: nn.Module,
-    given: Arguments,
-    what: str,
-) -> T:
-    """Count on a copy of a model on ``meta``; where that fails, on the CPU.
-
-    Raises
-    ------
-    AutoFlipError
-        Where both fail.
-    """
-    faults = []
-    for name in ("meta", "cpu"):
-        try:
-            here = copy.deepcopy(model).to(name).eval()
-            moved = map_tensors(partial(_moved, name), given)
-            with torch.device(name):  # also for what forward itself makes
-                return count(here, moved)
-        except Exception as error:
-            faults.append(f"{type(error).__name__} on {name}: {error}")
-    raise AutoFlipError(
-        f"{what} of {type(model).__name__} cannot be counted: {'; '.join(faults)}"
+    return _without_values(_count_macs, model, example_input, "MACs") // _examples(
+        example_input, axis
     )
-
-
-def _moved(device: str, tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to(device)
-
-
-def _examples(given: Arguments, axis: int) -> int:
-    """Count the examples of a batch; one that does not tell is one example."""
-    return batch_size(*given, axis) or 1
 
 
 def count_training_memory(model: nn.Module, example_input: Any, axis: int = 0) -> int:
@@ -164,11 +120,76 @@ def count_training_memory(model: nn.Module, example_input: Any, axis: int = 0) -
     AutoFlipError
         If it cannot be counted.
     """
-    given = arguments(example_input)
-    saved = _without_values(_count_saved, model, given, "memory")
+    saved = _without_values(_count_saved, model, example_input, "memory")
     fixed = sum(tensor.nbytes for tensor in model.state_dict().values())
     fixed += 2 * sum(p.nbytes for p in model.parameters() if p.requires_grad)
-    return int(fixed + MEMORY_BATCH * saved // _examples(given, axis))
+    return int(fixed + MEMORY_BATCH * saved // _examples(example_input, axis))
+
+
+def count_macs_thop(model: nn.Module, example_input: Any) -> int:
+    """Count forward MACs of one example with THOP, the paper's counter.
+
+    THOP adds the cost of normalisation and pooling layers, and misses attention.
+
+    Raises
+    ------
+    ImportError
+        Without the extra ``flwr-autoflip[examples]``.
+    """
+    import thop
+
+    class Call(nn.Module):
+        """THOP has no arguments by keyword."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = copy.deepcopy(model)
+
+        def forward(self) -> None:
+            self.model(*args, **kwargs)
+
+    args, kwargs = arguments(example_input)
+    macs, _ = thop.profile(Call(), inputs=(), verbose=False)
+    return int(macs) // _examples(example_input, 0)
+
+
+def _without_values(
+    count: Callable[[nn.Module, Arguments], T],
+    model: nn.Module,
+    example_input: Any,
+    what: str,
+) -> T:
+    """Count on a copy of a model on ``meta``; where that fails, on the CPU."""
+    faults = []
+    for name in ("meta", "cpu"):
+        try:
+            here = copy.deepcopy(model).to(name).eval()
+            given = map_tensors(partial(_moved, name), arguments(example_input))
+            with torch.device(name):  # also for what forward itself makes
+                return count(here, given)
+        except Exception as error:
+            faults.append(f"{type(error).__name__} on {name}: {error}")
+    raise AutoFlipError(
+        f"{what} of {type(model).__name__} cannot be counted: {'; '.join(faults)}"
+    )
+
+
+def _moved(device: str, tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(device)
+
+
+def _examples(example_input: Any, axis: int) -> int:
+    """Count the examples of a batch; one that does not tell is one example."""
+    return batch_size(*arguments(example_input), axis) or 1
+
+
+def _count_macs(model: nn.Module, given: Arguments) -> int:
+    args, kwargs = given
+    with torch.no_grad(), MacCounter() as counter:
+        model(*args, **kwargs)
+    if counter.fault:
+        raise AutoFlipError(counter.fault)
+    return int(counter.macs + counter.eval_macs)
 
 
 def _count_saved(model: nn.Module, given: Arguments) -> int:
@@ -196,33 +217,121 @@ def _storage(tensor: torch.Tensor) -> StorageWeakRef:
     return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
 
 
-def count_parameters(model: nn.Module) -> int:
-    """Count trainable values of a model."""
-    return sum(p.numel() for p in model.parameters())
+# --- Plans' models ---
 
 
-def count_macs_thop(model: nn.Module, example_input: Any) -> int:
-    """Count forward MACs of one example with THOP, the paper's counter.
+@dataclass
+class CostOf:
+    """Costs of the dense model and of plans' models; each is measured once.
 
-    THOP adds the cost of normalisation and pooling layers, and misses attention.
+    Single zeros in a plan's model count, since they are computed.
 
-    Raises
-    ------
-    ImportError
-        Without the extra ``flwr-autoflip[examples]``.
+    Parameters
+    ----------
+    model : nn.Module
+    example_input : Tensor, tuple or mapping of str to object
+    axis : int (default: 0)
+        Along which examples lie in the first tensor.
+    answer : tuple of str (default: none)
+        Groups whose removed units answer even so in a masked model; see
+        :func:`flwr_autoflip.graph.tracing.verify.answering_groups`.
     """
-    import thop
 
-    class Call(nn.Module):
-        """THOP has no arguments by keyword."""
+    model: nn.Module
+    example_input: Any
+    axis: int = 0
+    answer: tuple[str, ...] = ()
+    _warned: bool = False
+    _known: dict[tuple[Callable[..., Any], bytes], Any] = field(default_factory=dict)
 
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = copy.deepcopy(model)
+    def dense(self) -> Cost:
+        """Cost of the whole model.
 
-        def forward(self) -> None:
-            self.model(*args, **kwargs)
+        Warns
+        -----
+        AutoFlipWarning
+            Once, if its MACs cannot be counted.
+        """
+        cost = self._once(measure_cost, None)
+        if cost.macs is None and not self._warned:
+            self._warned = True
+            text = f"{cost.uncounted} Ratios of MACs are unknown; the run goes on."
+            warnings.warn(text, AutoFlipWarning, stacklevel=2)
+        return cost
 
-    args, kwargs = arguments(example_input)
-    macs, _ = thop.profile(Call(), inputs=(), verbose=False)
-    return int(macs) // _examples((args, kwargs), 0)
+    def plan(self, plan: Plan) -> Cost:
+        """Cost of a plan's model."""
+        return self._once(measure_cost, plan)
+
+    def ratio(self, plan: Plan, resource: Resource) -> float:
+        """Give what a plan's model takes of a resource, over what the dense one takes.
+
+        Parameters
+        ----------
+        plan : Plan
+        resource : {"macs", "parameters", "memory"}
+
+        Returns
+        -------
+        float
+            In (0, 1].
+
+        Raises
+        ------
+        AutoFlipError
+            If the resource cannot be counted.
+        """
+        if resource == "memory":
+            measure = count_training_memory
+            return self._once(measure, plan) / self._once(measure, None)
+        small, dense = self.plan(plan), self.dense()
+        if resource == "parameters":
+            return small.parameters / dense.parameters
+        if small.macs is None or dense.macs is None:
+            raise AutoFlipError(
+                f"{small.uncounted or dense.uncounted} Use 'parameters' instead of "
+                "'macs'."
+            )
+        return small.macs / dense.macs
+
+    def _once(
+        self, measure: Callable[[nn.Module, Any, int], T], plan: Plan | None
+    ) -> T:
+        """Measure a plan's model, or the dense one, if that was not done yet."""
+        if plan is not None and plan.alive.all():
+            plan = None  # its model is the dense one
+        key = measure, b"" if plan is None else plan.alive.tobytes()
+        if key not in self._known:
+            model = self.model
+            if plan is not None:
+                model = shrink(model, plan.without_mask())
+            self._known[key] = measure(model, self.example_input, self.axis)
+        found: T = self._known[key]
+        return found
+
+    def answering(self, plan: Plan) -> list[str]:
+        """Name groups with removed units that answer even so, in a masked model."""
+        sizes = {group.name: group.size for group in plan.layout.groups}
+        return [name for name in self.answer if len(plan.keep[name]) < sizes[name]]
+
+    def shape(self, plan: Plan) -> dict[str, Any]:
+        """Describe a plan's model, and the dense one, for the ledger."""
+        cost = self.plan(plan)
+        return {
+            "parameters": plan.num_parameters,
+            "zeros": cost.parameters - plan.num_parameters,
+            "bytes": cost.bytes,
+            "dense_parameters": plan.layout.num_parameters,
+            "macs": cost.macs,
+            "dense_macs": self.dense().macs,
+            "units": {name: len(kept) for name, kept in plan.keep.items()},
+        }
+
+    def check(self, plan: Plan, parameters: int) -> None:
+        """Raise ``WireError`` unless a node built the plan's model or the dense one."""
+        small, dense = self.plan(plan).parameters, self.dense().parameters
+        if parameters not in (small, dense):
+            raise WireError(
+                f"the node trained a model of {parameters} parameters; its plan's has "
+                f"{small}, the dense one {dense}."
+            )

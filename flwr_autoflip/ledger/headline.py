@@ -55,15 +55,7 @@ def headline(metrics: Mapping[str, Any]) -> tuple[str, float] | None:
     >>> headline({"loss": 0.4})
     ('loss', 0.4)
     """
-    found = {
-        name: value
-        for name, value in numbers(metrics).items()
-        if not name.startswith("dense-")
-    }
-    for name in NAMES:
-        if name in found:
-            return name, found[name]
-    for name, value in found.items():
-        if any(known in name.lower() for known in NAMES):
-            return name, value
-    return next(iter(found.items()), None)
+    found = [item for item in numbers(metrics).items() if item[0][:6] != "dense-"]
+    exact = [item for name in NAMES for item in found if item[0] == name]
+    alike = [item for item in found if any(name in item[0].lower() for name in NAMES)]
+    return next(iter(exact + alike + found), None)

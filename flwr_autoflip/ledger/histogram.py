@@ -1,4 +1,4 @@
-"""How guidance is spread over a group's units, and where the plan cut."""
+"""How importance is spread over a group's units, and where the plan cut."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,7 @@ BINS = 20
 def unit_histograms(
     plan: Plan, scores: Mapping[str, NDArray[Any]]
 ) -> dict[str, dict[str, Any]]:
-    """Count each group's units by score, those that stay apart from those that go.
+    """Count each group's units by score, kept ones apart from pruned ones.
 
     Parameters
     ----------
@@ -31,17 +31,10 @@ def unit_histograms(
     found = {}
     for group in plan.layout.groups:
         values = np.asarray(scores[group.name], np.float64)
-        kept = np.zeros(group.size, np.bool_)
-        kept[plan.keep[group.name]] = True
+        kept = np.isin(np.arange(group.size), plan.keep[group.name])
         top = float(values.max(initial=0.0))
-        found[group.name] = {
-            "top": top,
-            "kept": _count(values[kept], top),
-            "pruned": _count(values[~kept], top),
-        }
+        found[group.name] = {"top": top}
+        for name, chosen in (("kept", kept), ("pruned", ~kept)):
+            counts, _ = np.histogram(values[chosen], BINS, (0.0, top or 1.0))
+            found[group.name][name] = counts.tolist()
     return found
-
-
-def _count(values: NDArray[np.float64], top: float) -> list[int]:
-    counts, _ = np.histogram(values, BINS, (0.0, top or 1.0))
-    return [int(count) for count in counts]

@@ -1,12 +1,11 @@
 """What each round really cost, as JSON lines.
 
-One row a node and phase, in the order they end, with ``phase`` "budget" (a node says
-what it can carry), "explore", "train" or "evaluate"; exploring is round 0 (or the round
-in which a late node explores). Rows of phase "server" hold what the server's own
-evaluation says. Totals are sums of rows, so exploration is in each of them by
-construction. Rows of phase "plan" say what stays from a round on, and what the dense
-model weighs as a message. The first row, of phase "run", says what the run is made
-with, see :mod:`.core.provenance`; a run that goes on after a stop adds another.
+One row a node and phase, in the order they end; :class:`.rows.NodeRow` says what it
+holds. Rows of phase "server" hold what the server's own evaluation says, rows of phase
+"plan" what is kept from a round on and what the dense model weighs as a message. The
+first row, of phase "run", says what the run is made with, see :mod:`.provenance`; a run
+that goes on after a stop adds another. Totals are sums of rows, so exploration is in
+each of them by construction.
 """
 
 import json
@@ -17,76 +16,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from ..errors import AutoFlipWarning, DamagedFileError
 from ..graph.storage import make_private, open_private, write_whole
-from .ledger_rows import NODE_PHASES, parse_rows
 from .provenance import provenance
-from .rows import Rows
-from .work import count_work
+from .rows import NODE_PHASES, NodeRow, Rows, parse_rows
 
 Row = TypeVar("Row", bound=Mapping[str, Any])
-Status = Literal["ok", "refused", "failed", "missing", "lost"]
-
-
-@dataclass(frozen=True)
-class NodeRow:
-    """One node in one phase of one round.
-
-    Parameters
-    ----------
-    round : int
-    phase : {"budget", "explore", "train", "evaluate"}
-    node : int
-        Flower's node id.
-    status : {"ok", "refused", "failed", "missing", "lost"}
-        ``"failed"`` is the node's own error, ``"refused"`` a reply that broke a rule,
-        ``"lost"`` work of a round that the server did not finish before it stopped.
-    reason : str (default: "")
-        Why it is not ``"ok"``, or which metrics of a reply that is were left out.
-    bytes_down, bytes_up : int
-        Serialised messages, bytes.
-    plan_bytes : int
-        Part of ``bytes_down`` that describes structure.
-    parameters : int
-        Trainable values of the model that the node really built; 0 if it built none.
-    macs_per_example : int or None
-        Forward MACs of that model, counted on the server's ``example_input``.
-    examples, eval_examples : int or None
-        Examples that went through it with and without gradients, epochs included.
-    forward_macs, eval_macs : int or None
-        MACs of its forward passes with and without gradients, counted on the node;
-        behind a mod, the examples that the app reports at ``macs_per_example`` each.
-    uncounted : str (default: "")
-        Why some of these are None, which is unknown.
-    seconds : float
-        In the app's own training or testing code.
-    """
-
-    round: int
-    phase: str
-    node: int
-    status: Status = "ok"
-    reason: str = ""
-    bytes_down: int = 0
-    bytes_up: int = 0
-    plan_bytes: int = 0
-    parameters: int = 0
-    macs_per_example: int | None = 0
-    examples: int | None = 0
-    eval_examples: int | None = 0
-    forward_macs: int | None = 0
-    eval_macs: int | None = 0
-    uncounted: str = ""
-    seconds: float = 0.0
-
-    @property
-    def macs(self) -> int | None:
-        """MACs the node spent: training steps at three forward passes each."""
-        if self.forward_macs is None or self.eval_macs is None:
-            return None
-        return count_work(self.forward_macs, self.eval_macs)
 
 
 @dataclass(frozen=True)
@@ -142,7 +79,7 @@ class Ledger:
         self._append(row | {"seconds": time.monotonic() - self._opened})
 
     def add_plan(self, server_round: int, plan: Mapping[str, Any]) -> None:
-        """Append what stays from a round on; see :mod:`flwr_autoflip.server.live`."""
+        """Append what is kept from a round on; see :mod:`flwr_autoflip.server.live`."""
         self._append({"round": server_round, "phase": "plan", **plan})
 
     def _append(self, row: dict[str, Any]) -> None:
@@ -252,7 +189,7 @@ def read_ledger(path: Path) -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        Whole rows; what they hold for sure is in :mod:`.core.ledger_rows`.
+        Whole rows; what they hold for sure is in :mod:`.rows`.
 
     Warns
     -----

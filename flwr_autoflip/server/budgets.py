@@ -171,7 +171,7 @@ class Budgets:
         if self._cut_from is not plan:
             self._cut_from, self._scores, self._cuts = plan, self.rank(weights), {}
         if budget not in self._cuts:
-            cost = partial(self.exchange.cost_of.share, resource=budget.resource)
+            cost = partial(self.exchange.cost_of.ratio, resource=budget.resource)
             part: Plan | None = None
             try:
                 part = cut_plan(plan, self._scores, budget.share, cost, self.multiple)

@@ -10,9 +10,9 @@ from flwr.app import Message
 from .. import wire
 from ..errors import WireError, visible
 from ..graph.plan import Plan
-from ..ledger.cost import Cost
-from ..ledger.ledger import Ledger, NodeRow, Status
-from ..ledger.plan_costs import CostOf
+from ..ledger.cost import Cost, CostOf
+from ..ledger.ledger import Ledger
+from ..ledger.rows import NodeRow, Status
 
 LOGGER = getLogger("flwr")
 T = TypeVar("T")

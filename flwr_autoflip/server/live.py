@@ -15,10 +15,10 @@ from ..errors import visible
 from ..graph.codec import encode_plan, plan_digest
 from ..graph.plan import Plan
 from ..graph.shrink import arrays_of
+from ..ledger.cost import CostOf
 from ..ledger.headline import headline
 from ..ledger.histogram import unit_histograms
 from ..ledger.ledger import Ledger, dense_bytes, node_rows
-from ..ledger.plan_costs import CostOf
 
 LOGGER = getLogger("flwr")
 LONGEST_NAME = 60
@@ -106,7 +106,7 @@ class Live:
         row["dense_units"] = {g.name: g.size for g in plan.layout.groups}
         row["dense_message"] = self.dense_message
         if not before and (scores := guidance()):
-            row["guidance"] = unit_histograms(plan, scores)
+            row["importance"] = unit_histograms(plan, scores)
         self.ledger.add_plan(server_round, row)
 
     def nodes_done(

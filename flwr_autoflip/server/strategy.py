@@ -17,8 +17,8 @@ from ..graph.plan import Plan, dense_plan
 from ..graph.shrink import shrink_with
 from ..graph.tracing.trace import trace
 from ..graph.tracing.verify import answering_groups
+from ..ledger.cost import CostOf
 from ..ledger.ledger import Ledger
-from ..ledger.plan_costs import CostOf
 from ..methods.guidance import Report
 from ..methods.names import check_used, resolve_policy
 from ..methods.rescale import rescale_fan_in

@@ -22,6 +22,7 @@ from flwr_autoflip.graph.tracing.trace import trace
 
 LAYOUT = trace(TinyNet(), EXAMPLE)
 KEEP = {"conv": np.array([0, 2, 5]), "fc1": np.array([1, 2, 6, 7])}
+MAIN = "from flwr_autoflip.cli.main import app; app()"
 ANSI = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 
 
@@ -37,7 +38,7 @@ def in_terminal(*words: object) -> list[str]:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, b"\x18\x00\x50\x00\x00\x00\x00\x00")
     environment = {k: v for k, v in os.environ.items() if k != "COLUMNS"}
-    command = [sys.executable, "-m", "flwr_autoflip", *map(str, words)]
+    command = [sys.executable, "-c", MAIN, *map(str, words)]
     process = subprocess.Popen(
         command, stdout=theirs, stderr=theirs, stdin=theirs, env=environment
     )

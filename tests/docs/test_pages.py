@@ -12,7 +12,7 @@ import yaml
 
 import flwr_autoflip
 from flwr_autoflip import PRESETS
-from flwr_autoflip.ledger.ledger import NodeRow
+from flwr_autoflip.ledger.rows import NodeRow
 from flwr_autoflip.wire import keys
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -21,6 +21,7 @@ from flwr_autoflip.server.inprocess import InProcessGrid
 sys.path.insert(0, str(Path(__file__).parent))
 from pages import DOCS, ROOT, blocks, run_python
 
+MAIN = "from flwr_autoflip.cli.main import app; app()"
 PAGE = DOCS / "tutorial.md"
 APP = Path(__file__).parent / "flower_app"
 CONFIG = {
@@ -161,7 +162,7 @@ def test_the_rest_of_the_page_does_what_it_says(
     assert [words[0] for words in ours] == ["report", "inspect"]
     for words in ours:
         done = subprocess.run(
-            [sys.executable, "-m", "flwr_autoflip", *words],
+            [sys.executable, "-c", MAIN, *words],
             cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             capture_output=True,

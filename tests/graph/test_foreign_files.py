@@ -17,7 +17,8 @@ from flwr_autoflip.graph.plan import dense_plan
 from flwr_autoflip.graph.save import read_pruned
 from flwr_autoflip.graph.storage import read_arrays, write_arrays
 from flwr_autoflip.graph.tracing.trace import trace
-from flwr_autoflip.ledger.ledger import Ledger, NodeRow
+from flwr_autoflip.ledger.ledger import Ledger
+from flwr_autoflip.ledger.rows import NodeRow
 from flwr_autoflip.server.checkpoint import FORMAT, CheckpointFolder
 from flwr_autoflip.server.report_file import open_report, write_report
 from flwr_autoflip.server.snapshot import KINDS

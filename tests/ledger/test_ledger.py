@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from flwr_autoflip.errors import DamagedFileError
-from flwr_autoflip.ledger.ledger import Ledger, NodeRow, read_ledger, total, unknown
+from flwr_autoflip.ledger.ledger import Ledger, read_ledger, total, unknown
+from flwr_autoflip.ledger.rows import NodeRow
 
 
 def test_macs_by_hand() -> None:

@@ -6,8 +6,7 @@ from dataclasses import asdict
 
 import pytest
 
-from flwr_autoflip.ledger.ledger import NodeRow
-from flwr_autoflip.ledger.rows import BLOCK, Rows
+from flwr_autoflip.ledger.rows import BLOCK, NodeRow, Rows
 
 
 @pytest.mark.parametrize("count", [0, 1, BLOCK - 1, BLOCK, 2 * BLOCK + 3])

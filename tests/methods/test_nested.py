@@ -17,7 +17,7 @@ from flwr_autoflip.graph.budget import Resource
 from flwr_autoflip.graph.layout import Layout
 from flwr_autoflip.graph.plan import Plan, dense_plan
 from flwr_autoflip.graph.tracing.trace import trace
-from flwr_autoflip.ledger.plan_costs import CostOf
+from flwr_autoflip.ledger.cost import CostOf
 from flwr_autoflip.methods.nested import below_floor, cut_plan
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -35,7 +35,7 @@ def scores_of(plan: Plan, seed: int) -> dict[str, np.ndarray]:
 
 
 def cost_in(name: str, resource: Resource) -> Callable[[Plan], float]:
-    return lambda plan: COSTS[name].share(plan, resource)
+    return lambda plan: COSTS[name].ratio(plan, resource)
 
 
 def parameters(plan: Plan) -> float:

@@ -104,7 +104,7 @@ def test_every_node_trains_what_it_can_carry(resource: str) -> None:
         assert plan is not None
         small = shrink(TinyNet(), plan)  # what the node says it built is what fits
         assert row["parameters"] == sum(p.numel() for p in small.parameters()) < whole
-        share = strategy._cost_of.share(plan, resource)  # type: ignore[arg-type]
+        share = strategy._cost_of.ratio(plan, resource)  # type: ignore[arg-type]
         allowed = float(budget.partition(":")[2])
         assert 0.5 * allowed < share <= allowed
     quarter, half = (plans[f"{resource}:{share}"] for share in (0.25, 0.5))
@@ -119,7 +119,7 @@ def test_a_budget_binds_only_below_the_runs_plan() -> None:
     run(strategy)
 
     found = shares(strategy)
-    run_plan = strategy._cost_of.share(strategy.deployable_plan(), "macs")
+    run_plan = strategy._cost_of.ratio(strategy.deployable_plan(), "macs")
     assert found[101] == found[102] == run_plan > 0.25 >= found[100]
 
 

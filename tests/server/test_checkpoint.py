@@ -30,7 +30,8 @@ from grid import LocalGrid
 from torch import nn
 
 from flwr_autoflip import AutoFlip, AutoFlipError, AutoFlipWarning, client_app
-from flwr_autoflip.ledger.ledger import NODE_PHASES, Ledger, node_rows, read_ledger
+from flwr_autoflip.ledger.ledger import Ledger, node_rows, read_ledger
+from flwr_autoflip.ledger.rows import NODE_PHASES
 from flwr_autoflip.methods import PruneFl
 from flwr_autoflip.methods.threshold import Compression
 

@@ -16,15 +16,10 @@ from flwr.serverapp.strategy import FedAvg
 
 from flwr_autoflip import AutoFlip, client_app, wire
 from flwr_autoflip.graph.plan import dense_plan
-from flwr_autoflip.ledger.ledger import (
-    Ledger,
-    NodeRow,
-    dense_bytes,
-    node_rows,
-    read_ledger,
-)
+from flwr_autoflip.ledger.cost import CostOf
+from flwr_autoflip.ledger.ledger import Ledger, dense_bytes, node_rows, read_ledger
 from flwr_autoflip.ledger.page.runs import Run, summarise
-from flwr_autoflip.ledger.plan_costs import CostOf
+from flwr_autoflip.ledger.rows import NodeRow
 from flwr_autoflip.server.inprocess import InProcessGrid
 from flwr_autoflip.server.live import Live, _duration
 
@@ -190,7 +185,7 @@ def test_a_plan_is_written_once_with_its_guidance() -> None:
     plan = strategy.deployable_plan()
     assert row["plan"]["units"] == {name: len(k) for name, k in plan.keep.items()}
     assert row["dense_units"] == {g.name: g.size for g in strategy.layout.groups}
-    for name, counts in row["guidance"].items():
+    for name, counts in row["importance"].items():
         assert sum(counts["kept"]) == len(plan.keep[name])
         assert sum(counts["kept"] + counts["pruned"]) == row["dense_units"][name]
         assert 0 < counts["top"] <= 1
@@ -204,7 +199,7 @@ def test_plans_of_every_round_are_written_and_guidance_once() -> None:
     plans = [row for row in strategy.ledger.rows if row["phase"] == "plan"]
     assert [row["round"] for row in plans][:1] == [1]
     assert len({row["digest"] for row in plans}) >= 2
-    assert ["guidance" in row for row in plans] == [True] + [False] * (len(plans) - 1)
+    assert ["importance" in row for row in plans] == [True] + [False] * (len(plans) - 1)
 
 
 @pytest.mark.parametrize("policy", ["l1", "dense"])
@@ -213,7 +208,7 @@ def test_without_exploring_there_is_no_guidance(policy: str) -> None:
     run(strategy, rounds=1)
 
     (row,) = [row for row in strategy.ledger.rows if row["phase"] == "plan"]
-    assert "guidance" not in row
+    assert "importance" not in row
 
 
 def test_the_same_plan_is_not_written_again() -> None:

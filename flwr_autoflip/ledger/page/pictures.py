@@ -101,7 +101,7 @@ def draw_units(runs: Sequence[Run], path: Path) -> None:
 
 
 def _guidance(run: Run) -> dict[str, Any]:
-    found = [row["guidance"] for row in run.plans if row.get("guidance")]
+    found = [row["importance"] for row in run.plans if row.get("importance")]
     return dict(list(found[0].items())[:MOST_GROUPS]) if found else {}
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ...errors import AutoFlipError, visible
 from ..headline import headline
 from ..ledger import dense_bytes, node_rows, unknown
-from ..ledger_rows import parse_rows
+from ..rows import parse_rows
 from .curves import WINDOW, Curve, curve, spent_until
 
 LEDGER = "ledger.jsonl"

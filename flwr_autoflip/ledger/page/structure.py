@@ -50,7 +50,7 @@ def guidance(runs: Sequence[Run]) -> str:
     """Draw how guidance is spread over units, where ledgers hold it."""
     parts = []
     for run in runs:
-        found = [row["guidance"] for row in run.plans if row.get("guidance")]
+        found = [row["importance"] for row in run.plans if row.get("importance")]
         if found:
             head = f"<h3>{escape(run.name)}</h3>" if len(runs) > 1 else ""
             parts.append(card(head, _histograms(found[0])))

@@ -18,9 +18,10 @@ from flwr_autoflip import AutoFlip, client_app
 from flwr_autoflip.cli.main import app
 from flwr_autoflip.cli.tensorboard import scalars
 from flwr_autoflip.errors import AutoFlipError, AutoFlipWarning
-from flwr_autoflip.ledger.ledger import NodeRow, read_ledger, total
+from flwr_autoflip.ledger.ledger import read_ledger, total
 from flwr_autoflip.ledger.page.page import render_page
 from flwr_autoflip.ledger.page.runs import Run, read_runs, summarise
+from flwr_autoflip.ledger.rows import NodeRow
 from flwr_autoflip.server.inprocess import InProcessGrid
 from fuzz.draw import Draw, change_bytes, change_json
 from fuzz.pages import check_page
