@@ -6,8 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from flwr_autoflip.graph.pack import expand, pack, pack_small, unpack_small
-from flwr_autoflip.graph.shrink import arrays_of, load_arrays_inplace
-from flwr_autoflip.graph.skeleton import build_small
+from flwr_autoflip.graph.shrink import arrays_of, build_small, load_arrays_inplace
 from flwr_autoflip.graph.tracing.trace import trace
 from flwr_autoflip.methods import AutoFlipPolicy
 from flwr_autoflip.methods.guidance import deviation
@@ -55,7 +54,9 @@ def main() -> None:
     """Explore, halve, train one round, and say what it took."""
     torch.manual_seed(0)
     server = Text()
-    layout = trace(server, torch.zeros(1, LENGTH, dtype=torch.long), exclude=("embed",))
+    layout = trace(
+        server, torch.zeros(1, LENGTH, dtype=torch.long), ignored_layers=("embed",)
+    )
     weights, reports = arrays_of(server), []
     for text in LINES:
         explorer = Text()

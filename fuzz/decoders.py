@@ -12,10 +12,14 @@ import numpy as np
 from flwr.app import Array, ArrayRecord
 
 from flwr_autoflip.errors import WireError
-from flwr_autoflip.graph.codec import decode_plan, encode_plan
-from flwr_autoflip.graph.layout import layout_to_bytes
+from flwr_autoflip.graph.codec import (
+    decode_layout,
+    decode_plan,
+    encode_layout,
+    encode_plan,
+    layout_digest,
+)
 from flwr_autoflip.graph.pack import expand, pack, unpack_small
-from flwr_autoflip.graph.parse import layout_from_bytes
 from flwr_autoflip.graph.plan import Plan, dense_plan
 from flwr_autoflip.graph.plan_change import decode_change, encode_change
 from flwr_autoflip.wire import single_array
@@ -41,17 +45,17 @@ def fuzz_layout(data: bytes) -> bool:
     kind = draw.number()
     packed = draw.rest()
     if kind < 128:
-        draw.at, body = 1, json.loads(zlib.decompress(LAYOUT.encoded))
+        draw.at, body = 1, json.loads(zlib.decompress(encode_layout(LAYOUT)))
         for _ in range(draw.number() % 4):
             body = change_json(draw, body)
         packed = zlib.compress(json.dumps(body).encode(), 1)
     elif kind < 255:
         packed = zlib.compress(packed, 1)
     try:
-        layout = layout_from_bytes(packed)
+        layout = decode_layout(packed)
     except WireError:
         return False
-    assert layout_from_bytes(layout_to_bytes(layout)).digest == layout.digest
+    assert layout_digest(decode_layout(encode_layout(layout))) == layout_digest(layout)
     assert 0 <= sum(spec.size for spec in layout.tensors) <= LARGEST_MODEL
     plan = dense_plan(layout)
     assert np.isfinite(plan.macs)
@@ -62,8 +66,8 @@ def fuzz_layout(data: bytes) -> bool:
 
 def seed_layout() -> list[bytes]:
     """Give a real layout's JSON, and its bytes."""
-    text = zlib.decompress(LAYOUT.encoded)
-    return [b"\0\0", b"\1\1\1\4\7", b"\x80" + text, b"\xff" + LAYOUT.encoded]
+    text = zlib.decompress(encode_layout(LAYOUT))
+    return [b"\0\0", b"\1\1\1\4\7", b"\x80" + text, b"\xff" + encode_layout(LAYOUT)]
 
 
 def check_plan(plan: Plan) -> None:

@@ -16,7 +16,7 @@ from safetensors.numpy import save
 
 from flwr_autoflip.cli.inspect import describe
 from flwr_autoflip.errors import AutoFlipError, DamagedFileError
-from flwr_autoflip.graph.codec import encode_plan
+from flwr_autoflip.graph.codec import encode_layout, encode_plan, layout_digest
 from flwr_autoflip.graph.save import FORMAT as MODEL_FILE
 from flwr_autoflip.graph.save import load_pruned, save_pruned
 from flwr_autoflip.graph.storage import read_arrays, write_arrays
@@ -47,7 +47,7 @@ REPORT = {t.name: np.square(ARRAYS[t.name]) for t in LAYOUT.tensors if t.trainab
 
 
 def _report_bytes() -> tuple[bytes, int]:
-    stored = write_report(HERE / "seed.guidance", REPORT, LAYOUT.digest, NODE)
+    stored = write_report(HERE / "seed.guidance", REPORT, layout_digest(LAYOUT), NODE)
     return stored.path.read_bytes(), stored.checksum
 
 
@@ -59,7 +59,7 @@ def fuzz_report_file(data: bytes) -> bool:
     path = HERE / "node.guidance"
     path.write_bytes(data)
     try:
-        report = open_report(path, LAYOUT.digest, NODE, CHECKSUM)
+        report = open_report(path, layout_digest(LAYOUT), NODE, CHECKSUM)
     except DamagedFileError:
         return False
     written = StoredReport(HERE / "seed.guidance", report.head)
@@ -154,7 +154,7 @@ def fuzz_model_file(data: bytes) -> bool:
     if kind == 255:
         path.write_bytes(draw.rest())
     else:
-        texts = [b64encode(LAYOUT.encoded), b64encode(encode_plan(MASKED))]
+        texts = [b64encode(encode_layout(LAYOUT)), b64encode(encode_plan(MASKED))]
         if kind % 4:
             texts[kind % 2] = change_bytes(draw, texts[kind % 2])
         layout, plan = (text.decode("latin-1") for text in texts)
@@ -184,7 +184,7 @@ def seed_model_file() -> list[bytes]:
 def fuzz_model_metadata(data: bytes) -> bool:
     """Describe a model file whose layout says something else, as ``inspect`` does."""
     path = HERE / "metadata.safetensors"
-    draw, body = Draw(data), json.loads(zlib.decompress(LAYOUT.encoded))
+    draw, body = Draw(data), json.loads(zlib.decompress(encode_layout(LAYOUT)))
     for _ in range(draw.number() % 4):
         body = change_json(draw, body)
     layout = zlib.compress(json.dumps(body).encode(), 1)

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
+from flwr_autoflip.graph.codec import layout_digest
 from flwr_autoflip.graph.layout import Layout
 from flwr_autoflip.graph.tracing.trace import trace
 from flwr_autoflip.methods.guidance import Normalization, Report, deviation
@@ -111,7 +112,7 @@ def compare_speed(width: float, nodes: int, repeats: int) -> list[Row]:
     layout = trace(FemnistCNN(62, width), EXAMPLE)
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
-        store = ReportStore(layout.digest, Path(folder))
+        store = ReportStore(layout_digest(layout), Path(folder))
         for node in range(nodes):
             assert store.add(node, draw(layout, rng))
         paths = sorted(Path(folder).iterdir())

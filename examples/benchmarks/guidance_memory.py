@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from flwr_autoflip.graph.codec import layout_digest
 from flwr_autoflip.graph.layout import Layout
 from flwr_autoflip.graph.plan import Plan
 from flwr_autoflip.methods import AutoFlipPolicy
@@ -57,7 +58,9 @@ def resident() -> float:
 
 def fill_and_plan(nodes: int, layout: Layout, normalization: Normalization) -> Row:
     """Store nodes' reports and plan from all of them."""
-    store = ReportStore(layout.digest, running=Running(normalization == "client", True))
+    store = ReportStore(
+        layout_digest(layout), running=Running(normalization == "client", True)
+    )
     rng = np.random.default_rng(0)
     report, before = draw(layout, rng), resident()
     start = time.perf_counter()

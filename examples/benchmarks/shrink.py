@@ -25,11 +25,19 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from flwr_autoflip.graph.codec import decode_plan, encode_plan
-from flwr_autoflip.graph.parse import layout_from_bytes
+from flwr_autoflip.graph.codec import (
+    decode_layout,
+    decode_plan,
+    encode_layout,
+    encode_plan,
+)
 from flwr_autoflip.graph.plan import Plan, dense_plan
-from flwr_autoflip.graph.shrink import arrays_of, hold_mask, load_arrays_inplace
-from flwr_autoflip.graph.skeleton import build_small
+from flwr_autoflip.graph.shrink import (
+    arrays_of,
+    build_small,
+    hold_mask,
+    load_arrays_inplace,
+)
 from flwr_autoflip.graph.tracing.trace import trace
 from flwr_autoflip.methods.policy import unit_plan
 from flwr_autoflip.methods.threshold import MacShare
@@ -200,7 +208,7 @@ def measure_mask_cost(name: str) -> float:
 
 def measure_memory(name: str, plan: Plan, how: str = "shrink") -> int:
     """Peak bytes of building, loading and one step, in a process of its own."""
-    text = f"{plan.layout.encoded.hex()}\n{encode_plan(plan).hex()}\n"
+    text = f"{encode_layout(plan.layout).hex()}\n{encode_plan(plan).hex()}\n"
 
     def peak(mode: str) -> int:
         command = [sys.executable, __file__, "--child", name, mode]
@@ -216,7 +224,7 @@ def child(name: str, how: str) -> None:
     """Print this process's peak resident memory in KiB, after one training step."""
     torch.set_num_threads(1)
     _, shape, count = CASES[name]
-    layout = layout_from_bytes(bytes.fromhex(sys.stdin.readline().strip()))
+    layout = decode_layout(bytes.fromhex(sys.stdin.readline().strip()))
     plan = decode_plan(bytes.fromhex(sys.stdin.readline().strip()), layout)
     if how == "shrink":
         model = ready(name, plan)

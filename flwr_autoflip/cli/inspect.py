@@ -1,16 +1,76 @@
 """``inspect``: what a file of a pruned model holds."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import typer
 
+from ..graph.layout import TensorSpec
 from ..graph.plan import Plan
 from ..graph.save import read_pruned
-from ..graph.summary import LayerSize, layer_sizes
 from ..ledger.page.svg import amount, percent
 from .output import print_json, print_table
+
+
+@dataclass(frozen=True)
+class LayerSize:
+    """A layer before and after: the tensors of one module.
+
+    Parameters
+    ----------
+    name : str
+        The module's; "" for tensors of the model itself.
+    dense_shape, shape : tuple of int
+        Of its largest tensor, before and after.
+    dense_parameters, parameters : int
+        Trainable values; after, those that are kept.
+    dense_macs, macs : int
+        Forward multiply-accumulates an example.
+    """
+
+    name: str
+    dense_shape: tuple[int, ...]
+    shape: tuple[int, ...]
+    dense_parameters: int
+    parameters: int
+    dense_macs: int
+    macs: int
+
+
+def layer_sizes(plan: Plan) -> list[LayerSize]:
+    """List the layers that have parameters, in the model's order.
+
+    Parameters
+    ----------
+    plan : Plan
+
+    Returns
+    -------
+    list of LayerSize
+        MACs are the layout's: linear layers, convolutions and recurrent ones, whose
+        weights multiply; single weights that went are computed, so they count.
+    """
+    layers: dict[str, list[TensorSpec]] = {}
+    for spec in plan.layout.tensors:
+        if spec.trainable:
+            layers.setdefault(spec.name.rpartition(".")[0], []).append(spec)
+    return [_size(name, tensors, plan) for name, tensors in layers.items()]
+
+
+def _size(name: str, tensors: list[TensorSpec], plan: Plan) -> LayerSize:
+    largest = max(tensors, key=lambda t: t.size)
+    small = {t.name: plan.small_shape(t.name) for t in tensors}
+    return LayerSize(
+        name,
+        largest.shape,
+        small[largest.name],
+        sum(t.size for t in tensors),
+        sum(plan.count(t.name) for t in tensors),
+        round(sum(t.macs_per_weight * t.size for t in tensors)),
+        round(sum(t.macs_per_weight * float(np.prod(small[t.name])) for t in tensors)),
+    )
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -32,7 +92,7 @@ def describe(path: Path) -> dict[str, Any]:
     """
     plan, arrays = read_pruned(path)
     layers = layer_sizes(plan)
-    dense = sum(t.size * _itemsize(t.dtype) for t in plan.layout.tensors)
+    dense = sum(t.size * np.dtype(t.dtype).itemsize for t in plan.layout.tensors)
     return {
         "file": str(path),
         "file_bytes": path.stat().st_size,
@@ -45,12 +105,6 @@ def describe(path: Path) -> dict[str, Any]:
         "units": _units(plan),
         "layers": [asdict(layer) for layer in layers],
     }
-
-
-def _itemsize(dtype: str) -> int:
-    import numpy as np
-
-    return np.dtype(dtype).itemsize
 
 
 def _units(plan: Plan) -> dict[str, dict[str, int]]:

@@ -19,8 +19,14 @@ from ..graph.budget import Budget, parse_budget
 from ..graph.codec import VERSION
 from ..graph.layout import Arrays
 from ..graph.pack import pack_small
-from ..graph.shrink import arrays_of, describe, hold_mask, load_arrays_inplace, shrink
-from ..graph.skeleton import build_dense
+from ..graph.shrink import (
+    arrays_of,
+    build_dense,
+    describe,
+    hold_mask,
+    load_arrays_inplace,
+    shrink,
+)
 from ..ledger.cost import count_parameters
 from ..ledger.meter import Spent, measure
 from ..wire.probe import append_probe, sum_gradients

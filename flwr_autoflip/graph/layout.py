@@ -8,12 +8,9 @@ layers' slices have one owner) and depthwise convolutions alike, and it makes th
 part of any tensor a plain product of index sets.
 """
 
-import json
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -28,7 +25,6 @@ Owners = NDArray[np.int64] | None
 """Owner of every index of an axis, ``(length,)``; -1 and ``None`` mean nobody."""
 
 FIXED = -1
-DIGEST_BYTES = 16
 DTYPES = (
     *("bool", "float16", "float32", "float64", "int8", "int16", "int32", "int64"),
     *("uint8", "uint16", "uint32", "uint64"),
@@ -195,16 +191,6 @@ class Layout:
         names = (_layer_of(name) for name in self.by_name if name in self.fixed)
         return list(dict.fromkeys(names))
 
-    @cached_property
-    def digest(self) -> bytes:
-        """Sixteen bytes that name this layout."""
-        return blake2b(_to_json(self), digest_size=DIGEST_BYTES).digest()
-
-    @cached_property
-    def encoded(self) -> bytes:
-        """The layout as it travels: see :func:`layout_to_bytes`."""
-        return layout_to_bytes(self)
-
 
 def _layer_of(name: str) -> str:
     return name.rpartition(".")[0]
@@ -269,17 +255,11 @@ def check_arrays(layout: Layout, arrays: Arrays, *, whose: str) -> None:
     AutoFlipError
         With every missing, unknown and misshapen tensor in one message.
     """
-    faults = [f"{n} is missing" for n in layout.by_name if n not in arrays]
-    faults += [f"{n} is unknown" for n in arrays if n not in layout.by_name]
-    faults += [
-        f"{t.name} has shape {np.shape(arrays[t.name])} instead of {t.shape}"
-        for t in layout.tensors
-        if t.name in arrays and tuple(np.shape(arrays[t.name])) != t.shape
-    ]
-    if faults:
-        shown = "; ".join(faults[:8]) + ("; ..." if len(faults) > 8 else "")
+    have = {name: f"{np.shape(array)}" for name, array in arrays.items()}
+    want = {spec.name: f"{spec.shape}" for spec in layout.tensors}
+    if faults := _faults(have, want):
         raise AutoFlipError(
-            f"{whose} do not match the model: {shown}. Give the state_dict of the "
+            f"{whose} do not match the model: {faults}. Give the state_dict of the "
             "very model that AutoFlip was built with."
         )
 
@@ -295,71 +275,18 @@ def difference(have: Mapping[str, str], want: Mapping[str, str]) -> str:
     """
     if list(have.items()) == list(want.items()):
         return ""
+    faults = _faults(have, want) or "its tensors stand in another order"
+    return (
+        f"this node's model is not the server's: {faults}. Use the same model class "
+        "and arguments on both sides."
+    )
+
+
+def _faults(have: Mapping[str, str], want: Mapping[str, str]) -> str:
+    """Name what is missing, surplus or other; "" if nothing is."""
     faults = [
         f"{name}: expected {want.get(name, 'nothing')}, got {have.get(name, 'nothing')}"
         for name in {**want, **have}
         if want.get(name) != have.get(name)
     ]
-    shown = "; ".join(faults[:8]) or "its tensors stand in another order"
-    return (
-        f"this node's model is not the server's: {shown}. Use the same model class and "
-        "arguments on both sides."
-    )
-
-
-# --- The bytes of a layout: runs of owners, as deflated JSON ---
-
-
-def layout_to_bytes(layout: Layout) -> bytes:
-    """Encode a layout as deflated JSON, for nodes that do not trace models.
-
-    Parameters
-    ----------
-    layout : Layout
-
-    Returns
-    -------
-    bytes
-        About 0.5 kB for a small CNN.
-    """
-    return zlib.compress(_to_json(layout), 9)
-
-
-def _to_json(layout: Layout) -> bytes:
-    body: dict[str, Any] = {
-        "tensors": [_tensor_to_json(spec) for spec in layout.tensors],
-        "groups": [[g.name, g.first, g.size] for g in layout.groups],
-    }
-    if layout.batch_axis:
-        body["batch_axis"] = layout.batch_axis
-    return json.dumps(body, separators=(",", ":")).encode()
-
-
-def _tensor_to_json(spec: TensorSpec) -> list[Any]:
-    runs = [None if o is None else _to_runs(o) for o in spec.owners]
-    row = [
-        spec.name,
-        list(spec.shape),
-        spec.dtype,
-        int(spec.trainable),
-        runs,
-        list(spec.input_axes),
-        spec.macs_per_weight,
-        int(spec.normalized),
-    ]
-    return [*row, spec.same_as] if spec.same_as else row
-
-
-def _to_runs(owners: NDArray[np.int64]) -> list[list[int]]:
-    """Write owners as runs ``[first, count, repeat]``: 0 0 1 1 2 2 is [0, 3, 2]."""
-    edges = np.flatnonzero(np.diff(owners, prepend=owners[0] - 1))
-    lengths = np.diff(np.append(edges, len(owners)))
-    runs: list[list[int]] = []
-    for at, length in zip(edges, lengths, strict=True):  # lists take 40 bytes each
-        owner, repeat = int(owners[at]), int(length)
-        last = runs[-1] if runs else None
-        if last and last[2] == repeat and owner == last[0] + last[1] != 0:
-            last[1] += 1
-        else:
-            runs.append([owner, 1, repeat])
-    return runs
+    return "; ".join(faults[:8]) + ("; ..." if len(faults) > 8 else "")

@@ -1,8 +1,8 @@
-"""A plan: which units stay and, only if asked for, which single weights in them."""
+"""A plan: which units are kept and, only if asked for, which single weights in them."""
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -11,11 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import AutoFlipWarning, KeepError
-from .gather import box, gather
 from .layout import Arrays, Layout, TensorSpec
 
 Keep = Mapping[str, NDArray[np.int64]]
-"""Group name to the ascending indices of the units that stay."""
+"""Group name to the ascending indices of the units that are kept."""
 
 Mask = Mapping[str, NDArray[np.bool_]]
 """Tensor name to a dense boolean array, True = kept; absent names are all kept."""
@@ -30,9 +29,9 @@ class Plan:
     layout : Layout
         The dense model.
     keep : Keep
-        Units that stay, for every group.
+        Kept units of every group.
     mask : Mask (default: none)
-        Single weights that stay inside kept units.
+        Kept single weights inside kept units.
 
     Raises
     ------
@@ -59,7 +58,7 @@ class Plan:
 
     @cached_property
     def alive(self) -> NDArray[np.bool_]:
-        """``(num_units,)``: True for units that stay."""
+        """``(num_units,)``: True for kept units."""
         alive = np.zeros(self.layout.num_units, np.bool_)
         for group in self.layout.groups:
             alive[group.first + self.keep[group.name]] = True
@@ -97,14 +96,14 @@ class Plan:
         Returns
         -------
         ndarray
-            ``out``; without it a new array, or ``dense`` itself if all of it stays.
+            ``out``; without it a new array, or ``dense`` itself if all of it is kept.
         """
         axes = self.index[name]
         if out is None:
             if all(axis is None for axis in axes):
                 return dense
             out = np.empty(self.small_shape(name), dense.dtype)
-        gather(dense, axes, out)
+        _gather(dense, axes, out)
         return out
 
     def put(self, name: str, dense: NDArray[Any], small: Any) -> None:
@@ -206,7 +205,7 @@ def _check_keep(layout: Layout, keep: Keep) -> None:
     for group in layout.groups:
         kept = keep[group.name]
         if not len(kept):
-            raise KeepError(f"group {group.name!r}: at least one unit must stay.")
+            raise KeepError(f"group {group.name!r}: at least one unit must be kept.")
         if kept[0] < 0 or kept[-1] >= group.size:
             worst = kept[0] if kept[0] < 0 else kept[-1]
             raise KeepError(
@@ -235,3 +234,33 @@ def warn_if_nothing_pruned(plan: Plan, advice: str) -> None:
         warnings.warn(
             f"the plan prunes nothing: {advice}", AutoFlipWarning, stacklevel=3
         )
+
+
+# --- Cutting index sets out of arrays ---
+
+
+def _gather(
+    array: NDArray[Any], axes: Sequence[NDArray[np.int64] | None], out: NDArray[Any]
+) -> None:
+    """Copy ``array[np.ix_(*axes)]`` into ``out``, four times as fast."""
+    cut = [(axis, kept) for axis, kept in enumerate(axes) if kept is not None]
+    if not cut:
+        np.copyto(out, array)
+        return
+    # Clipping checks nothing while copying; the indices are known to lie inside.
+    for axis, kept in cut[:-1]:
+        array = np.take(array, kept, axis, mode="clip")
+    axis, kept = cut[-1]
+    np.take(array, kept, axis, out=out, mode="clip")
+
+
+def box(axes: Sequence[NDArray[np.int64] | None], shape: tuple[int, ...]) -> Any:
+    """Give the index that selects some indices of every axis; None stands for all."""
+    if all(axis is None for axis in axes):
+        return ...
+    return np.ix_(
+        *(
+            np.arange(length) if axis is None else axis
+            for axis, length in zip(axes, shape, strict=True)
+        )
+    )

@@ -6,8 +6,7 @@ Bytes, nothing else:
 bytes  meaning
 =====  ===============================================================================
 1      0: units changed; 1: single weights inside the same units changed
-rest   0: for each group the code of the units that came or went, see
-       :mod:`.subsets`, then zeros to a whole byte.
+rest   0: one bit a unit that came or went, then zeros to a whole byte.
        1: zlib data of: for each trainable tensor in the layout's order one byte 0 (as
        before) or 1, and after a 1 one bit an element of the small tensor that came or
        went, C order, padded to whole bytes
@@ -21,10 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import KeepError, WireError
-from .codec import join_digits, read_units, take_bits
+from .codec import take_bits
 from .layout import TensorSpec
 from .plan import Plan, keep_from_bool
-from .subsets import write_subset
 
 _UNITS, _WEIGHTS = b"\0", b"\1"
 
@@ -48,10 +46,7 @@ def encode_change(before: Plan, after: Plan) -> bytes | None:
         return _WEIGHTS + zlib.compress(b"".join(parts))
     if before.small_mask or after.small_mask:
         return None
-    groups = before.layout.groups
-    return _UNITS + join_digits(
-        write_subset(flipped[g.first : g.first + g.size]) for g in groups
-    )
+    return _UNITS + np.packbits(flipped).tobytes()
 
 
 def decode_change(data: bytes, before: Plan) -> Plan:
@@ -74,10 +69,10 @@ def decode_change(data: bytes, before: Plan) -> Plan:
     """
     kind, body = data[:1], memoryview(data)[1:]
     if kind == _UNITS and not before.small_mask:
-        flipped, rest = read_units(body, before.layout)
+        flipped, rest = take_bits(body, (before.layout.num_units,))
+        alive = before.alive ^ flipped
         chosen = {
-            g.name: before.alive[g.first : g.first + g.size] ^ flipped[g.name]
-            for g in before.layout.groups
+            g.name: alive[g.first : g.first + g.size] for g in before.layout.groups
         }
         try:
             after = Plan(before.layout, keep_from_bool(chosen))

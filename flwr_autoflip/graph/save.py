@@ -15,12 +15,10 @@ from torch.utils._pytree import tree_leaves
 
 from ..errors import AutoFlipError, visible
 from .batch import arguments
-from .codec import decode_plan, encode_plan
+from .codec import decode_layout, decode_plan, encode_layout, encode_plan
 from .layout import Arrays
-from .parse import layout_from_bytes
 from .plan import Plan
-from .shrink import arrays_of, load_arrays_inplace
-from .skeleton import build_small
+from .shrink import arrays_of, build_small, load_arrays_inplace
 from .storage import UNREADABLE, write_whole
 
 FORMAT = "flwr-autoflip 1"
@@ -46,7 +44,7 @@ def save_pruned(path: str | Path, model: nn.Module | Arrays, plan: Plan) -> None
     kept = {spec.name: _kept(arrays, plan, spec.name) for spec in plan.layout.distinct}
     metadata = {
         "format": FORMAT,
-        "layout": b64encode(plan.layout.encoded).decode(),
+        "layout": b64encode(encode_layout(plan.layout)).decode(),
         "plan": b64encode(encode_plan(plan)).decode(),
     }
     write_whole(Path(path), save(kept, metadata), private=False)
@@ -94,7 +92,7 @@ def read_pruned(path: str | Path) -> tuple[Plan, dict[str, NDArray[Any]]]:
                 f"{path}: expected format {FORMAT!r}, got {metadata.get('format')!r}; "
                 "only files of save_pruned can be read."
             )
-        layout = layout_from_bytes(b64decode(metadata["layout"], validate=True))
+        layout = decode_layout(b64decode(metadata["layout"], validate=True))
         plan = decode_plan(b64decode(metadata["plan"], validate=True), layout)
     except (*UNREADABLE, KeyError, MemoryError) as error:
         raise AutoFlipError(

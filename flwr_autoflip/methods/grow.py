@@ -5,9 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..graph.gather import box
 from ..graph.layout import Arrays
-from ..graph.plan import Plan
+from ..graph.plan import Plan, box
 from .rescale import rescale_fan_in
 
 

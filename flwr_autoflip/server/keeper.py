@@ -8,6 +8,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
 from ..errors import AutoFlipError
+from ..graph.codec import layout_digest
 from ..graph.layout import Arrays
 from ..ledger.ledger import Ledger, Mark
 from .checkpoint import CheckpointFolder
@@ -93,7 +94,7 @@ class Keeper:
         explorer = self.explorer
         self.noisy = draws_noise(self.inner)
         self.settings = {
-            "model": explorer.layout.digest.hex(),
+            "model": layout_digest(explorer.layout).hex(),
             **{name: repr(value) for name, value in explorer.options.items()},
             "policy": describe_policy(self.planner.policy),
             "compress": repr(explorer.encoding.compress),

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from .. import wire
+from ..graph.codec import layout_digest
 from ..graph.layout import Layout, check_arrays
 from ..graph.plan import Plan, dense_plan
 from ..graph.shrink import shrink_with
@@ -133,7 +134,7 @@ class AutoFlip(Strategy):
     def _begin(self) -> None:
         """Build all that a run remembers: nothing of a run before is in it."""
         kept = None if self._checkpoint_dir is None else self._checkpoint_dir / GUIDANCE
-        reports = ReportStore(self.layout.digest, kept, self.policy.running)
+        reports = ReportStore(layout_digest(self.layout), kept, self.policy.running)
         key, layout, options = weight_key(self.strategy), self.layout, self.options
         self._live = Live(self.ledger, self._cost_of)
         self._rounds = Rounds(self.ledger)

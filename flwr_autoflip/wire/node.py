@@ -16,10 +16,16 @@ from flwr.app import ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
 from ..errors import WireError
-from ..graph.codec import VERSION, decode_plan, has_masks, plan_digest, plan_to_bytes
+from ..graph.codec import (
+    VERSION,
+    decode_layout,
+    decode_plan,
+    encode_plan,
+    has_masks,
+    plan_digest,
+)
 from ..graph.layout import Described, Layout, difference
 from ..graph.pack import unpack_small
-from ..graph.parse import layout_from_bytes
 from ..graph.plan import Plan
 from ..graph.plan_change import decode_change
 from .encoding import DTYPES, Encoding
@@ -175,7 +181,7 @@ def _find_plan(
             _check_size(layout, came, own)
         if change:
             before = _read_plan(plan_bytes, layout_bytes, layout)
-            plan_bytes = plan_to_bytes(decode_change(change, before))
+            plan_bytes = encode_plan(decode_change(change, before))
         if config.get(KEY_DIGEST) == plan_digest(plan_bytes, layout):
             plan = _read_plan(plan_bytes, layout_bytes, layout)
             return plan, layout_bytes, plan_bytes
@@ -196,7 +202,7 @@ def _read_layout(
             _check_own(own, [spec.described for spec in plan.layout.tensors])
             return plan.layout
     room = ROOM + (ROOM_PER_BYTE * came if own is None else _size_of(own))
-    return layout_from_bytes(layout_bytes, room, partial(_check_own, own))
+    return decode_layout(layout_bytes, room, partial(_check_own, own))
 
 
 def _check_own(own: Sequence[Described] | None, tensors: Sequence[Described]) -> None:

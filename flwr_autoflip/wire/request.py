@@ -8,7 +8,13 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
-from ..graph.codec import VERSION, encode_plan, plan_digest
+from ..graph.codec import (
+    VERSION,
+    encode_layout,
+    encode_plan,
+    layout_digest,
+    plan_digest,
+)
 from ..graph.layout import Arrays
 from ..graph.pack import pack
 from ..graph.plan import Plan
@@ -166,9 +172,9 @@ def request_content(
         config[KEY_PAYLOAD] = orders.payload
     plan_bytes = len(digest)
     layout = orders.plan.layout
-    if held.layout != layout.digest:
-        config[KEY_LAYOUT] = layout.encoded
-        plan_bytes += len(layout.encoded)
+    if held.layout != layout_digest(layout):
+        config[KEY_LAYOUT] = encode_layout(layout)
+        plan_bytes += len(encode_layout(layout))
     if held.plan != digest:
         change = None if before is None else encode_change(before, orders.plan)
         key, data = KEY_PLAN, encoded
@@ -181,7 +187,7 @@ def request_content(
     arrays = to_arrayrecord({name: orders.encoded})
     keys = _request_keys(orders.phase, template, api)
     content = RecordDict({keys[0]: arrays, keys[1]: ConfigRecord(config)})
-    return content, Held(layout.digest, digest), plan_bytes
+    return content, Held(layout_digest(layout), digest), plan_bytes
 
 
 def _request_keys(

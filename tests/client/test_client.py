@@ -31,7 +31,7 @@ from flwr_autoflip import (
     client_app,
 )
 from flwr_autoflip.errors import WireError
-from flwr_autoflip.graph.codec import VERSION, encode_plan, plan_digest
+from flwr_autoflip.graph.codec import VERSION, encode_layout, encode_plan, plan_digest
 from flwr_autoflip.graph.plan import dense_plan
 from flwr_autoflip.graph.tracing.trace import trace
 from flwr_autoflip.ledger.ledger import node_rows
@@ -189,7 +189,7 @@ def request_for(**changes: Any) -> tuple[list[np.ndarray], dict[str, Any]]:
         "autoflip-version": VERSION,
         "autoflip-package": __version__,
         "autoflip-phase": "train",
-        "autoflip-layout": layout.encoded,
+        "autoflip-layout": encode_layout(layout),
         "autoflip-plan": encode_plan(plan),
         "autoflip-plan-digest": plan_digest(encode_plan(plan), plan.layout),
         "autoflip-dtype": "float32",

@@ -72,7 +72,7 @@ def test_the_reference_has_every_public_name() -> None:
 
     named = set(re.findall(r"^.. auto\w+:: flwr_autoflip\.(\w+)$", page, re.MULTILINE))
 
-    assert named == public
+    assert named - {"errors"} == public
     assert "automodule:: flwr_autoflip.errors" in page
 
 

@@ -12,8 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from flwr_autoflip.errors import AutoFlipWarning, WireError
 from flwr_autoflip.graph.batch import arguments, batch_size
-from flwr_autoflip.graph.layout import layout_to_bytes
-from flwr_autoflip.graph.parse import layout_from_bytes
+from flwr_autoflip.graph.codec import decode_layout, encode_layout, layout_digest
 from flwr_autoflip.graph.tracing.trace import trace
 
 
@@ -101,17 +100,17 @@ def test_what_shows_no_batch_is_said() -> None:
 def test_the_axis_travels_with_the_layout_unless_it_is_the_first() -> None:
     layouts = [trace(Recurrent(f), torch.zeros(2, 3, 4)) for f in (True, False)]
 
-    assert [layout_from_bytes(layout_to_bytes(x)).batch_axis for x in layouts] == [0, 1]
-    assert layouts[0].digest != layouts[1].digest
+    assert [decode_layout(encode_layout(x)).batch_axis for x in layouts] == [0, 1]
+    assert layout_digest(layouts[0]) != layout_digest(layouts[1])
 
 
 @pytest.mark.parametrize("axis", [-1, 99, 0.5, "0", None])
 def test_an_axis_that_none_has_is_refused(axis: Any) -> None:
-    text = zlib.decompress(trace(Pointwise(4), torch.zeros(1, 4)).encoded)
+    text = zlib.decompress(encode_layout(trace(Pointwise(4), torch.zeros(1, 4))))
     body = {**json.loads(text), "batch_axis": axis}
 
     with pytest.raises(WireError):
-        layout_from_bytes(zlib.compress(json.dumps(body).encode()))
+        decode_layout(zlib.compress(json.dumps(body).encode()))
 
 
 @pytest.mark.parametrize(

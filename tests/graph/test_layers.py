@@ -399,7 +399,7 @@ class PackedNet(Recurrent):
 def test_packed_sequences_work_once_the_lstm_is_excluded() -> None:
     model = PackedNet(nn.LSTM, batch_first=True)
 
-    layout = trace(model, TOKENS[:1], exclude=("embed", "cells"))
+    layout = trace(model, TOKENS[:1], ignored_layers=("embed", "cells"))
 
     assert sizes(layout) == {"fc1": 5}
 

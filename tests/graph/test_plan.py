@@ -238,7 +238,7 @@ def test_dense_plan_keeps_everything(name: str) -> None:
     [
         ({}, r"must name the groups \['fc1'\]"),
         ({"fc1": [0], "fc2": [0]}, r"got \['fc1', 'fc2'\]"),
-        ({"fc1": []}, "at least one unit must stay"),
+        ({"fc1": []}, "at least one unit must be kept"),
         ({"fc1": [0, 4]}, r"must lie in \[0, 4\), got 4"),
         ({"fc1": [-1, 2]}, r"must lie in \[0, 4\), got -1"),
         ({"fc1": [2, 1]}, "ascend without repeats"),

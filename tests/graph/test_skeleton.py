@@ -7,8 +7,12 @@ from models import ZOO, build, layout_of, random_plan
 from torch import nn
 
 from flwr_autoflip.graph.plan import Plan
-from flwr_autoflip.graph.shrink import arrays_of, load_arrays_inplace, shrink
-from flwr_autoflip.graph.skeleton import build_small
+from flwr_autoflip.graph.shrink import (
+    arrays_of,
+    build_small,
+    load_arrays_inplace,
+    shrink,
+)
 from flwr_autoflip.graph.tracing.trace import trace
 
 
@@ -108,7 +112,7 @@ class Tied(nn.Module):
 
 
 def test_tied_weights_stay_one_tensor() -> None:
-    layout = trace(Tied(), torch.tensor([[1, 4, 2]]), exclude=("embed",))
+    layout = trace(Tied(), torch.tensor([[1, 4, 2]]), ignored_layers=("embed",))
 
     small = build_small(Tied, Plan(layout, {"body": np.array([0, 5])}))
 

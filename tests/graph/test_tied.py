@@ -21,9 +21,8 @@ from flwr_autoflip import (
     load_pruned,
     save_pruned,
 )
-from flwr_autoflip.graph.layout import layout_to_bytes
+from flwr_autoflip.graph.codec import decode_layout, encode_layout, layout_digest
 from flwr_autoflip.graph.pack import expand, pack
-from flwr_autoflip.graph.parse import layout_from_bytes
 from flwr_autoflip.graph.plan import dense_plan
 from flwr_autoflip.ledger.ledger import node_rows
 from flwr_autoflip.wire.records import to_arrayrecord
@@ -162,7 +161,7 @@ def test_files_hold_it_once_and_load_it_tied(tmp_path: Path) -> None:
 
 def test_layouts_and_values_there_and_back() -> None:
     layout = build("words").layout
-    again = layout_from_bytes(layout_to_bytes(layout))
+    again = decode_layout(encode_layout(layout))
     generator = np.random.default_rng(0)
     arrays = {t.name: generator.random(t.shape, np.float32) for t in layout.tensors}
     arrays[SECOND] = arrays[FIRST]
@@ -171,7 +170,7 @@ def test_layouts_and_values_there_and_back() -> None:
     back = expand(other, pack(arrays, plan), plan)
 
     assert [t.described for t in again.tensors] == [t.described for t in layout.tensors]
-    assert again.digest == layout.digest
+    assert layout_digest(again) == layout_digest(layout)
     assert again.by_name[SECOND].same_as == FIRST
     for name, array in arrays.items():
         np.testing.assert_array_equal(back[name], array)

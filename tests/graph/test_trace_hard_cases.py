@@ -82,7 +82,9 @@ def test_tied_weights_are_refused() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
     model[2].weight = model[0].weight
 
-    with pytest.raises(UnsupportedLayerError, match=r"0.weight = 2.weight.*exclude="):
+    with pytest.raises(
+        UnsupportedLayerError, match=r"0.weight = 2.weight.*ignored_layers"
+    ):
         trace(model, torch.randn(1, 4))
 
 
@@ -104,7 +106,7 @@ class Tied(nn.Module):
 def test_tied_weights_stay_dense_and_tied_when_excluded(excluded: str) -> None:
     model, x = Tied(), torch.tensor([[1, 4, 2]])
 
-    layout = trace(model, x, exclude=(excluded,))
+    layout = trace(model, x, ignored_layers=(excluded,))
 
     assert {group.name: group.size for group in layout.groups} == {"hidden": 8}
     plan = Plan(layout, {"hidden": np.array([0, 3, 5])})

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from models import mlp_layout, random_arrays
 
+from flwr_autoflip.graph.codec import layout_digest
 from flwr_autoflip.graph.plan import Plan
 from flwr_autoflip.methods import Policy, Previous
 from flwr_autoflip.methods.grow import grow
@@ -21,7 +22,7 @@ WEIGHTS = random_arrays(LAYOUT)
 
 def stored(reports: dict[int, Report]) -> ReportStore:
     """Put reports on disk."""
-    store = ReportStore(LAYOUT.digest)
+    store = ReportStore(layout_digest(LAYOUT))
     for node, report in reports.items():
         assert store.add(node, report)
     return store

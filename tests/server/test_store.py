@@ -24,6 +24,7 @@ from torch import nn
 
 from flwr_autoflip import AutoFlip, client_app
 from flwr_autoflip.graph import storage
+from flwr_autoflip.graph.codec import layout_digest
 from flwr_autoflip.ledger.ledger import node_rows
 from flwr_autoflip.methods.guidance import (
     ClientScale,
@@ -61,7 +62,7 @@ def filled(
     running: Running | None = None,
 ) -> ReportStore:
     """Put reports of nodes 100, 101, ... on disk."""
-    store = ReportStore(LAYOUT.digest, folder, running)
+    store = ReportStore(layout_digest(LAYOUT), folder, running)
     for k, report in enumerate(reports):
         assert store.add(100 + k, report)
     return store
@@ -94,7 +95,7 @@ def test_16_bits_lose_nothing_that_came(
     final = {n: (a + 10**exponent * step[n]).astype(a.dtype) for n, a in start.items()}
     sent = encode_report(start, final, layout, payload)
     report, _ = decode_report(*sent, layout, payload, start)
-    store = ReportStore(layout.digest)
+    store = ReportStore(layout_digest(layout))
 
     assert store.add(7, report)
 
@@ -103,7 +104,7 @@ def test_16_bits_lose_nothing_that_came(
 
 def test_a_report_in_32_bits_is_kept_to_a_thousandth() -> None:
     report = {"w": np.geomspace(1e-6, 1e3, 50, dtype=np.float32).reshape(5, 10)}
-    store = ReportStore(LAYOUT.digest)
+    store = ReportStore(layout_digest(LAYOUT))
 
     store.add(7, report)
 
@@ -248,7 +249,7 @@ def test_memory_does_not_grow_with_reports(
     rng = np.random.default_rng(0)
 
     def peak(number: int) -> float:
-        store = ReportStore(LAYOUT.digest)
+        store = ReportStore(layout_digest(LAYOUT))
         for node in range(number):
             store.add(node, {"w": rng.random(size, np.float32)})
         tracemalloc.start()
@@ -310,7 +311,7 @@ def test_a_damaged_file_is_named_and_its_node_unexplored(
     with caplog.at_level(logging.WARNING, "flwr"):
         if restored:
             state = store.state()
-            store = ReportStore(LAYOUT.digest, tmp_path)
+            store = ReportStore(layout_digest(LAYOUT), tmp_path)
             store.restore(state)
         seen = store.of([100, 101, 102])
 
@@ -324,7 +325,7 @@ def test_a_damaged_file_is_named_and_its_node_unexplored(
 
 def test_a_file_of_another_model_is_not_taken(tmp_path: Path) -> None:
     state = filled(reports_of(1), tmp_path).state()
-    other = ReportStore(layout_of("conv_flat").digest, tmp_path)
+    other = ReportStore(layout_digest(layout_of("conv_flat")), tmp_path)
 
     other.restore(state)
 
@@ -366,13 +367,13 @@ def test_a_full_disk_is_named_and_leaves_nothing(
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    store = ReportStore(LAYOUT.digest, tmp_path / "file")
+    store = ReportStore(layout_digest(LAYOUT), tmp_path / "file")
 
     assert not store.add(100, reports_of(1)[0])
 
     assert str(tmp_path / "file") in store.fault
     with patch.object(os, "open", side_effect=OSError(errno.EROFS, "Read-only")):
-        store = ReportStore(LAYOUT.digest, tmp_path)
+        store = ReportStore(layout_digest(LAYOUT), tmp_path)
         assert not store.add(100, reports_of(1)[0])
     assert "Read-only" in store.fault
     assert list(store) == []

@@ -13,9 +13,15 @@ from hypothesis import strategies as st
 
 from flwr_autoflip import __version__, wire
 from flwr_autoflip.errors import WireError
-from flwr_autoflip.graph.codec import decode_plan, encode_plan, plan_digest
+from flwr_autoflip.graph.codec import (
+    decode_layout,
+    decode_plan,
+    encode_layout,
+    encode_plan,
+    layout_digest,
+    plan_digest,
+)
 from flwr_autoflip.graph.pack import pack
-from flwr_autoflip.graph.parse import layout_from_bytes
 from flwr_autoflip.graph.plan import Plan, dense_plan
 from flwr_autoflip.graph.plan_change import encode_change
 from flwr_autoflip.graph.shrink import arrays_of
@@ -58,11 +64,13 @@ def test_request_has_one_array_and_our_keys_beside_the_apps() -> None:
         "autoflip-plan-digest": plan_digest(encode_plan(PLAN), LAYOUT),
         "autoflip-dtype": "float32",
         "autoflip-regrow": False,
-        "autoflip-layout": LAYOUT.encoded,
+        "autoflip-layout": encode_layout(LAYOUT),
         "autoflip-plan": encode_plan(PLAN),
     }
-    assert held == wire.Held(LAYOUT.digest, plan_digest(encode_plan(PLAN), LAYOUT))
-    assert plan_bytes == 16 + len(LAYOUT.encoded) + len(encode_plan(PLAN))
+    assert held == wire.Held(
+        layout_digest(LAYOUT), plan_digest(encode_plan(PLAN), LAYOUT)
+    )
+    assert plan_bytes == 16 + len(encode_layout(LAYOUT)) + len(encode_plan(PLAN))
 
 
 def test_a_probe_is_one_more_key_and_longer_replies() -> None:
@@ -97,7 +105,9 @@ def test_asking_for_a_budget_needs_no_values() -> None:
     request = wire.read_request(nothing, dict(content["settings"]), RecordDict())
 
     assert request.orders.phase == "budget"
-    assert held == wire.Held(LAYOUT.digest, plan_digest(encode_plan(PLAN), LAYOUT))
+    assert held == wire.Held(
+        layout_digest(LAYOUT), plan_digest(encode_plan(PLAN), LAYOUT)
+    )
     config = dict(content["settings"]) | {"autoflip-phase": "evaluate"}
     with pytest.raises(WireError, match="the plan keeps"):
         wire.read_request(nothing, config, RecordDict())
@@ -124,19 +134,18 @@ def test_numpy_api_uses_flowers_own_keys() -> None:
 
 
 def test_a_layout_travels_as_deflated_json() -> None:
-    text = zlib.decompress(LAYOUT.encoded)
+    text = zlib.decompress(encode_layout(LAYOUT))
 
     assert text.startswith(
         b'{"tensors":[["conv.weight",[6,1,3,3],"float32",1,[[[0,6,1]'
     )
-    assert layout_from_bytes(LAYOUT.encoded).digest == LAYOUT.digest
+    assert layout_digest(decode_layout(encode_layout(LAYOUT))) == layout_digest(LAYOUT)
     assert decode_plan(encode_plan(PLAN), LAYOUT).num_values == PLAN.num_values
 
 
 def test_literal_bytes_of_a_plan() -> None:
-    # Version 1, layout digest, no element bitmaps. All 6 filters are kept, in 3 bits
-    # 110, all 8 neurons, in 4 bits 1000; each is one choice of one. Padded with 0.
-    assert encode_plan(PLAN) == b"\x01\x00\xd0"
+    # Version 1, no element bitmaps; all 6 filters and 8 neurons are kept.
+    assert encode_plan(PLAN) == b"\x01\x00\xff\xfc"
 
 
 def test_count_bytes_is_what_flower_serialises() -> None:
@@ -396,7 +405,7 @@ def test_a_change_travels_where_it_is_shorter() -> None:
 def test_a_change_of_a_plan_that_the_node_lost_is_refused() -> None:
     after = Plan(LAYOUT, PLAN.keep | {"fc1": np.arange(7)})
     given = orders(plan=after, values=pack(ARRAYS, after))
-    held = wire.Held(LAYOUT.digest, plan_digest(encode_plan(PLAN), LAYOUT))
+    held = wire.Held(layout_digest(LAYOUT), plan_digest(encode_plan(PLAN), LAYOUT))
     content, _, _ = wire.request_content(given, template(), held, "message", PLAN)
 
     with pytest.raises(WireError, match="does not hold the plan"):

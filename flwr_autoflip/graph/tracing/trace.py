@@ -40,7 +40,9 @@ Place = tuple[str, int]
 """A tensor's name and one of its axes."""
 
 
-def trace(model: nn.Module, example_input: Any, exclude: Sequence[str] = ()) -> Layout:
+def trace(
+    model: nn.Module, example_input: Any, ignored_layers: Sequence[str] = ()
+) -> Layout:
     """Find a model's units by running it once.
 
     Parameters
@@ -50,8 +52,8 @@ def trace(model: nn.Module, example_input: Any, exclude: Sequence[str] = ()) -> 
     example_input : Tensor, tuple or mapping of str to object
         What ``forward`` takes: one argument, positional ones (a dict among them is one
         of them), or arguments by keyword. A batch of one is enough.
-    exclude : sequence of str (default: ())
-        Names of modules whose units all stay.
+    ignored_layers : sequence of str (default: ())
+        Names of modules whose units are all kept.
 
     Returns
     -------
@@ -71,18 +73,18 @@ def trace(model: nn.Module, example_input: Any, exclude: Sequence[str] = ()) -> 
         groups that turn out not to shrink (a size written into ``forward``): they stay
         dense.
     """
-    _check_names(model, exclude)
+    _check_names(model, ignored_layers)
     given = map_tensors(lambda x: x.cpu(), arguments(example_input))
     model = copy.deepcopy(model).cpu().eval()
     with _no_fused_transformer():
-        return _trace(model, given, exclude)
+        return _trace(model, given, ignored_layers)
 
 
-def _trace(model: nn.Module, given: Arguments, exclude: Sequence[str]) -> Layout:
-    watch = _Watch(model, exclude, frozenset())
-    if exclude:  # a first run tells which axes are the excluded layers' own
+def _trace(model: nn.Module, given: Arguments, ignored: Sequence[str]) -> Layout:
+    watch = _Watch(model, ignored, frozenset())
+    if ignored:  # a first run tells which axes are the ignored layers' own
         _run(model, given, watch)
-        watch = _Watch(model, exclude, frozenset(watch.units.input_axes))
+        watch = _Watch(model, ignored, frozenset(watch.units.input_axes))
     _run(model, given, watch)
     watch.raise_unsupported()
     drawn = randomized(model, given)
@@ -123,11 +125,11 @@ def _no_fused_transformer() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(enabled)
 
 
-def _check_names(model: nn.Module, exclude: Sequence[str]) -> None:
+def _check_names(model: nn.Module, ignored: Sequence[str]) -> None:
     modules = dict(model.named_modules())
-    unknown = [name for name in exclude if name not in modules]
+    unknown = [name for name in ignored if name not in modules]
     if unknown:
-        raise AutoFlipError(f"exclude: the model has no module named {unknown}.")
+        raise AutoFlipError(f"ignored_layers: the model has no module named {unknown}.")
     odd = [f"{n}: {t.dtype}" for n, t in model.state_dict().items() if _is_odd(t)]
     if odd:
         raise UnsupportedLayerError(
@@ -137,12 +139,12 @@ def _check_names(model: nn.Module, exclude: Sequence[str]) -> None:
     shared = [
         " = ".join(names)
         for names in _tied(model)
-        if len(names) > 1 and not any(_is_inside(name, exclude) for name in names)
+        if len(names) > 1 and not any(_is_inside(name, ignored) for name in names)
     ]
     if shared:
         raise UnsupportedLayerError(
             f"parameters that are shared by two layers cannot be pruned: {shared}. "
-            "Exclude one of the layers by name, exclude=(...), and both stay dense."
+            "Name one of the layers in ignored_layers=(...), and both stay dense."
         )
 
 
@@ -188,11 +190,11 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Carry labels from tensor to tensor while the model runs."""
 
     def __init__(
-        self, model: nn.Module, exclude: Sequence[str], input_axes: frozenset[Place]
+        self, model: nn.Module, ignored: Sequence[str], input_axes: frozenset[Place]
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.model = model
-        self.exclude = tuple(exclude)
+        self.ignored = tuple(ignored)
         self.units = Units()
         self.unsupported: list[str] = []
         self.path: list[tuple[str, str]] = []
@@ -206,15 +208,15 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             flow.source = (names[0], tuple(range(tensor.dim())))
             if len(names) > 1:  # one layer's input may be the other's output
                 self.units.freeze(*flow.axes)
-            elif self._excluded(names[0]):
+            elif self._ignored(names[0]):
                 axes = range(tensor.dim())
                 own = [axis for axis in axes if (names[0], axis) not in input_axes]
                 self.units.freeze(*(flow.axes[axis] for axis in own))
             self._flow_of[tensor] = flow
             self.flows |= dict.fromkeys(names, flow)
 
-    def _excluded(self, name: str) -> bool:
-        return _is_inside(name, self.exclude)
+    def _ignored(self, name: str) -> bool:
+        return _is_inside(name, self.ignored)
 
     def flow_of(self, tensor: Any) -> Flow:
         """Labels of a tensor; one that nobody produced cannot be pruned."""
@@ -300,7 +302,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _report(self, what: str) -> None:
         module, kind = self.path[-1] if self.path else ("", "")
-        if not self._excluded(module):
+        if not self._ignored(module):
             self.unsupported.append(f"{module or 'forward'} ({kind}): {what}")
 
     def raise_unsupported(self) -> None:
@@ -308,8 +310,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self.unsupported:
             faults = "; ".join(dict.fromkeys(self.unsupported))
             raise UnsupportedLayerError(
-                f"these operators cannot be followed: {faults}. Exclude the layers "
-                "that feed them by name, exclude=(...), and they stay dense."
+                f"these operators cannot be followed: {faults}. Name the layers that "
+                "feed them in ignored_layers=(...), and they stay dense."
             )
 
 

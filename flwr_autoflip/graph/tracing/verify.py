@@ -60,11 +60,11 @@ def verified_layout(
         ):
             raise UnsupportedLayerError(
                 f"the shrunk model does not compute what the masked one does: {fault} "
-                "Exclude layers by name, exclude=(...), until it does."
+                "Name layers in ignored_layers=(...) until it does."
             )
     if not layout.groups:
         raise UnsupportedLayerError(
-            "the model has no prunable unit: every layer is an output, is excluded or "
+            "the model has no prunable unit: every layer is an output, is ignored or "
             f"has a size that forward fixes ({faults or 'none'}). AutoFLIP needs at "
             "least one hidden layer."
         )

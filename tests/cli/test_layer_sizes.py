@@ -3,9 +3,9 @@
 import numpy as np
 from federation import EXAMPLE, TinyNet
 
+from flwr_autoflip.cli.inspect import layer_sizes
 from flwr_autoflip.graph.plan import Plan
 from flwr_autoflip.graph.shrink import shrink
-from flwr_autoflip.graph.summary import layer_sizes
 from flwr_autoflip.graph.tracing.trace import trace
 from flwr_autoflip.ledger.cost import measure_cost
 
