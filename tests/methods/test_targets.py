@@ -8,18 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.serverapp.strategy import FedAvg
 from torch import nn
 
-from flwr_autoflip import AutoFlip, AutoFlipError, AutoFlipWarning
+from flwr_autoflip import AutoFlipError, AutoFlipWarning
 from flwr_autoflip.graph.plan import Plan
 from flwr_autoflip.graph.shrink import arrays_of
+from flwr_autoflip.graph.tracing.trace import trace
+from flwr_autoflip.methods import L1
 
 
-def plan_of(model: nn.Module, example: Any, **options: Any) -> Plan:
-    """The default's plan for a model's first weights."""
-    strategy = AutoFlip(FedAvg(), model, example, **options)
-    return strategy.policy(0, strategy.layout, arrays_of(model), [])
+def plan_of(
+    model: nn.Module, example: Any, ignored_layers: Iterable[str] = (), **how: Any
+) -> Plan:
+    """L1's plan for a model's first weights."""
+    layout = trace(model, example, tuple(ignored_layers))
+    return L1(**how).begin(layout, arrays_of(model))[0].plan
 
 
 def kept(plan: Plan) -> list[int]:
@@ -66,7 +69,7 @@ class Encoder(nn.Module):
 
 # Linear 6 -> 10 -> 20 -> 5 without its first layer: 60 MACs stay, and each of 20 units
 # takes 10 + 5. It has 11 + 5 parameters, beside 70 that stay and 5 of the outputs.
-FIRST = {"example": torch.zeros(1, 6), "exclude": ("0",)}
+FIRST = {"example": torch.zeros(1, 6), "ignored_layers": ("0",)}
 
 
 @pytest.mark.parametrize(
@@ -84,27 +87,8 @@ def test_by_hand_layers_that_cannot_shrink_are_not_counted(
     assert kept(plan_of(mlp(6, 10, 20, 5), **FIRST, threshold=threshold)) == [units]
 
 
-def test_by_hand_single_weights_are_a_share_of_those_that_can_go() -> None:
-    # The output's 105 of 325 parameters are kept: that leaves 57 to hidden units.
-    model = mlp(6, 10, 20, 5)
-    strategy = AutoFlip(
-        FedAvg(),
-        model,
-        FIRST["example"],
-        exclude=FIRST["exclude"],
-        preset="guided",
-        threshold=0.0,
-        single_weights="2x",
-    )
-    moved = {n: np.square(a) for n, a in arrays_of(model).items()}
-
-    plan = strategy.policy(0, strategy.layout, arrays_of(model), [moved, moved])
-
-    assert plan.num_parameters - 70 <= 325 / 2 < plan.num_parameters - 70 + 21
-
-
 def test_excluding_a_layer_does_not_crush_the_others() -> None:
-    plan = plan_of(Cnn(), torch.zeros(1, 1, 28, 28), exclude=("c1",))
+    plan = plan_of(Cnn(), torch.zeros(1, 1, 28, 28), ignored_layers=("c1",))
 
     assert plan.keep["c2"].size >= 4
     assert plan.keep["f1"].size >= 32
@@ -114,17 +98,17 @@ def test_excluding_a_stage_does_not_crush_the_others() -> None:
     models = pytest.importorskip("torchvision.models")
     example = torch.zeros(1, 3, 64, 64)
 
-    plan = plan_of(models.resnet18(), example, exclude=("layer1",))
+    plan = plan_of(models.resnet18(), example, ignored_layers=("layer1",))
 
     for group in plan.layout.groups:
         assert len(plan.keep[group.name]) >= 0.25 * group.size
 
 
-@pytest.mark.parametrize("exclude", [(), [f"enc.layers.{i}.self_attn" for i in (0, 1)]])
-def test_feed_forwards_take_their_own_share(exclude: Iterable[str]) -> None:
+@pytest.mark.parametrize("ignored", [(), [f"enc.layers.{i}.self_attn" for i in (0, 1)]])
+def test_feed_forwards_take_their_own_share(ignored: Iterable[str]) -> None:
     example = torch.zeros(1, 12, dtype=torch.long)
 
-    plan = plan_of(Encoder(), example, exclude=exclude)
+    plan = plan_of(Encoder(), example, ignored_layers=ignored)
 
     for number in (0, 1):
         assert plan.keep[f"enc.layers.{number}.linear1"].size == 128  # of 512
@@ -164,7 +148,7 @@ def test_no_group_falls_below_a_tenth_and_that_is_said(
 
 def test_what_is_out_of_reach_names_the_layers_that_stay() -> None:
     with pytest.warns(AutoFlipWarning, match=r"not counted") as got:
-        plan_of(mlp(6, 10, 20, 5), **FIRST, threshold="macs:0.02")
+        plan_of(mlp(6, 10, 20, 5), **FIRST, macs=0.02)
 
     assert "['0']" in str(got[0].message)
 
@@ -173,11 +157,11 @@ def test_plans_that_are_made_again_say_it_once_in_the_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     model = mlp(6, 100, 5)
-    strategy = AutoFlip(FedAvg(), model, torch.zeros(1, 6), threshold="macs:0.02")
+    layout = trace(model, torch.zeros(1, 6))
 
-    for server_round in range(3):
+    for _ in range(3):
         with pytest.warns(AutoFlipWarning):
-            strategy.policy(server_round, strategy.layout, arrays_of(model), [])
+            L1(macs=0.02).begin(layout, arrays_of(model))
 
     assert len(caplog.messages) == 1
 
@@ -195,7 +179,7 @@ def test_rules_that_keep_less_than_a_tenth_keep_a_tenth_and_say_so(
 def test_rounding_up_to_a_multiple_is_no_surprise() -> None:
     example = torch.zeros(1, 6)
 
-    plan = plan_of(mlp(6, 100, 5), example, threshold="macs:0.1", round_to=16)
+    plan = plan_of(mlp(6, 100, 5), example, macs=0.1, round_to=16)
 
     assert kept(plan) == [16]
 
@@ -205,5 +189,5 @@ def test_who_counts_units_gets_them() -> None:
 
 
 def test_nothing_that_could_shrink_is_an_error() -> None:
-    with pytest.raises(AutoFlipError, match=r"no prunable unit: .* is excluded"):
-        plan_of(mlp(6, 9, 5), torch.zeros(1, 6), exclude=("0",))
+    with pytest.raises(AutoFlipError, match=r"no prunable unit: .* is ignored"):
+        plan_of(mlp(6, 9, 5), torch.zeros(1, 6), ignored_layers=("0",))
