@@ -115,7 +115,7 @@ class AutoFlip(Strategy):
         self,
         grid: Grid,
         initial_arrays: ArrayRecord,
-        num_rounds: int = 3,
+        num_rounds: int | None = None,
         timeout: float | None = 3600,
         train_config: ConfigRecord | None = None,
         evaluate_config: ConfigRecord | None = None,
@@ -129,7 +129,7 @@ class AutoFlip(Strategy):
         grid : Grid
         initial_arrays : ArrayRecord
             The dense model's ``state_dict``.
-        num_rounds : int (default: 3)
+        num_rounds : int (default: 3, or what an inner ``start`` of its own says)
         timeout : float or None (default: 3600)
             Seconds to wait for replies; None waits for ever.
         train_config, evaluate_config : ConfigRecord, optional
@@ -154,58 +154,80 @@ class AutoFlip(Strategy):
         weights = wire.from_arrayrecord(initial_arrays)
         check_arrays(self.layout, weights, whose="initial arrays")
         method, weights = self.method.begin(self.layout, weights)
-        state = RunState(
+        fresh = RunState(
             method,
             wire.to_arrayrecord(weights),  # the caller's stay as they are
             ConfigRecord(dict(train_config or {})),
             ConfigRecord(dict(evaluate_config or {})),
         )
-        folders = [self.checkpoint_dir, self.ledger.path and self.ledger.path.parent]
-        with ExitStack() as stack:
-            stack.enter_context(claimed([f for f in folders if f is not None]))
-            stack.enter_context(from_its_beginning(self.strategy))
-            self._checkpoints = self._open(grid)
-            self._state = state = self._resume(state, num_rounds)
+        if num_rounds is None:
+            num_rounds = rounds_of(self.strategy)
+        noisy = draws_noise(self.strategy) or nodes_draw_noise(grid)
+        with claimed(self._folders), self._beginning.restored(noisy):
+            state = self._open(fresh, noisy, num_rounds)
             self._steps = self._build(timeout, num_rounds, evaluate_fn is not None)
-            self._order: Order | None = None
             wait_for_nodes(grid, self.strategy, timeout)
-            given = {
-                "num_rounds": num_rounds,
-                "timeout": timeout,
-                "train_config": state.train_config,
-                "evaluate_config": state.evaluate_config,
-                "evaluate_fn": evaluate_fn and self._evaluate_deployable(evaluate_fn),
-            }
-            run = own_start(self.strategy, self, own) or super().start
-            result = run(grid, state.arrays, **given)
+            result = run_start(
+                self.strategy,
+                self,
+                own,
+                grid,
+                state.arrays,
+                num_rounds=num_rounds,
+                timeout=timeout,
+                train_config=state.train_config,
+                evaluate_config=state.evaluate_config,
+                evaluate_fn=evaluate_fn and self._evaluate(evaluate_fn),
+            )
             self._steps.attempts.check()
         if isinstance(result, Result) and not len(result.arrays):
-            result.arrays = self._state.arrays
+            result.arrays = self.state.arrays
         return result
 
     # --- One run ----------------------------------------------------------------------
 
-    def _resume(self, fresh: RunState, grid: Grid, num_rounds: int) -> RunState:
-        """Give the state to go on from; it is put into the ledger and the strategy."""
-        self._checkpoints = None
-        state = None
+    def _open(self, fresh: RunState, noisy: bool, num_rounds: int) -> RunState:
+        """Begin a run, or go on with the folder's."""
+        found = None
         if self.checkpoint_dir is not None:
-            noisy = draws_noise(self.strategy) or nodes_draw_noise(grid)
+            settings = {
+                "method": repr(self.method),
+                "value_dtype": self.value_dtype,
+                "budgets": repr(self.asks_budgets),
+                "train_config": repr(dict(fresh.train_config)),
+                "evaluate_config": repr(dict(fresh.evaluate_config)),
+                **settings_of(self.strategy, noisy),
+            }
             self._checkpoints = Checkpoints(
-                self.checkpoint_dir, self._settings(fresh, noisy), self.layout, noisy
+                self.checkpoint_dir, settings, self.layout, noisy
             )
-            state = self._checkpoints.open(fresh, self.strategy, self.ledger)
-        if state is None:
+            found = self._checkpoints.open(
+                fresh, self.strategy, self.ledger, num_rounds
+            )
+        self._state = found or fresh
+        if found is None:
             self.ledger.clear()
-            state = fresh
-        if state.trained > num_rounds:
-            raise AutoFlipError(
-                f"{self.checkpoint_dir} is in round {state.trained} already, num_rounds "
-                f"is {num_rounds}; ask for as many or more, or use another folder."
-            )
-        if state.done < num_rounds:  # else nothing is run
-            self.ledger.add_run(state.done)
-        return state
+            self._save()
+        if self._state.done < num_rounds:  # else nothing is run
+            self.ledger.add_run(self._state.done)
+        return self._state
+
+    def _build(self, timeout: float | None, num_rounds: int, evaluates: bool) -> Steps:
+        key = weight_key(self.strategy)
+        exchange = Exchange(self.ledger, self.cost_of, key, timeout)
+        progress = Progress(self.ledger, self.cost_of)
+        progress.begin(num_rounds)
+        self._order, self._evaluates = None, evaluates
+        return Steps(
+            self.strategy,
+            self.method,
+            self.value_dtype,
+            exchange,
+            Budgets(exchange, self.layout, self.asks_budgets),
+            Attempts(self.ledger),
+            progress,
+            self._checkpoints and self._checkpoints.reports,
+        )
 
     def _save(self) -> None:
         if self._checkpoints is not None:
