@@ -27,15 +27,7 @@ NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 def make_private(folder: Path) -> None:
     """Make a folder, and missing ones above it, that its owner alone can open.
 
-    Parameters
-    ----------
-    folder : Path
-        Left as it is if it exists.
-
-    Raises
-    ------
-    OSError
-        If it cannot be made.
+    One that exists is left as it is.
     """
     if folder.is_dir():
         return
@@ -50,18 +42,7 @@ def make_private(folder: Path) -> None:
 
 
 def open_private(path: Path, mode: Literal["xb", "ab"]) -> BinaryIO:
-    """Open a file to write, never through a link; a new one is its owner's alone.
-
-    Parameters
-    ----------
-    path : Path
-    mode : {"xb", "ab"}
-        ``open``'s.
-
-    Returns
-    -------
-    file
-    """
+    """Open a file to write, never through a link; a new one is its owner's alone."""
     return open(path, mode, opener=_open_private)
 
 
@@ -103,18 +84,12 @@ def write_whole(path: Path, *data: bytes | memoryview, private: bool = True) -> 
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename last; only POSIX lets a folder be opened for that."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    if os.name == "posix":  # make the rename last
+        handle = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_arrays(path: Path, arrays: Arrays, metadata: Mapping[str, str]) -> None:
@@ -138,25 +113,13 @@ def write_arrays(path: Path, arrays: Arrays, metadata: Mapping[str, str]) -> Non
 def read_arrays(path: Path) -> tuple[dict[str, NDArray[np.generic]], dict[str, str]]:
     """Read what :func:`write_arrays` wrote.
 
-    Parameters
-    ----------
-    path : Path
-
-    Returns
-    -------
-    arrays : dict of str to ndarray
-    metadata : dict of str to str
-
     Raises
     ------
     DamagedFileError
         If the file is missing, cut short, or a single bit of its content changed.
     """
     try:
-        with safe_open(path, "numpy") as file:
-            metadata = dict(file.metadata() or {})
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            _refuse_foreign(arrays)
+        arrays, metadata = read_safetensors(path)
     except UNREADABLE as error:
         raise DamagedFileError(
             f"{path} cannot be read: {visible(str(error))}"
@@ -166,11 +129,17 @@ def read_arrays(path: Path) -> tuple[dict[str, NDArray[np.generic]], dict[str, s
     return arrays, metadata
 
 
-def _refuse_foreign(arrays: Arrays) -> None:
-    """Refuse dtypes that NumPy lacks, also where another package taught it them."""
+def read_safetensors(
+    path: Path,
+) -> tuple[dict[str, NDArray[np.generic]], dict[str, str]]:
+    """Read arrays and texts, or raise one of :data:`UNREADABLE`."""
+    with safe_open(path, "numpy") as file:
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = dict(file.metadata() or {})
     for name, array in arrays.items():
-        if array.dtype.kind not in "biufc":
+        if array.dtype.kind not in "biufc":  # another package may have taught NumPy it
             raise TypeError(f"{name} is of dtype {array.dtype}.")
+    return arrays, metadata
 
 
 def _checksum(arrays: Arrays, metadata: Mapping[str, str]) -> str:
