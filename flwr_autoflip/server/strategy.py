@@ -24,21 +24,19 @@ from ..methods.guidance import Report
 from ..methods.names import check_used, resolve_policy
 from ..methods.rescale import rescale_fan_in
 from ..wire.encoding import Encoding
-from .aggregation import NOTHING, Meter, aggregate, hold_buffers, refuse_diverged
+from . import hosts
+from .aggregate import Aggregated, aggregate
 from .beginning import Beginning
-from .budgets import Budgets
 from .checkpoint import CheckpointFolder
 from .claim import GUIDANCE, claimed
 from .exchange import Exchange
-from .explorer import Explorer
-from .hosts import check_inner, check_started, update_inplace, weight_key
+from .explorer import Budgets, Explorer
 from .keeper import Keeper
-from .live import Live
 from .options import Options, check_choice, resolve_options
-from .own_start import bind_start, check_can_resume, find_own_start, run_own_start
+from .outliers import Measure, put_back_buffers, refuse_outliers
 from .planner import Planner
+from .progress import Progress
 from .resume import Resumable
-from .rounds import Rounds
 from .snapshot import KINDS
 from .store import ReportStore
 
@@ -117,9 +115,9 @@ class AutoFlip(Strategy):
         check_used(self.policy, self.options, options)
         self.encoding = Encoding(self.options["value_dtype"], compress)
         check_choice("client_api", client_api, ("message", "numpy"))
-        check_inner(strategy, self.options["budgets"])
+        hosts.check_inner(strategy, self.options["budgets"])
         if checkpoint_dir is not None:
-            check_can_resume(strategy)
+            hosts.check_can_resume(strategy)
         self.layout: Layout = trace(model, example_input, tuple(exclude))
         answer = answering_groups(model, example_input, self.layout)
         self._cost_of = CostOf(model, example_input, self.layout.batch_axis, answer)
@@ -135,9 +133,9 @@ class AutoFlip(Strategy):
         """Build all that a run remembers: nothing of a run before is in it."""
         kept = None if self._checkpoint_dir is None else self._checkpoint_dir / GUIDANCE
         reports = ReportStore(layout_digest(self.layout), kept, self.policy.running)
-        key, layout, options = weight_key(self.strategy), self.layout, self.options
-        self._live = Live(self.ledger, self._cost_of)
-        self._rounds = Rounds(self.ledger)
+        layout, options = self.layout, self.options
+        self._progress = Progress(self.ledger, self._cost_of)
+        self._rounds, key = hosts.Rounds(self.ledger), hosts.weight_key(self.strategy)
         exchange = Exchange(self.ledger, self._cost_of, self._client_api, key)
         planner = Planner(self.policy, layout, reports)
         asks, multiple = options["budgets"], options["round_to"]
@@ -178,7 +176,7 @@ class AutoFlip(Strategy):
             run holds the folder, or it holds another run or nothing whole.
         """
         args = (initial_arrays, *args)
-        given, more = bind_start(self.strategy, grid, args, kwargs)
+        given, more = hosts.bind_start(self.strategy, grid, args, kwargs)
         arrays = wire.from_arrayrecord(initial_arrays)
         check_arrays(self.layout, arrays, whose="initial arrays")
         given["initial_arrays"] = wire.to_arrayrecord(arrays)  # the caller's stays
@@ -198,16 +196,17 @@ class AutoFlip(Strategy):
             folder = CheckpointFolder(self._checkpoint_dir, KINDS)
             run = Resumable(self, Keeper(folder, self._explorer, self._planner), given)
         last_round = 0 if run is None else run.last_round
-        if last_round < num_rounds:  # else nothing is run
+        if last_round < num_rounds:
             self.ledger.add_run(last_round)
         if run is None or not run.planned:
             self._explore_and_plan(given)
         record = given["initial_arrays"]
         self._weights = wire.from_arrayrecord(record)
-        self._live.begin(num_rounds, waits=given["evaluate_fn"] is not None)
+        self._progress.begin(num_rounds)
+        self._waits = given["evaluate_fn"] is not None
         self._rounds.begin()
-        if own := find_own_start(self.strategy):
-            result = run_own_start(own, self, given, more)
+        if own := hosts.find_own_start(self.strategy):
+            result = hosts.run_own_start(own, self, given, more)
         else:
             result = super().start(**given) if run is None else run.start(**given)
         self._rounds.check()
@@ -229,8 +228,8 @@ class AutoFlip(Strategy):
             self._planner.initial = arrays
         plan = self._planner.start(arrays)
         if self.options["rescale"] and self.policy.rescales:
-            update_inplace(record, rescale_fan_in(arrays, plan))
-        self._live.plan_made(0, plan, self._planner.guidance, log=True)
+            hosts.update_inplace(record, rescale_fan_in(arrays, plan))
+        self._progress.plan_made(0, plan, self._planner.guidance, log=True)
         if not self.options["budgets"]:
             self._explorer.reports.release()
 
@@ -284,7 +283,7 @@ class AutoFlip(Strategy):
                 dense = metrics if whole else evaluate_fn(server_round, arrays) or {}
                 metrics |= {f"dense-{key}": value for key, value in dense.items()}
             self.ledger.add_server(server_round, metrics, self._cost_of.shape(plan))
-            self._live.end_round(server_round, self._round_plan, metrics)
+            self._progress.end_round(server_round, self._round_plan, metrics)
             return MetricRecord(metrics) if metrics else None
 
         return evaluate
@@ -295,7 +294,7 @@ class AutoFlip(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Sample as the inner strategy does; ship each node its plan's values."""
-        check_started(bool(self._weights))
+        hosts.check_started(bool(self._weights))
         if self.policy.renewed != "never":
             self._renew_plan(server_round, arrays)
         sampling = server_round, arrays, config, grid
@@ -322,8 +321,9 @@ class AutoFlip(Strategy):
         weights, planner = wire.from_arrayrecord(arrays), self._planner
         adapted = planner.renew(server_round, weights, self.options["rescale"])
         if adapted is not None:
-            update_inplace(arrays, adapted)
-            self._live.plan_made(server_round, planner.held, planner.guidance, log=True)
+            hosts.update_inplace(arrays, adapted)
+            held, scores = planner.held, planner.guidance
+            self._progress.plan_made(server_round, held, scores, log=True)
 
     def _plan_round(
         self,
@@ -336,15 +336,15 @@ class AutoFlip(Strategy):
             self._explorer.visit_new(server_round, grid, templates, arrays)
         nodes = [template.metadata.dst_node_id for template in templates]
         plan = self._planner.of_round(server_round, self._weights, nodes)
-        self._live.plan_made(server_round, plan, self._planner.guidance)
+        self._progress.plan_made(server_round, plan, self._planner.guidance)
         return plan
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Expand valid replies and let the inner strategy average them."""
-        meter = Meter(self.strategy)
-        answers = hold_buffers(self._exchange.replies(replies, meter, refuse_diverged))
+        checks = Measure(self.strategy), refuse_outliers
+        answers = put_back_buffers(self._exchange.replies(replies, *checks))
         if not answers:
             LOGGER.warning("\t> no valid reply: the global model stays as it was")
             return None, None
@@ -352,9 +352,9 @@ class AutoFlip(Strategy):
             self._planner.add_probe(reply.probe, reply.num_examples)
         zero = self.options["untrained"] == "zero"
         work = self.strategy, server_round, answers, self._weights, zero
-        aggregated, metrics = self._rounds.attempt(
-            "aggregate_train", NOTHING, aggregate, *work
-        )
+        nothing: Aggregated = None, None
+        args = "aggregate_train", nothing, aggregate, *work
+        aggregated, metrics = self._rounds.attempt(*args)
         if aggregated is not None:
             self._weights = wire.from_arrayrecord(aggregated)
             self._rounds.note_trained()
@@ -379,7 +379,7 @@ class AutoFlip(Strategy):
         """Let the inner strategy average the valid replies' metrics."""
         answers = self._exchange.replies(replies, lambda reply, orders: None)
         for answer in answers:
-            key = weight_key(self.strategy)
+            key = hosts.weight_key(self.strategy)
             wire.inner_reply(answer.message, None, answer.reply, key)
         accepted = [answer.message for answer in answers]
         metrics = None
@@ -387,7 +387,8 @@ class AutoFlip(Strategy):
             average = self.strategy.aggregate_evaluate
             args = None, average, server_round, accepted
             metrics = self._rounds.attempt("aggregate_evaluate", *args)
-        self._live.nodes_done(server_round, self._round_plan, metrics)
+        if not self._waits:
+            self._progress.end_round(server_round, self._round_plan, metrics)
         return metrics
 
     def summary(self) -> None:

@@ -21,12 +21,12 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 
+from examples.inprocess import InProcessGrid
 from flwr_autoflip import AutoFlip, AutoFlipWarning, client_app
 from flwr_autoflip.graph.codec import encode_plan
 from flwr_autoflip.ledger.ledger import node_rows, read_ledger
 from flwr_autoflip.methods import PruneFl
 from flwr_autoflip.methods.threshold import Compression
-from flwr_autoflip.server.inprocess import InProcessGrid
 
 NODES = 5
 HALF = {"fraction_train": 0.6, "fraction_evaluate": 0.6}
