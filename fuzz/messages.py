@@ -20,6 +20,7 @@ from flwr.app import (
 from flwr.serverapp.strategy import FedAvg, FedMedian
 from flwr.supercore.task_identity import TaskIdentity
 
+from examples.inprocess import over_the_wire
 from flwr_autoflip import wire
 from flwr_autoflip.client.client import budget_receipt, receipt_of
 from flwr_autoflip.errors import WireError
@@ -27,9 +28,8 @@ from flwr_autoflip.graph.codec import encode_plan, plan_digest
 from flwr_autoflip.graph.pack import pack
 from flwr_autoflip.ledger.cost import CostOf
 from flwr_autoflip.ledger.ledger import Ledger, total
-from flwr_autoflip.server.aggregation import aggregate
+from flwr_autoflip.server.aggregate import aggregate
 from flwr_autoflip.server.exchange import Answer, Exchange
-from flwr_autoflip.server.inprocess import over_the_wire
 from flwr_autoflip.wire.encoding import DTYPES, Encoding
 from flwr_autoflip.wire.probe import append_probe
 

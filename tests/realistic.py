@@ -17,8 +17,8 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
 from torch import Tensor, nn
 
+from examples.inprocess import InProcessGrid
 from flwr_autoflip import AutoFlip, AutoFlipClient, client_app
-from flwr_autoflip.server.inprocess import InProcessGrid
 
 SIZES = (400, 2, 4, 9, 40, 0)
 """Examples of each node."""

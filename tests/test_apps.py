@@ -151,7 +151,9 @@ def test_flowers_engine_says_it_in_other_words(said: str, hint: str) -> None:
 
 
 def test_a_strategy_of_the_older_api_is_called_so() -> None:
-    with pytest.raises(AutoFlipError, match=r"FedAvg is of Flower's older API.*server"):
+    with pytest.raises(
+        AutoFlipError, match=r"FedAvg is of Flower's legacy API.*server"
+    ):
         build(OlderFedAvg())
 
 

@@ -2,9 +2,10 @@
 
 import random
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from logging import ERROR, INFO, getLogger
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message
@@ -20,16 +21,8 @@ from ..methods import AutoFlipPolicy, Policy
 from ..wire.encoding import Encoding
 from ..wire.exploration import PRIVATE, WITH_MODEL, check_report, decode_report
 from ..wire.privacy import ReportPrivacy, parse_privacy
-from .budgets import Budgets
-from .drift import (
-    WEIGHTS,
-    Drift,
-    drift_of_norm,
-    find_too_far,
-    measure_drift,
-    shares_of_buffers,
-    units_of,
-)
+from .aggregate import cast_to_layout
+from .budgets import Parts, ask_budgets, cut_orders
 from .exchange import Answer, Exchange
 from .hosts import (
     find_attribute,
@@ -38,12 +31,73 @@ from .hosts import (
     weight_key,
     with_config,
 )
-from .merge import cast_to_layout
 from .options import Options
+from .outliers import Change, Start, refuse_outliers, shares_of_buffers
 from .store import ReportStore
 
 LOGGER = getLogger("flwr")
 EPOCHS_KEY = "local-epochs"
+
+
+@dataclass
+class Budgets:
+    """Ask nodes what they can carry, and cut orders to it.
+
+    Parameters
+    ----------
+    exchange : Exchange
+    layout : Layout
+    rank : callable
+        Global dense arrays to scores of units.
+    asks : bool
+        False: every node gets the whole plan, and none is asked.
+    multiple : int
+    """
+
+    exchange: Exchange
+    layout: Layout
+    rank: Callable[[Arrays], Mapping[str, Any]]
+    asks: bool
+    multiple: int
+    known: dict[int, str] = field(default_factory=dict)
+    parts: Parts | None = None
+
+    def ask(self, server_round: int, grid: Grid, templates: Sequence[Message]) -> None:
+        """Ask nodes that are new, or that failed since they were asked."""
+        held = self.exchange.held
+        self.known = {n: text for n, text in self.known.items() if n in held}
+        new = [t for t in templates if t.metadata.dst_node_id not in self.known]
+        self.known |= ask_budgets(self.exchange, self.layout, server_round, grid, new)
+
+    def able(
+        self, server_round: int, grid: Grid, templates: Sequence[Message]
+    ) -> list[Message]:
+        """Give the messages whose nodes carry the dense model."""
+        if not self.asks:
+            return list(templates)
+        self.ask(server_round, grid, templates)
+        known = self.known
+        return [t for t in templates if known.get(t.metadata.dst_node_id) == ""]
+
+    def share_out(
+        self,
+        server_round: int,
+        grid: Grid,
+        templates: Sequence[Message],
+        orders: wire.Orders,
+        weights: Arrays,
+    ) -> list[tuple[Message, wire.Orders]]:
+        """Give each node what it can carry of a plan."""
+        if not self.asks:
+            return [(template, orders) for template in templates]
+        self.ask(server_round, grid, templates)
+        if self.parts is None or self.parts.plan is not orders.plan:
+            share, scores = self.exchange.cost_of.ratio, self.rank(weights)
+            self.parts = Parts(orders.plan, scores, share, self.multiple)
+        nodes = [template.metadata.dst_node_id for template in templates]
+        own = cut_orders(orders, weights, nodes, self.known, self.parts)
+        pairs = zip(templates, nodes, strict=True)
+        return [(template, own[node]) for template, node in pairs if node in own]
 
 
 @dataclass
@@ -213,20 +267,19 @@ class Explorer:
         messages = self.exchange.requests(server_round, work)
         answers = grid.send_and_receive(messages, timeout=self.exchange.timeout)
 
-        start, warm = pack(weights, plan), server_round == 0
-        units = units_of(start, plan)
+        start, warm = Start(pack(weights, plan), plan), server_round == 0
 
-        def check(reply: wire.Reply, orders: wire.Orders) -> Drift | None:
+        def check(reply: wire.Reply, orders: wire.Orders) -> Change | None:
             report = reply.values, reply.receipt.get(wire.KEY_SCALE), self.layout
             norm = check_report(*report, payload, weights)
             if self._noise_of(reply):
                 return None  # it has no scale
             examples = reply.receipt.get(wire.KEY_EXAMPLES) or reply.num_examples
             if not (warm and payload in WITH_MODEL):
-                return drift_of_norm(norm, units, plan, examples)
+                return start.measure_norm(norm, examples)
             _, final = decode_report(*report, payload, weights)
             values = pack(final or {}, plan)
-            return measure_drift(values, start, units, plan, examples)
+            return start.measure(values, examples)
 
         valid = self.exchange.replies(answers, check, self._refuse_too_far)
         del answers
@@ -234,7 +287,7 @@ class Explorer:
         for noise in filter(None, noises):
             text = "\t> %s of %s reports were noised by their nodes, who say: %s"
             LOGGER.log(INFO, text, noises[noise], len(valid), noise)
-        unknown = Drift(0.0, {WEIGHTS: 0.0})  # noised reports hold no buffers
+        unknown = Change(0.0, 0.0)  # noised reports hold no buffers
         shares = shares_of_buffers([answer.made or unknown for answer in valid])
         explorers = []
         while valid:  # one node's arrays at a time, whatever their number
@@ -278,24 +331,15 @@ class Explorer:
             )
         return privacy
 
-    def _refuse_too_far(self, drifts: list[Drift | None]) -> dict[int, str]:
+    def _refuse_too_far(self, changes: list[Change | None]) -> dict[int, str]:
         """Say whose report moved farther than exploring does: place to reason."""
         if self.options["client_scale"] == "raw":
             return {}
-        known = {i: drift for i, drift in enumerate(drifts) if drift is not None}
-        places, moved = list(known), list(known.values())
-        return {
-            places[i]: f"report: it moved by {far.moved:.3g} times the weights' size, "
-            f"explorers' median is {far.median:.3g}; up to {far.limit:.3g} is taken "
-            "here. client_scale='raw' takes any."
-            for i, found in find_too_far(moved).items()
-            for far in found
-            if far.name == WEIGHTS
-        }
+        return refuse_outliers(changes, "report", "client_scale='raw' takes any.")
 
     def _keep(
         self,
-        answer: Answer[Drift | None],
+        answer: Answer[Change | None],
         weights: Arrays,
         warm: bool,
         shares: Mapping[str, float],

@@ -30,11 +30,11 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 from grid import LocalGrid
 
+from examples.inprocess import over_the_wire
 from flwr_autoflip import AutoFlip, AutoFlipError, autoflip_mod, client_app
 from flwr_autoflip.graph.shrink import arrays_of
 from flwr_autoflip.ledger.ledger import node_rows
 from flwr_autoflip.methods import PruneFl
-from flwr_autoflip.server.inprocess import over_the_wire
 
 APPS = {"message": plain_app, "numpy": numpy_app}
 

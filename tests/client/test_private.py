@@ -24,6 +24,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 from grid import LocalGrid
 
+from examples.inprocess import InProcessGrid
 from flwr_autoflip import (
     AutoFlip,
     AutoFlipError,
@@ -34,7 +35,6 @@ from flwr_autoflip import (
 from flwr_autoflip.graph.shrink import arrays_of
 from flwr_autoflip.ledger.ledger import node_rows
 from flwr_autoflip.methods.guidance import deviation, report_by_unit
-from flwr_autoflip.server.inprocess import InProcessGrid
 from flwr_autoflip.wire import privacy
 from flwr_autoflip.wire.half import to_half
 from flwr_autoflip.wire.privacy import ReportPrivacy

@@ -14,14 +14,14 @@ from federation import EXAMPLE, Client, guided, initial, make_model, plain_app
 from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import FedAvg
 
+from examples.inprocess import InProcessGrid
 from flwr_autoflip import AutoFlip, client_app, wire
 from flwr_autoflip.graph.plan import dense_plan
 from flwr_autoflip.ledger.cost import CostOf
 from flwr_autoflip.ledger.ledger import Ledger, dense_bytes, node_rows, read_ledger
 from flwr_autoflip.ledger.page.runs import Run, summarise
 from flwr_autoflip.ledger.rows import NodeRow
-from flwr_autoflip.server.inprocess import InProcessGrid
-from flwr_autoflip.server.live import Live, _duration
+from flwr_autoflip.server.progress import Progress, duration
 
 LINE = re.compile(r"AutoFlip: round (\d+)/(\d+), (?:(\S+) ([\d.]+), )?(.*)")
 
@@ -96,24 +96,28 @@ def test_rounds_without_any_evaluation_have_lines_too() -> None:
     assert {line[3] for line in lines} == {None}
 
 
-def test_exploring_can_make_savings_negative() -> None:
+def test_exploring_can_make_savings_negative(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     ledger = Ledger()
-    live = Live(ledger, CostOf(make_model(), EXAMPLE))
-    dense = live.dense_message
+    progress = Progress(ledger, CostOf(make_model(), EXAMPLE))
+    dense = progress.dense_message
     ledger.add(NodeRow(0, "explore", 1, bytes_down=5 * dense["down"]))
     row = NodeRow(1, "train", 1, bytes_down=dense["down"], bytes_up=dense["up"])
     ledger.add(row)
-    live._count()
+    progress.begin(1)
+    with caplog.at_level(logging.INFO, logger="flwr"):
+        progress.end_round(1, dense_plan(make_strategy().layout), None)
 
     share = 5 * dense["down"] / (dense["down"] + dense["up"])
     said = f"-{5 * dense['down'] / 1e6:.2f} MB saved (-{100 * share:.0f} %)"
-    assert live._saved() == said
+    assert said in caplog.text
 
 
 def test_the_time_left_is_written_as_people_say_it() -> None:
     given = (0, 59.4, 59.6, 125, 3599.6, 11400)
 
-    assert [_duration(s) for s in given] == [
+    assert [duration(s) for s in given] == [
         *("0s", "59s", "1m 00s", "2m 05s", "1h 00m", "3h 10m"),
     ]
 
@@ -213,7 +217,7 @@ def test_without_exploring_there_is_no_guidance(policy: str) -> None:
 
 def test_the_same_plan_is_not_written_again() -> None:
     ledger = Ledger()
-    live = Live(ledger, CostOf(make_model(), EXAMPLE))
+    live = Progress(ledger, CostOf(make_model(), EXAMPLE))
     strategy = make_strategy(policy="dense")
     scores = {g.name: np.ones(g.size) for g in strategy.layout.groups}
     for number in range(3):

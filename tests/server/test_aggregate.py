@@ -11,17 +11,17 @@ from models import ZOO, flat_layout, layout_of, mlp_layout, random_arrays, rando
 from flwr_autoflip.graph.layout import Layout
 from flwr_autoflip.graph.pack import expand, pack
 from flwr_autoflip.graph.plan import Plan, dense_plan
-from flwr_autoflip.server.merge import cast_to_layout, settle, stand_in
+from flwr_autoflip.server.aggregate import cast_to_layout, fill_values, merge
 
 
-def test_settle_by_hand() -> None:
+def test_merge_by_hand() -> None:
     layout = mlp_layout()
     plan = Plan(layout, {"fc1": np.array([1, 3])})
     last = {t.name: np.full(t.shape, 5, np.float32) for t in layout.tensors}
     average = {t.name: np.full(t.shape, 7.0) for t in layout.tensors}
 
-    kept = settle(average, last, [plan])
-    zeroed = settle(average, last, [plan], zero=True)
+    kept = merge(average, last, [plan])
+    zeroed = merge(average, last, [plan], zero=True)
 
     np.testing.assert_array_equal(kept["fc1.bias"], [5, 7, 5, 7])
     np.testing.assert_array_equal(kept["fc2.weight"], [[5, 7, 5, 7]] * 2)
@@ -36,7 +36,7 @@ def test_buffers_of_units_that_went_are_never_zeroed() -> None:
     last = {t.name: np.full(t.shape, 5, t.dtype) for t in layout.tensors}
     average = {t.name: np.full(t.shape, 7.6) for t in layout.tensors}
 
-    zeroed = settle(average, last, [plan], zero=True)
+    zeroed = merge(average, last, [plan], zero=True)
 
     np.testing.assert_array_equal(zeroed["norm.running_mean"], np.float32([5, 7.6]))
     np.testing.assert_array_equal(zeroed["norm.weight"], np.float32([0, 7.6]))
@@ -55,7 +55,7 @@ def test_what_nobody_trained_is_the_last_value_bit_for_bit(
     plan = random_plan(layout, seed, masked)
     average, last = random_arrays(layout, 1), random_arrays(layout, 2)
 
-    settled = settle(average, last, [plan])
+    settled = merge(average, last, [plan])
 
     for spec in layout.tensors:
         trained = plan.dense_mask(spec.name)
@@ -64,13 +64,13 @@ def test_what_nobody_trained_is_the_last_value_bit_for_bit(
         assert settled[spec.name].tobytes() == expected.tobytes()
 
 
-def test_settle_takes_what_any_plan_trained() -> None:
+def test_merge_takes_what_any_plan_trained() -> None:
     layout = mlp_layout()
     plans = [Plan(layout, {"fc1": np.array(keep)}) for keep in ([1], [1, 3], [1])]
     last = {t.name: np.full(t.shape, 5, np.float32) for t in layout.tensors}
     average = {t.name: np.full(t.shape, 7.0) for t in layout.tensors}
 
-    settled = settle(average, last, plans)
+    settled = merge(average, last, plans)
 
     np.testing.assert_array_equal(settled["fc1.bias"], [5, 7, 5, 7])
 
@@ -94,7 +94,7 @@ def filled(
 ) -> Models:
     """Send models' kept values through the plans, and fill what others trained."""
     values = [pack(model, plan) for model, plan in zip(models, plans, strict=True)]
-    stands = stand_in(base, values, plans, weights)
+    stands = fill_values(base, values, plans, weights)
     return [expand(stands, v, plan) for v, plan in zip(values, plans, strict=True)]
 
 
@@ -121,7 +121,7 @@ def heterofl(
     return combined
 
 
-def test_stand_in_by_hand() -> None:
+def test_fill_values_by_hand() -> None:
     layout = mlp_layout()
     keeps, weights = ([0, 1, 3], [1, 3], [3]), [1.0, 2.0, 1.0]
     plans = [Plan(layout, {"fc1": np.array(keep)}) for keep in keeps]
@@ -151,7 +151,7 @@ def test_with_equal_plans_the_base_stands_in() -> None:
     models = [random_arrays(plan.layout, seed) for seed in range(4)]
     values = [pack(model, plan) for model in models[1:]]
 
-    stands = stand_in(models[0], values, [plan] * 3, [1, 2, 3])
+    stands = fill_values(models[0], values, [plan] * 3, [1, 2, 3])
 
     assert all(stands[name] is array for name, array in models[0].items())
 
@@ -181,7 +181,7 @@ def test_any_weighted_mean_is_then_heterofls_average(name: str, seed: int) -> No
 
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
-def test_stand_in_against_a_loop_over_coordinates(seed: int) -> None:
+def test_fill_values_against_a_loop_over_coordinates(seed: int) -> None:
     layout = flat_layout()
     plans = [random_plan(layout, seed + node, masked=True) for node in range(3)]
     weights, base = [3.0, 1.0, 2.0], random_arrays(layout)

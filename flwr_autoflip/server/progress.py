@@ -24,11 +24,11 @@ LOGGER = getLogger("flwr")
 LONGEST_NAME = 60
 """Characters of a metric's name in a line."""
 
-Guidance = Callable[[], Mapping[str, NDArray[Any]]]
+Scores = Callable[[], Mapping[str, NDArray[Any]]]
 
 
 @dataclass
-class Live:
+class Progress:
     """Follow a run, round by round.
 
     Parameters
@@ -40,27 +40,18 @@ class Live:
     ledger: Ledger
     cost_of: CostOf
     _num_rounds: int = 0
-    _waits: bool = False
     _clock: float = 0.0
     _rounds_done: int = 0
     _rows_read: int = 0
     _moved: int = 0
     _dense: int = 0
-    _plan: str | None = None  # the last one's digest, "" before the first
+    _plan: str = ""
 
-    def begin(self, num_rounds: int, waits: bool) -> None:
-        """Start the clock, after exploring.
-
-        Parameters
-        ----------
-        num_rounds : int
-        waits : bool
-            A round ends with the server's own evaluation, not with the nodes'.
-        """
-        self._num_rounds, self._waits = num_rounds, waits
-        self._clock, self._rounds_done = time.monotonic(), 0
-        self._rows_read = self._moved = self._dense = 0
-        self._plan = None
+    def begin(self, num_rounds: int) -> None:
+        """Start the clock."""
+        self._num_rounds, self._clock = num_rounds, time.monotonic()
+        self._rounds_done = self._rows_read = self._moved = self._dense = 0
+        self._plan = ""
 
     @cached_property
     def dense_message(self) -> dict[str, int]:
@@ -68,58 +59,46 @@ class Live:
         arrays = wire.to_arrayrecord(arrays_of(self.cost_of.model))
         config = ConfigRecord({"server-round": 1})
         metrics = MetricRecord({"num-examples": 1, "loss": 0.0})
-        down = RecordDict({"arrays": arrays, "config": config})
-        up = RecordDict({"arrays": arrays, "metrics": metrics})
-        alone = RecordDict({"metrics": metrics})
-        return {
-            "down": wire.count_bytes(down),
-            "up": wire.count_bytes(up),
-            "metrics": wire.count_bytes(alone),
+        messages: dict[str, dict[str, Any]] = {
+            "down": {"arrays": arrays, "config": config},
+            "up": {"arrays": arrays, "metrics": metrics},
+            "metrics": {"metrics": metrics},
         }
+        return {k: wire.count_bytes(RecordDict(m)) for k, m in messages.items()}
 
     def plan_made(
-        self, server_round: int, plan: Plan, guidance: Guidance, log: bool = False
+        self, server_round: int, plan: Plan, scores: Scores, log: bool = False
     ) -> None:
-        """Write a plan into the ledger, unless it is the one that held already.
+        """Write a plan into the ledger, unless it is the one that is written last.
 
         Parameters
         ----------
         server_round : int
             From which it holds; 0 before the rounds.
         plan : Plan
-        guidance : callable
-            Gives units' scores; called for the run's first plan only, since every call
-            may read all reports.
+        scores : callable
+            Gives units' importance, for a histogram; called for the run's first plan
+            only.
         log : bool (default: False)
             Say it in the log, too.
         """
         if log:
             self._log_plan(plan)
+        self._read_rows()
         digest = plan_digest(encode_plan(plan), plan.layout).hex()
-        if self._plan is None:  # once: the ledger may be another process's
-            plans = [row for row in self.ledger.rows if row["phase"] == "plan"]
-            self._plan = plans[-1]["digest"] if plans else ""
-        before, self._plan = self._plan, digest
-        if before == digest:
+        if digest == self._plan:
             return
         row: dict[str, Any] = {"digest": digest, "plan": self.cost_of.shape(plan)}
         row["dense_units"] = {g.name: g.size for g in plan.layout.groups}
         row["dense_message"] = self.dense_message
-        if not before and (scores := guidance()):
-            row["importance"] = unit_histograms(plan, scores)
+        if not self._plan and (found := scores()):
+            row["importance"] = unit_histograms(plan, found)
         self.ledger.add_plan(server_round, row)
-
-    def nodes_done(
-        self, server_round: int, plan: Plan, metrics: Mapping[str, Any] | None
-    ) -> None:
-        """End a round after its nodes, unless the server evaluates after them."""
-        if not self._waits:
-            self.end_round(server_round, plan, metrics)
 
     def end_round(
         self, server_round: int, plan: Plan, metrics: Mapping[str, Any] | None
     ) -> None:
-        """Log a round's line: accuracy, what stays, what was saved, the time left.
+        """Log a round's line: accuracy, what is kept, what was saved, the time left.
 
         Parameters
         ----------
@@ -131,30 +110,31 @@ class Live:
         """
         if server_round == 0:
             return
-        self._count()
+        self._read_rows()
         self._rounds_done += 1
         passed = time.monotonic() - self._clock
         left = passed / self._rounds_done * max(0, self._num_rounds - server_round)
-        found = headline(metrics or {})
-        parts = [f"round {server_round}/{self._num_rounds}"]
-        parts += [f"{visible(found[0], LONGEST_NAME)} {found[1]:.3f}"] if found else []
         kept = plan.num_parameters / plan.layout.num_parameters
-        parts.append(f"{100 * kept:.0f} % of parameters")
-        parts += [f"{self._moved / 1e6:.2f} MB so far", self._saved()]
-        parts.append(f"{_duration(left)} left")
-        LOGGER.log(INFO, "\t└──> AutoFlip: %s", ", ".join(parts))
-
-    def _count(self) -> None:
-        """Take in the rows that came since."""
-        new = node_rows(self.ledger.rows[self._rows_read :])
-        self._rows_read = len(self.ledger.rows)
-        self._moved += sum(row["bytes_down"] + row["bytes_up"] for row in new)
-        self._dense += sum(dense_bytes(row, self.dense_message) for row in new)
-
-    def _saved(self) -> str:
         saved = self._dense - self._moved
         share = f" ({100 * saved / self._dense:.0f} %)" if self._dense else ""
-        return f"{saved / 1e6:.2f} MB saved{share}"
+        parts = [f"round {server_round}/{self._num_rounds}"]
+        if found := headline(metrics or {}):
+            parts.append(f"{visible(found[0], LONGEST_NAME)} {found[1]:.3f}")
+        parts.append(f"{100 * kept:.0f} % of parameters")
+        parts.append(f"{self._moved / 1e6:.2f} MB so far")
+        parts.append(f"{saved / 1e6:.2f} MB saved{share}")
+        parts.append(f"{duration(left)} left")
+        LOGGER.log(INFO, "\t└──> AutoFlip: %s", ", ".join(parts))
+
+    def _read_rows(self) -> None:
+        """Take in the ledger's rows that came since, maybe of another process."""
+        new = self.ledger.rows[self._rows_read :]
+        self._rows_read += len(new)
+        for row in node_rows(new):
+            self._moved += row["bytes_down"] + row["bytes_up"]
+            self._dense += dense_bytes(row, self.dense_message)
+        plans = [row["digest"] for row in new if row["phase"] == "plan"]
+        self._plan = plans[-1] if plans else self._plan
 
     def _log_plan(self, plan: Plan) -> None:
         small, dense = self.cost_of.plan(plan).macs, self.cost_of.dense().macs
@@ -170,7 +150,7 @@ class Live:
         )
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Write seconds as people say them: ``45s``, ``2m 05s``, ``3h 10m``."""
     whole = round(seconds)
     if whole < 60:

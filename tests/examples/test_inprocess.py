@@ -10,7 +10,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 
-from flwr_autoflip.server.inprocess import over_the_wire
+from examples.inprocess import over_the_wire
 
 
 def content_of(**arrays: Any) -> RecordDict:

@@ -17,7 +17,7 @@ from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
-from .. import wire
+from flwr_autoflip import wire
 
 SERVER = 1
 FIRST_NODE = 100
