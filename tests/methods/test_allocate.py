@@ -13,8 +13,8 @@ from torch import nn
 from flwr_autoflip.graph.layout import Layout
 from flwr_autoflip.graph.plan import Plan, dense_plan
 from flwr_autoflip.graph.tracing.trace import trace
-from flwr_autoflip.methods.allocate import allocate as allocate_above
-from flwr_autoflip.methods.allocate import floors
+from flwr_autoflip.methods.threshold import allocate as allocate_above
+from flwr_autoflip.methods.threshold import floors
 
 
 def allocate(layout: Layout, share: float, exponent: float) -> dict[str, int]:

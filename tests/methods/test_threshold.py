@@ -13,14 +13,14 @@ from flwr_autoflip.methods.threshold import (
     Absolute,
     Compression,
     Cost,
+    Cumulative,
     Kept,
-    MacShare,
-    Mass,
+    MacRatio,
     Quantile,
     Threshold,
+    cumulative_count,
     keep_even,
     keep_top,
-    mass_count,
     parse_threshold,
     select,
 )
@@ -117,31 +117,31 @@ def test_global_quantile_drops_all_ties() -> None:
     assert chosen([0, 0, 0, 0, 0.5, 1], Quantile(0.3, "global")) == [4, 5]
 
 
-# --- Auto ---
+# --- Cumulative ---
 
 
-def test_auto_keeps_the_smallest_set_that_holds_the_mass() -> None:
+def test_cumulative_keeps_the_smallest_set_that_holds_the_mass() -> None:
     # Sum 1: .5 + .25 = .75 >= .7 with two, .5 < .7 with one.
-    assert chosen([0.05, 0.5, 0.2, 0.25], Mass(0.7)) == [1, 3]
+    assert chosen([0.05, 0.5, 0.2, 0.25], Cumulative(0.7)) == [1, 3]
 
 
-def test_auto_includes_the_one_that_reaches_the_share() -> None:
+def test_cumulative_includes_the_one_that_reaches_the_share() -> None:
     # .5 + .25 is .75 exactly: a third is not needed.
-    assert chosen([0.5, 0.25, 0.25], Mass(0.75)) == [0, 1]
+    assert chosen([0.5, 0.25, 0.25], Cumulative(0.75)) == [0, 1]
 
 
-def test_auto_decides_a_layer_at_a_time() -> None:
+def test_cumulative_decides_a_layer_at_a_time() -> None:
     scores = {"a": np.array([0.8, 0.1, 0.1]), "b": np.array([0.25] * 4)}
 
-    kept = select(scores, Mass(0.7), {})
+    kept = select(scores, Cumulative(0.7), {})
 
     # a: .8 of 1 is enough; b: 3 of 4 quarters are needed.
     np.testing.assert_array_equal(kept["a"], [True, False, False])
     np.testing.assert_array_equal(kept["b"], [True, True, True, False])
 
 
-def test_auto_keeps_a_layer_that_did_not_move() -> None:
-    assert chosen([0, 0, 0], Mass(0.7)) == [0, 1, 2]
+def test_cumulative_keeps_a_layer_that_did_not_move() -> None:
+    assert chosen([0, 0, 0], Cumulative(0.7)) == [0, 1, 2]
 
 
 @settings(deadline=None)
@@ -149,10 +149,10 @@ def test_auto_keeps_a_layer_that_did_not_move() -> None:
     hnp.arrays(np.int64, st.integers(1, 7), elements=st.integers(0, 20)),
     st.integers(1, 10),
 )
-def test_mass_count_matches_every_subset(scores: np.ndarray, tenths: int) -> None:
+def test_cumulative_count_matches_every_subset(scores: np.ndarray, tenths: int) -> None:
     total = int(scores.sum())
 
-    count = mass_count(scores.astype(np.float64), tenths / 10)
+    count = cumulative_count(scores.astype(np.float64), tenths / 10)
 
     # Integers, so that no rounding decides: 10 * part >= tenths * total.
     fits = [
@@ -166,14 +166,14 @@ def test_mass_count_matches_every_subset(scores: np.ndarray, tenths: int) -> Non
 
 @settings(max_examples=40, deadline=None)
 @given(SEEDS, st.integers(1025, 9000), st.integers(1, 10), st.integers(1, 6))
-def test_mass_count_of_many_is_that_of_sorting(
+def test_cumulative_count_of_many_is_that_of_sorting(
     seed: int, size: int, tenths: int, power: int
 ) -> None:
     # Integers, so that sums are exact in any order; skewed, and with many ties.
     draws = np.random.default_rng(seed).random(size)
     scores = np.floor(1000 * draws**power).astype(np.float32)
 
-    count = mass_count(scores, tenths / 10)
+    count = cumulative_count(scores, tenths / 10)
 
     mass = np.cumsum(np.sort(scores.astype(np.int64))[::-1])
     assert count == int(np.argmax(10 * mass >= tenths * mass[-1])) + 1
@@ -254,11 +254,11 @@ def test_compression_by_hand() -> None:
     np.testing.assert_array_equal(kept["b"], [False, True])
 
 
-def test_mac_share_by_hand() -> None:
+def test_mac_ratio_by_hand() -> None:
     scores = {"a": np.array([0.4, 0.1, 0.3, 0.2]), "b": np.array([0.1, 0.2])}
-    cost = {MacShare: linear_cost({"a": 1, "b": 10})}
+    cost = {MacRatio: linear_cost({"a": 1, "b": 10})}
 
-    kept = select(scores, MacShare(13 / 24), cost)
+    kept = select(scores, MacRatio(13 / 24), cost)
 
     np.testing.assert_array_equal(kept["a"], [True, False, True, True])
     np.testing.assert_array_equal(kept["b"], [False, True])
@@ -270,10 +270,10 @@ def test_each_target_uses_its_own_cost() -> None:
     def free(kept: Kept) -> float:
         return 0.0
 
-    cost = {Compression: free, MacShare: linear_cost({"a": 1})}
+    cost = {Compression: free, MacRatio: linear_cost({"a": 1})}
 
     assert select(scores, Compression(4), cost)["a"].sum() == 4
-    assert select(scores, MacShare(0.25), cost)["a"].sum() == 1
+    assert select(scores, MacRatio(0.25), cost)["a"].sum() == 1
 
 
 def test_target_below_reach_leaves_one_a_layer() -> None:
@@ -285,11 +285,11 @@ def test_target_below_reach_leaves_one_a_layer() -> None:
     np.testing.assert_array_equal(kept["b"], [True, False, False])
 
 
-@pytest.mark.parametrize("threshold", [Compression(1), MacShare(1)])
+@pytest.mark.parametrize("threshold", [Compression(1), MacRatio(1)])
 def test_target_of_the_whole_keeps_all(threshold: Threshold) -> None:
     scores = {"a": np.zeros(7), "b": np.ones(3)}
 
-    kept = select(scores, threshold, {Compression: chain_cost, MacShare: chain_cost})
+    kept = select(scores, threshold, {Compression: chain_cost, MacRatio: chain_cost})
 
     assert all(choice.all() for choice in kept.values())
 
@@ -329,8 +329,8 @@ def test_even_share_matches_a_loop_over_all_ratios(
 @pytest.mark.parametrize(
     ("text", "threshold"),
     [
-        ("mass:0.7", Mass(0.7)),
-        ("mass:0.5", Mass(0.5)),
+        ("cumulative:0.7", Cumulative(0.7)),
+        ("cumulative:0.5", Cumulative(0.5)),
         (0.3, Absolute(0.3)),
         ("0.3", Absolute(0.3)),
         (0, Absolute(0.0)),
@@ -338,9 +338,9 @@ def test_even_share_matches_a_loop_over_all_ratios(
         ("global-quantile:0.3", Quantile(0.3, "global")),
         ("2x", Compression(2.0)),
         ("1.5x", Compression(1.5)),
-        ("macs:0.25", MacShare(0.25)),
-        ("even-macs:0.25", MacShare(0.25, exponent=np.inf)),
-        (MacShare(1.0), MacShare(1.0)),
+        ("macs:0.25", MacRatio(0.25)),
+        ("even-macs:0.25", MacRatio(0.25, exponent=np.inf)),
+        (MacRatio(1.0), MacRatio(1.0)),
     ],
 )
 def test_short_forms(text: float | str, threshold: Threshold) -> None:
@@ -350,7 +350,17 @@ def test_short_forms(text: float | str, threshold: Threshold) -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        *("", "x", "auto", "mass", "mass:x", "quantile", "macs:", "2x:3", "macs"),
+        *(
+            "",
+            "x",
+            "auto",
+            "cumulative",
+            "cumulative:x",
+            "quantile",
+            "macs:",
+            "2x:3",
+            "macs",
+        ),
         *(True, None, [0.3]),
     ],
 )
@@ -363,7 +373,14 @@ def test_what_is_no_threshold_is_refused(value: object) -> None:
     "value",
     [
         *(1.0, -0.1, float("nan"), "quantile:1", "global-quantile:-0.1", "0.5x"),
-        *("macs:0", "macs:1.1", "mass:0", "mass:2", Mass(0.0), Compression(0.0)),
+        *(
+            "macs:0",
+            "macs:1.1",
+            "cumulative:0",
+            "cumulative:2",
+            Cumulative(0.0),
+            Compression(0.0),
+        ),
         *("infx", "nanx"),
     ],
 )
@@ -375,4 +392,4 @@ def test_out_of_range_is_refused(value: Threshold | float | str) -> None:
 @pytest.mark.parametrize("exponent", [0, -1, float("nan")])
 def test_an_exponent_must_be_positive(exponent: float) -> None:
     with pytest.raises(AutoFlipError, match="must be above 0"):
-        parse_threshold(MacShare(0.5, exponent))
+        parse_threshold(MacRatio(0.5, exponent))

@@ -1,11 +1,11 @@
 """PruneFL's initial pruning at one client (arXiv:1909.12326): the node's half.
 
-A node's app calls it while it explores, which is round 0::
+A node's app calls it in round 1::
 
     class Client(AutoFlipClient):
         def train(self, model, config):
             optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-            if config["server-round"] == 0:
+            if config["server-round"] == 1:
                 prune_initially_inplace(model, optimizer, F.cross_entropy, ten_batches)
             ...
 """
@@ -41,7 +41,7 @@ class Schedule:
     fraction : float (default: 0.3)
         See :func:`.prunefl.adjust`.
     tolerance : float (default: 0.1)
-        Density is stable if an adjustment changes it by at most this share,
+        Density is stable if an adjustment changes it by at most this ratio,
     patience : int (default: 5)
         and pruning ends after so many stable adjustments in a row.
     """
@@ -68,7 +68,7 @@ def prune_initially_inplace(
     Parameters
     ----------
     model : nn.Module
-        Dense, in training mode. At the end weights that went hold exactly the values
+        Dense, in training mode. At the end pruned weights hold exactly the values that
         they had at the start: that tells the server which they are.
     optimizer : Optimizer
         Of the model's parameters.
@@ -78,18 +78,18 @@ def prune_initially_inplace(
         On the model's device. The authors take ten of 20 examples.
     schedule : Schedule, optional
     time : RoundTime, optional
-        The policy's.
+        The method's.
     kept : int, optional
         See :func:`.prunefl.adjust`.
 
     Returns
     -------
     float
-        Density: share of prunable weights that stays.
+        Density: ratio of the prunable weights that is kept.
 
     Notes
     -----
-    Where we differ: weights that went may come back here as they may later (in the
+    Where we differ: pruned weights may come back here as they may later (in the
     authors' simulation their gradient is masked away, so that they cannot), and top-1
     is that of the pass itself, not of an evaluation every ten passes.
     """
@@ -150,7 +150,7 @@ class _HeldMask:
         named = dict(model.named_parameters())
         self.weights = {name: named[name] for name in names}
         self.initial = {n: p.detach().clone() for n, p in self.weights.items()}
-        # What a weight that went was then; it starts from there if it comes back.
+        # What a pruned weight was then; it starts from there if it comes back.
         self.latent = {n: p.detach().clone() for n, p in self.weights.items()}
         self.used = {n: np.ones(p.shape, np.bool_) for n, p in self.weights.items()}
         self.named = {n: p for n, p in named.items() if p.requires_grad}
@@ -173,13 +173,13 @@ class _HeldMask:
 
     @torch.no_grad()
     def hold(self) -> None:
-        """Undo what momentum or a stray gradient did to weights that went."""
+        """Undo what momentum or a stray gradient did to pruned weights."""
         for name, parameter in self.weights.items():
             parameter.mul_(torch.as_tensor(self.used[name], device=parameter.device))
 
     @torch.no_grad()
     def change(self, chosen: Mask) -> None:
-        """Let weights go and come back."""
+        """Prune weights, and let others come back."""
         for name, parameter in self.weights.items():
             used = torch.as_tensor(self.used[name], device=parameter.device)
             self.latent[name] = torch.where(used, parameter, self.latent[name])
@@ -189,7 +189,7 @@ class _HeldMask:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Give weights that went their first values."""
+        """Give pruned weights their first values."""
         for name, parameter in self.weights.items():
             used = torch.as_tensor(self.used[name], device=parameter.device)
             parameter.copy_(torch.where(used, parameter, self.initial[name]))
