@@ -92,12 +92,8 @@ def parse_threshold(value: ThresholdLike) -> Threshold:
     Parameters
     ----------
     value : Threshold, float or str
-        ``"macs:RATIO"``, ``"even-macs:RATIO"``, ``"FACTORx"``, ``"cumulative:RATIO"``,
-        a float for T_p, ``"quantile:RATIO"`` or ``"global-quantile:RATIO"``.
-
-    Returns
-    -------
-    Threshold
+        ``"macs:0.25"``, ``"even-macs:0.25"``, ``"2x"``, ``"cumulative:0.7"``, a float
+        for T_p, ``"quantile:0.3"`` or ``"global-quantile:0.3"``.
 
     Raises
     ------
@@ -108,8 +104,6 @@ def parse_threshold(value: ThresholdLike) -> Threshold:
     --------
     >>> parse_threshold("2x")
     Compression(factor=2.0)
-    >>> parse_threshold("cumulative:0.5")
-    Cumulative(ratio=0.5)
     """
     threshold = _parse_text(value) if isinstance(value, str) else value
     if isinstance(threshold, (int, float)) and not isinstance(threshold, bool):
@@ -146,7 +140,7 @@ def select(
     cost: Mapping[type, Cost],
     least: Mapping[str, int] | None = None,
 ) -> Kept:
-    """Choose what is kept.
+    """Choose what is kept, True in the result.
 
     Parameters
     ----------
@@ -157,11 +151,6 @@ def select(
         What ``Compression`` (parameters) and ``MacRatio`` (MACs) mean for a choice.
     least : mapping of str to int, optional
         For those two; see :func:`keep_even`.
-
-    Returns
-    -------
-    dict of str to ndarray
-        True where kept.
     """
     match threshold:
         case Absolute(value):
@@ -174,10 +163,8 @@ def select(
             value = np.quantile(every, ratio)
             return {name: s > value for name, s in scores.items()}
         case Cumulative(ratio):
-            return {
-                name: keep_top(s, cumulative_count(s, ratio))
-                for name, s in scores.items()
-            }
+            counts = {n: cumulative_count(s, ratio) for n, s in scores.items()}
+            return {name: keep_top(s, counts[name]) for name, s in scores.items()}
         case Compression(factor):
             return keep_even(scores, cost[Compression], 1 / factor, least=least)
         case MacRatio(ratio):
@@ -277,6 +264,27 @@ def floors(layout: Layout) -> dict[str, int]:
     return {group.name: -(-group.size // 10) for group in layout.groups}
 
 
+def unit_costs(layout: Layout) -> dict[type, Cost]:
+    """Say what a choice of units costs, relative to what can shrink."""
+    costs, sizes = _Costs(layout), _sizes(layout)
+
+    def count(kept: Kept) -> NDArray[np.float64]:
+        return np.array([kept[group.name].sum() for group in layout.groups], np.float64)
+
+    def macs(kept: Kept) -> float:
+        if not costs.macs(sizes):
+            raise AutoFlipError(
+                "no layer that can shrink multiplies, so a ratio of the MACs chooses "
+                "nothing; give a number of parameters such as threshold='2x'."
+            )
+        return costs.macs(count(kept)) / costs.macs(sizes)
+
+    def parameters(kept: Kept) -> float:
+        return costs.parameters(count(kept)) / costs.parameters(sizes)
+
+    return {Compression: parameters, MacRatio: macs}
+
+
 def allocate(
     layout: Layout, ratio: float, exponent: float, least: Mapping[str, int]
 ) -> dict[str, int]:
@@ -304,8 +312,7 @@ def allocate(
         Group name to how many units are kept, ``least`` even above the target. A
         larger ratio never keeps fewer.
     """
-    costs = _Costs(layout)
-    sizes = np.array([group.size for group in layout.groups], np.float64)
+    costs, sizes = _Costs(layout), _sizes(layout)
     fewest = np.array([least[group.name] for group in layout.groups], np.float64)
     target = ratio * costs.macs(sizes) * (1 + 1e-12)
     counts = sizes if ratio >= 1 else fewest
@@ -321,31 +328,35 @@ def allocate(
     return {g.name: int(n) for g, n in zip(layout.groups, counts, strict=True)}
 
 
+def _sizes(layout: Layout) -> NDArray[np.float64]:
+    return np.array([group.size for group in layout.groups], np.float64)
+
+
 class _Costs:
     """MACs and parameters as sums over tensors of products over their axes."""
 
     def __init__(self, layout: Layout) -> None:
-        sizes = np.array([g.size for g in layout.groups], np.float64)
+        sizes = _sizes(layout)
         group_of = np.repeat(np.arange(len(sizes)), sizes.astype(int))
-        axes = [
-            (number, length, np.zeros(0, np.int64) if owner is None else owner)
-            for number, spec in enumerate(layout.tensors)
-            for length, owner in zip(spec.shape, spec.owners, strict=True)
-        ]
-        owned = [group_of[owner[owner >= 0]] for _, _, owner in axes]
-        self.tensor = np.array([number for number, _, _ in axes])
+        tensor, per_unit, fixed = [], [], []
+        for number, spec in enumerate(layout.tensors):
+            for length, owner in zip(spec.shape, spec.owners, strict=True):
+                known = np.zeros(0, np.int64) if owner is None else owner[owner >= 0]
+                counts = np.bincount(group_of[known], minlength=len(sizes))
+                tensor.append(number)
+                per_unit.append(counts / sizes)
+                fixed.append(length - len(known))
         # Of each axis, indices that one unit of each group owns, and that nobody owns.
-        counts = [np.bincount(groups, minlength=len(sizes)) for groups in owned]
-        self.per_unit = np.array(counts) / sizes
-        lengths = zip(axes, owned, strict=True)
-        self.fixed = np.array([length - len(own) for (_, length, _), own in lengths])
+        self.tensor, self.per_unit = np.array(tensor), np.array(per_unit)
+        self.fixed = np.array(fixed)
         macs = np.array([t.macs_per_weight for t in layout.tensors])
         values = np.array([t.size for t in layout.tensors], np.float64)
         trained = np.array([t.trainable for t in layout.tensors], np.float64)
         # What an element costs, relative to the dense model.
         self.weight = macs / np.maximum(macs @ values, 1) + trained / (trained @ values)
+        # Layers that no unit touches cost the same whatever is chosen.
         can_shrink = np.array([t.name not in layout.fixed for t in layout.tensors])
-        self.macs_per_weight = macs * can_shrink
+        self.macs_per_weight, self.trained = macs * can_shrink, trained * can_shrink
 
     def values(self, counts: NDArray[np.float64]) -> NDArray[np.float64]:
         """Count each tensor's elements."""
@@ -356,6 +367,10 @@ class _Costs:
     def macs(self, counts: NDArray[np.float64]) -> float:
         """Count the MACs of layers that can shrink."""
         return float(self.macs_per_weight @ self.values(counts))
+
+    def parameters(self, counts: NDArray[np.float64]) -> float:
+        """Count the parameters of layers that can shrink."""
+        return float(self.trained @ self.values(counts))
 
     def best(
         self,

@@ -10,11 +10,10 @@ import numpy as np
 
 from ..errors import AutoFlipError, AutoFlipWarning
 from ..graph.layout import Layout, TensorSpec
-from ..graph.plan import Plan, dense_plan, keep_from_bool
+from ..graph.plan import Plan, keep_from_bool
 from .base import Method, S, Scores
 from .threshold import (
     Compression,
-    Cost,
     Kept,
     MacRatio,
     Threshold,
@@ -24,6 +23,7 @@ from .threshold import (
     keep_top,
     parse_threshold,
     select,
+    unit_costs,
 )
 
 LOGGER = getLogger("flwr")
@@ -227,34 +227,6 @@ def keep_least(kept: Kept, scores: Scores, least: Mapping[str, int]) -> Kept:
         else keep_top(scores[name], least[name])
         for name, choice in kept.items()
     }
-
-
-def unit_costs(layout: Layout) -> dict[type, Cost]:
-    """Say what a choice of units costs, relative to what can shrink.
-
-    Layers that no unit touches cost the same whatever is chosen, and are left out.
-    """
-    dense = dense_plan(layout)
-    fixed = [t for t in layout.tensors if t.name in layout.fixed]
-    fixed_parameters = sum(t.size for t in fixed if t.trainable)
-    fixed_macs = sum(t.macs_per_weight * t.size for t in fixed)
-
-    def parameters(kept: Kept) -> float:
-        plan = Plan(layout, keep_from_bool(kept))
-        return (plan.num_parameters - fixed_parameters) / (
-            dense.num_parameters - fixed_parameters
-        )
-
-    def macs(kept: Kept) -> float:
-        if dense.macs == fixed_macs:
-            raise AutoFlipError(
-                "no layer that can shrink multiplies, so a ratio of the MACs chooses "
-                "nothing; give a number of parameters such as threshold='2x'."
-            )
-        plan = Plan(layout, keep_from_bool(kept))
-        return (plan.macs - fixed_macs) / (dense.macs - fixed_macs)
-
-    return {Compression: parameters, MacRatio: macs}
 
 
 def weight_tensors(layout: Layout) -> list[TensorSpec]:

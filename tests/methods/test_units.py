@@ -12,8 +12,14 @@ from torch import nn
 from flwr_autoflip.errors import AutoFlipError, AutoFlipWarning
 from flwr_autoflip.graph.tracing.trace import trace
 from flwr_autoflip.methods import L1, EFLPrune, Guided, Method, Random
-from flwr_autoflip.methods.threshold import Absolute, Compression, Cumulative, MacRatio
-from flwr_autoflip.methods.units import unit_costs, unit_plan
+from flwr_autoflip.methods.threshold import (
+    Absolute,
+    Compression,
+    Cumulative,
+    MacRatio,
+    unit_costs,
+)
+from flwr_autoflip.methods.units import unit_plan
 
 COUNTS = {"conv1": 2, "conv2": 3, "fc1": 3}
 CRITERIA: Any = ("random", "l1", "l2", "similarity")

@@ -10,7 +10,7 @@ A node's app calls it in round 1::
             ...
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -147,14 +147,13 @@ class _HeldMask:
     """Weights of which some are 0 for now, and squares of gradients so far."""
 
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
-        named = dict(model.named_parameters())
-        self.weights = {name: named[name] for name in names}
+        self.named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self.weights = {name: self.named[name] for name in names}
         self.initial = {n: p.detach().clone() for n, p in self.weights.items()}
         # What a pruned weight was then; it starts from there if it comes back.
-        self.latent = {n: p.detach().clone() for n, p in self.weights.items()}
+        self.latent = dict(self.initial)
         self.used = {n: np.ones(p.shape, np.bool_) for n, p in self.weights.items()}
-        self.named = {n: p for n, p in named.items() if p.requires_grad}
-        self.squares = {n: torch.zeros_like(p) for n, p in self.named.items()}
+        self.squares: dict[str, Tensor] = {}
 
     @property
     def density(self) -> float:
@@ -163,33 +162,38 @@ class _HeldMask:
 
     def add_squares(self) -> None:
         for name, parameter in self.named.items():
-            if parameter.grad is not None:
-                self.squares[name] += parameter.grad.detach() ** 2
+            before = self.squares.get(name, torch.zeros_like(parameter.detach()))
+            grad = parameter.grad
+            self.squares[name] = before if grad is None else before + grad.detach() ** 2
 
     def take_squares(self) -> dict[str, NDArray[np.float32]]:
-        taken = {name: s.cpu().numpy() for name, s in self.squares.items()}
-        self.squares = {n: torch.zeros_like(s) for n, s in self.squares.items()}
-        return taken
+        taken, self.squares = self.squares, {}
+        return {name: squares.cpu().numpy() for name, squares in taken.items()}
 
     @torch.no_grad()
     def hold(self) -> None:
         """Undo what momentum or a stray gradient did to pruned weights."""
-        for name, parameter in self.weights.items():
-            parameter.mul_(torch.as_tensor(self.used[name], device=parameter.device))
+        self._fill({name: torch.zeros_like(p) for name, p in self.weights.items()})
 
     @torch.no_grad()
     def change(self, chosen: Mask) -> None:
         """Prune weights, and let others come back."""
         for name, parameter in self.weights.items():
-            used = torch.as_tensor(self.used[name], device=parameter.device)
-            self.latent[name] = torch.where(used, parameter, self.latent[name])
-            now = torch.as_tensor(chosen[name], device=parameter.device)
-            parameter.copy_(torch.where(now, self.latent[name], 0.0))
+            self.latent[name] = torch.where(
+                self._mask(name), parameter, self.latent[name]
+            )
+            parameter.copy_(self.latent[name])
         self.used = dict(chosen)
+        self.hold()
 
     @torch.no_grad()
     def restore(self) -> None:
         """Give pruned weights their first values."""
+        self._fill(self.initial)
+
+    def _fill(self, values: Mapping[str, Tensor]) -> None:
         for name, parameter in self.weights.items():
-            used = torch.as_tensor(self.used[name], device=parameter.device)
-            parameter.copy_(torch.where(used, parameter, self.initial[name]))
+            parameter.copy_(torch.where(self._mask(name), parameter, values[name]))
+
+    def _mask(self, name: str) -> Tensor:
+        return torch.as_tensor(self.used[name], device=self.weights[name].device)
