@@ -27,11 +27,7 @@ NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 def make_private(folder: Path) -> None:
     """Make a folder, and missing ones above it, that its owner alone can open.
 
-<<<<<<< HEAD
     A folder that exists is left as it is. Raises ``OSError`` if it cannot be made.
-=======
-    One that exists is left as it is.
->>>>>>> main
     """
     if folder.is_dir():
         return
@@ -96,11 +92,7 @@ def write_whole(path: Path, *data: bytes | memoryview, private: bool = True) -> 
             os.close(handle)
 
 
-<<<<<<< HEAD
 def write_arrays(path: Path, arrays: Arrays, metadata: Mapping[str, str]) -> str:
-=======
-def write_arrays(path: Path, arrays: Arrays, metadata: Mapping[str, str]) -> None:
->>>>>>> main
     """Write arrays and texts as safetensors, with a checksum of all of it.
 
     Parameters
@@ -127,7 +119,6 @@ def write_arrays(path: Path, arrays: Arrays, metadata: Mapping[str, str]) -> Non
 def read_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     """Read what :func:`write_arrays` wrote.
 
-<<<<<<< HEAD
     Parameters
     ----------
     path : Path
@@ -138,24 +129,13 @@ def read_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     metadata : dict of str to str
         With the checksum.
 
-=======
->>>>>>> main
     Raises
     ------
     DamagedFileError
         If the file is missing, cut short, or a single bit of its content changed.
     """
     try:
-<<<<<<< HEAD
-        with safe_open(path, "numpy") as file:
-            metadata = dict(file.metadata() or {})
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        for name, array in arrays.items():
-            if array.dtype.kind not in "biufc":  # another package may teach NumPy more
-                raise TypeError(f"{name} is of dtype {array.dtype}.")
-=======
         arrays, metadata = read_safetensors(path)
->>>>>>> main
     except UNREADABLE as error:
         text = f"{path} cannot be read: {visible(str(error))}"
         raise DamagedFileError(text) from error
@@ -165,8 +145,6 @@ def read_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     return arrays, metadata
 
 
-<<<<<<< HEAD
-=======
 def read_safetensors(
     path: Path,
 ) -> tuple[dict[str, NDArray[np.generic]], dict[str, str]]:
@@ -180,7 +158,6 @@ def read_safetensors(
     return arrays, metadata
 
 
->>>>>>> main
 def _checksum(arrays: Arrays, metadata: Mapping[str, str]) -> str:
     digest = blake2b(repr(sorted(metadata.items())).encode(), digest_size=16)
     for name in sorted(arrays):

@@ -40,7 +40,7 @@ def test_python_blocks_run(
 
 
 def test_there_are_pages_with_code() -> None:
-    assert {"wire.md", "policy.md", "model.md"} <= {path.name for path in WITH_CODE}
+    assert {"wire.md", "method.md", "model.md"} <= {path.name for path in WITH_CODE}
 
 
 def test_the_wire_page_names_every_key() -> None:
