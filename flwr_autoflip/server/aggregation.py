@@ -44,11 +44,11 @@ class Meter:
     """
 
     inner: Strategy
-    _units: dict[int, tuple[wire.Orders, dict[str, float]]] = field(
+    _units: dict[int, tuple[wire.Instructions, dict[str, float]]] = field(
         default_factory=dict
     )
 
-    def __call__(self, reply: wire.Reply, orders: wire.Orders) -> Drift:
+    def __call__(self, reply: wire.Reply, instructions: wire.Instructions) -> Drift:
         """Measure a reply.
 
         Raises
@@ -62,11 +62,11 @@ class Meter:
                     f"the inner strategy needs the metric {name!r} of every node, a "
                     f"finite number. {reply.unusable}"
                 )
-        start, plan = wire.starting_values(orders), orders.reply_plan
-        if id(orders) not in self._units:  # most nodes are given the same
-            self._units[id(orders)] = orders, units_of(start, plan)
-        units = self._units[id(orders)][1]
-        examples = reply.receipt.get(wire.KEY_EXAMPLES) or reply.num_examples
+        start, plan = wire.starting_values(instructions), instructions.reply_plan
+        if id(instructions) not in self._units:  # most nodes are given the same
+            self._units[id(instructions)] = instructions, units_of(start, plan)
+        units = self._units[id(instructions)][1]
+        examples = reply.metadata.get(wire.KEY_EXAMPLES) or reply.num_examples
         return measure_drift(reply.values, start, units, plan, examples)
 
 
@@ -110,7 +110,10 @@ def hold_buffers(answers: list[Answer[Drift]]) -> list[Answer[Drift]]:
         if not shares:
             continue
         answer = answers[place]
-        start, plan = wire.starting_values(answer.orders), answer.orders.reply_plan
+        start, plan = (
+            wire.starting_values(answer.instructions),
+            answer.instructions.reply_plan,
+        )
         values = pull_back(answer.reply.values, start, shares, plan)
         wire.replace_values_inplace(answer.message, values)
         held[place] = replace(answer, reply=replace(answer.reply, values=values))
@@ -157,7 +160,7 @@ def aggregate(
     A strategy that only averages gets the kept values as they came, one flat array a
     node: a mean does not care what its numbers mean. All others get dense models.
     """
-    plans = [answer.orders.reply_plan for answer in answers]
+    plans = [answer.instructions.reply_plan for answer in answers]
     compact = only_averages(inner) and all(plan is plans[0] for plan in plans)
     key = weight_key(inner)
     messages = _compact(answers, key) if compact else _dense(answers, key, weights)
@@ -183,7 +186,7 @@ def _compact(answers: list[Answer[Drift]], key: str) -> list[Message]:
     """Give messages of kept values, one flat array each."""
     messages = []
     for answer in _emptying(answers):
-        record = wire.kept_values(answer.message, answer.reply, answer.orders)
+        record = wire.kept_values(answer.message, answer.reply, answer.instructions)
         wire.inner_reply(answer.message, record, answer.reply, key)
         messages.append(answer.message)
     return messages
@@ -194,12 +197,12 @@ def _dense(answers: list[Answer[Drift]], key: str, weights: Arrays) -> list[Mess
     base = stand_in(
         weights,
         [answer.reply.values for answer in answers],
-        [answer.orders.reply_plan for answer in answers],
+        [answer.instructions.reply_plan for answer in answers],
         [answer.reply.num_examples for answer in answers],
     )
     messages, buffer = [], {name: np.empty_like(array) for name, array in base.items()}
     for answer in _emptying(answers):
-        expand(base, answer.reply.values, answer.orders.reply_plan, buffer)
+        expand(base, answer.reply.values, answer.instructions.reply_plan, buffer)
         record = wire.to_arrayrecord(buffer)
         wire.inner_reply(answer.message, record, answer.reply, key)
         messages.append(answer.message)

@@ -13,7 +13,6 @@ from functools import partial
 from logging import INFO, WARNING, getLogger
 from typing import Any
 
-import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
@@ -71,7 +70,7 @@ class Budgets:
         new = [t for t in templates if not self._knows(t.metadata.dst_node_id)]
         if not new:
             return
-        orders = wire.Orders("budget", dense_plan(self.layout), np.zeros(0, np.float32))
+        orders = wire.Instructions.for_budget(dense_plan(self.layout))
         work = [(template, orders) for template in new]
         messages = self.exchange.requests(server_round, work)
         answers = grid.send_and_receive(messages, timeout=self.exchange.timeout)
@@ -83,7 +82,7 @@ class Budgets:
 
     def _knows(self, node: int) -> bool:
         # What a node holds is forgotten when its reply fails: then ask again.
-        return node in self.known and node in self.exchange.held
+        return node in self.known and node not in self.exchange.lost
 
     def able(
         self, server_round: int, grid: Grid, templates: Sequence[Message]
@@ -116,9 +115,9 @@ class Budgets:
         server_round: int,
         grid: Grid,
         templates: Sequence[Message],
-        orders: wire.Orders,
+        orders: wire.Instructions,
         weights: Arrays,
-    ) -> list[tuple[Message, wire.Orders]]:
+    ) -> list[tuple[Message, wire.Instructions]]:
         """Give each node what it can carry of a plan.
 
         Parameters
@@ -140,7 +139,7 @@ class Budgets:
         if not self.asks:
             return [(template, orders) for template in templates]
         self.ask(server_round, grid, templates)
-        made: dict[Budget | None, wire.Orders | None] = {None: orders}
+        made: dict[Budget | None, wire.Instructions | None] = {None: orders}
         work = []
         for template in templates:
             node = template.metadata.dst_node_id
@@ -154,15 +153,15 @@ class Budgets:
         return work
 
     def _cut(
-        self, orders: wire.Orders, budget: Budget, weights: Arrays
-    ) -> wire.Orders | None:
+        self, orders: wire.Instructions, budget: Budget, weights: Arrays
+    ) -> wire.Instructions | None:
         """Cut orders to a budget; None if nothing fits."""
         plan = self._part(orders.plan, budget, weights)
         if plan is None:
             return None
         if plan is orders.plan:
             return replace(orders, budget=str(budget))
-        own = wire.Orders.of(orders.phase, plan, weights, orders.encoding)
+        own = wire.Instructions.of(orders.phase, plan, weights, orders.encoding)
         return replace(own, regrow=orders.regrow, budget=str(budget))
 
     def _part(self, plan: Plan, budget: Budget, weights: Arrays) -> Plan | None:
@@ -193,8 +192,8 @@ class Budgets:
             LOGGER.log(WARNING, text, budget, narrow)
 
 
-def _read_budget(reply: wire.Reply, orders: wire.Orders) -> Budget | None:
+def _read_budget(reply: wire.Reply, orders: wire.Instructions) -> Budget | None:
     try:
-        return parse_budget(reply.receipt.get(wire.KEY_BUDGET), whose="its receipt")
+        return parse_budget(reply.metadata.get(wire.KEY_BUDGET), whose="its receipt")
     except AutoFlipError as error:
         raise WireError(str(error)) from error

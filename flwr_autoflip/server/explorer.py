@@ -2,23 +2,20 @@
 
 import random
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
-from logging import ERROR, INFO, getLogger
+from logging import INFO, getLogger
 
-import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from .. import wire
-from ..errors import AutoFlipError, WireError, visible
-from ..graph.layout import Arrays, Layout
-from ..graph.pack import expand, pack
+from ..errors import AutoFlipError, WireError
+from ..graph.layout import Layout
+from ..graph.pack import pack
 from ..graph.plan import dense_plan
 from ..methods import AutoFlipPolicy, Policy
 from ..wire.encoding import Encoding
-from ..wire.exploration import PRIVATE, WITH_MODEL, check_report, decode_report
 from ..wire.privacy import ReportPrivacy, parse_privacy
 from .budgets import Budgets
 from .drift import (
@@ -26,19 +23,15 @@ from .drift import (
     Drift,
     drift_of_norm,
     find_too_far,
-    measure_drift,
-    shares_of_buffers,
     units_of,
 )
 from .exchange import Answer, Exchange
 from .hosts import (
     find_attribute,
-    update_inplace,
     wait_for_nodes,
     weight_key,
     with_config,
 )
-from .merge import cast_to_layout
 from .options import Options
 from .store import ReportStore
 
@@ -116,19 +109,7 @@ class Explorer:
                 f"none of {len(templates)} explorers gave a valid report: "
                 f"{'; '.join(reasons[:3])}{_way_out(reasons)}"
             )
-        if not self.options["warm_start"]:
-            return arrays
-        try:
-            aggregated, _ = self.inner.aggregate_train(0, explorers)
-        except Exception as error:  # another's code: it costs the warm start alone
-            fault = visible(f"{type(error).__name__}: {error}")
-            LOGGER.log(ERROR, "\t> no warm start, aggregate_train raised %s", fault)
-            return arrays
-        if aggregated is None:
-            return arrays
-        dense = cast_to_layout(wire.from_arrayrecord(aggregated), self.layout)
-        update_inplace(aggregated, dense)
-        return aggregated
+        return arrays
 
     def _choose(
         self, grid: Grid, templates: list[Message], policy: Policy
@@ -200,12 +181,10 @@ class Explorer:
         """
         plan, weights = dense_plan(self.layout), wire.from_arrayrecord(arrays)
         payload = self.options["exploration_payload"]
-        orders = wire.Orders.of(
+        payload = "units" if payload == "units" else "deviations"
+        orders = wire.Instructions.of(
             "explore", plan, weights, self.encoding, payload=payload
         )
-        if payload == "weights":  # compared with what the node really started from
-            received = self.encoding.decode(orders.encoded, plan)
-            weights = expand(weights, received, plan)
         epochs = self.options["exploration_epochs"]
         if epochs is not None:
             templates = [with_config(t, {EPOCHS_KEY: epochs}) for t in templates]
@@ -213,20 +192,13 @@ class Explorer:
         messages = self.exchange.requests(server_round, work)
         answers = grid.send_and_receive(messages, timeout=self.exchange.timeout)
 
-        start, warm = pack(weights, plan), server_round == 0
-        units = units_of(start, plan)
+        units = units_of(pack(weights, plan), plan)
 
-        def check(reply: wire.Reply, orders: wire.Orders) -> Drift | None:
-            report = reply.values, reply.receipt.get(wire.KEY_SCALE), self.layout
-            norm = check_report(*report, payload, weights)
+        def check(reply: wire.Reply, orders: wire.Instructions) -> Drift | None:
             if self._noise_of(reply):
                 return None  # it has no scale
-            examples = reply.receipt.get(wire.KEY_EXAMPLES) or reply.num_examples
-            if not (warm and payload in WITH_MODEL):
-                return drift_of_norm(norm, units, plan, examples)
-            _, final = decode_report(*report, payload, weights)
-            values = pack(final or {}, plan)
-            return measure_drift(values, start, units, plan, examples)
+            examples = reply.metadata.get(wire.KEY_EXAMPLES) or reply.num_examples
+            return drift_of_norm(reply.norm, units, plan, examples)
 
         valid = self.exchange.replies(answers, check, self._refuse_too_far)
         del answers
@@ -234,12 +206,10 @@ class Explorer:
         for noise in filter(None, noises):
             text = "\t> %s of %s reports were noised by their nodes, who say: %s"
             LOGGER.log(INFO, text, noises[noise], len(valid), noise)
-        unknown = Drift(0.0, {WEIGHTS: 0.0})  # noised reports hold no buffers
-        shares = shares_of_buffers([answer.made or unknown for answer in valid])
         explorers = []
         while valid:  # one node's arrays at a time, whatever their number
             answer = valid.pop(0)
-            if self._keep(answer, weights, warm, shares.pop(0)):
+            if self._keep(answer):
                 explorers.append(answer.message)
         return explorers
 
@@ -265,11 +235,13 @@ class Explorer:
             their own scale.
         """
         try:
-            privacy = parse_privacy(reply.receipt.get(wire.KEY_PRIVACY), whose="report")
+            privacy = parse_privacy(
+                reply.metadata.get(wire.KEY_PRIVACY), whose="report"
+            )
         except AutoFlipError as error:
             raise WireError(str(error)) from error
         payload = self.options["exploration_payload"]
-        if privacy is not None and payload not in PRIVATE:  # it may be in the model
+        if privacy is not None and payload != "units":  # it may be in the model
             raise WireError(f"report: {payload!r} cannot be noised as this one says.")
         if privacy is not None and self.options["client_scale"] == "raw":
             raise WireError(
@@ -293,32 +265,12 @@ class Explorer:
             if far.name == WEIGHTS
         }
 
-    def _keep(
-        self,
-        answer: Answer[Drift | None],
-        weights: Arrays,
-        warm: bool,
-        shares: Mapping[str, float],
-    ) -> bool:
-        """Keep a report; with ``warm`` leave the explorer's model in its message.
-
-        Of changes of buffers that went too far ``shares`` stay.
-        """
-        reply, payload = answer.reply, self.options["exploration_payload"]
-        scale = reply.receipt.get(wire.KEY_SCALE)
-        report, final = decode_report(
-            reply.values, scale, self.layout, payload, weights
-        )
-        if not warm:
-            final = None
-        if final is not None:
-            for name, share in shares.items():
-                held = weights[name] + share * (final[name] - weights[name])
-                final[name] = np.asarray(held, weights[name].dtype)
+    def _keep(self, answer: Answer[Drift | None]) -> bool:
+        """Keep a report."""
+        report = wire.report_of(answer.reply, answer.instructions)
         if not self.reports.add(answer.message.metadata.src_node_id, report):
             return False
-        record = None if final is None else wire.to_arrayrecord(final)
-        wire.inner_reply(answer.message, record, reply, weight_key(self.inner))
+        wire.inner_reply(answer.message, None, answer.reply, weight_key(self.inner))
         return True
 
 

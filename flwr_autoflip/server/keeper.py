@@ -97,7 +97,6 @@ class Keeper:
             "model": layout_digest(explorer.layout).hex(),
             **{name: repr(value) for name, value in explorer.options.items()},
             "policy": describe_policy(self.planner.policy),
-            "compress": repr(explorer.encoding.compress),
             **settings_of(self.inner, self.noisy),
         }
 
@@ -153,7 +152,6 @@ class Keeper:
         self.settings["train_config"] = repr(dict(begun.train_config))
         self.settings["evaluate_config"] = repr(dict(begun.evaluate_config))
         found = self.folder.load(self._complete)
-        self.explorer.exchange.forget()
         warn_unsaved(self.inner, self.noisy)
         if found is None:
             self.ledger.clear()

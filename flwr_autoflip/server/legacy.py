@@ -92,9 +92,7 @@ def autoflip_server(
             found = older.evaluate(server_round, _parameters(arrays))
             return None if found is None else _with_loss(*found)
 
-        strategy = AutoFlip(
-            Older(older), model, example_input, client_api="numpy", **options
-        )
+        strategy = AutoFlip(Older(older), model, example_input, **options)
         strategy.start(
             grid,
             arrays,

@@ -7,12 +7,12 @@ from typing import Any, Literal, TypedDict, get_args
 from ..errors import AutoFlipError
 from ..methods import Policy
 from ..methods.autoflip import Units
+from ..methods.base import Payload, ValueDtype
 from ..methods.guidance import ClientScale, Normalization
 from ..methods.policy import UnitCounts
 from ..methods.robust import parse_combination
 from ..methods.threshold import ThresholdLike
-from ..wire.encoding import DTYPES, ValueDtype
-from ..wire.exploration import PAYLOADS, WITH_MODEL, Payload
+from ..wire.encoding import DTYPES
 
 Priority = Literal["accuracy", "bandwidth", "compute", "memory"]
 
@@ -121,7 +121,7 @@ _GUIDED = Options(
     round_to=1,
     exploration_fraction="round",
     exploration_epochs=None,
-    exploration_payload="update",
+    exploration_payload="deviations",
     warm_start=True,
     untrained="keep",
     regrow=False,
@@ -151,7 +151,7 @@ PRESETS: Mapping[str, Options] = {
         round_to=1,
         exploration_fraction=1.0,
         exploration_epochs=150,
-        exploration_payload="deviation",
+        exploration_payload="deviations",
         warm_start=False,
         untrained="zero",
         regrow=False,
@@ -175,7 +175,7 @@ PRESETS: Mapping[str, Options] = {
         round_to=1,
         exploration_fraction=1.0,
         exploration_epochs=150,
-        exploration_payload="update",
+        exploration_payload="deviations",
         warm_start=True,
         untrained="keep",
         regrow=True,
@@ -219,7 +219,6 @@ def resolve_options(preset: str, changes: Options) -> Options:
         )
     check_choice("value_dtype", options["value_dtype"], DTYPES)
     check_choice("untrained", options["untrained"], ("keep", "zero"))
-    check_choice("exploration_payload", options["exploration_payload"], PAYLOADS)
     check_choice("client_scale", options["client_scale"], ("tensor", "raw"))
     parse_combination(options["combination"])
     fraction, epochs = options["exploration_fraction"], options["exploration_epochs"]
@@ -232,11 +231,6 @@ def resolve_options(preset: str, changes: Options) -> Options:
     multiple = options["round_to"]
     if not (isinstance(multiple, int) and multiple >= 1):
         raise AutoFlipError(f"round_to must be at least 1, got {multiple!r}.")
-    if options["warm_start"] and options["exploration_payload"] not in WITH_MODEL:
-        raise AutoFlipError(
-            f"warm_start needs exploration_payload in {WITH_MODEL}: others do not say "
-            "in which direction weights moved. Set warm_start=False."
-        )
     if options["exploration_payload"] == "units" and (
         options["units"] != "score" or options["single_weights"] is not None
     ):

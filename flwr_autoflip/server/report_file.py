@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from ..errors import DamagedFileError, visible
 from ..graph.storage import write_whole
 from ..methods.statistics import ChunkedReport, Report, in_chunks, parts, size_of
-from ..wire.half import half_scale
+from ..wire.encoding import half_scale
 
 MAGIC = b"AFLIPGUI"
 VERSION = 2

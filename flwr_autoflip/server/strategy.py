@@ -34,7 +34,7 @@ from .explorer import Explorer
 from .hosts import check_inner, check_started, update_inplace, weight_key
 from .keeper import Keeper
 from .live import Live
-from .options import Options, check_choice, resolve_options
+from .options import Options, resolve_options
 from .own_start import bind_start, check_can_resume, find_own_start, run_own_start
 from .planner import Planner
 from .resume import Resumable
@@ -63,10 +63,6 @@ class AutoFlip(Strategy):
         Where options that are not given come from.
     exclude : sequence of str (default: ())
         Modules whose units all stay; ratios are of the rest.
-    compress : bool (default: False)
-        Pack values without loss; needs ``flwr-autoflip[compress]`` on both sides.
-    client_api : {"message", "numpy"} (default: "message")
-        "numpy" for nodes that run Flower's plain ``ClientApp(client_fn)``.
     ledger_dir : path, optional
         Folder for ``ledger.jsonl``.
     checkpoint_dir : path, optional
@@ -104,8 +100,6 @@ class AutoFlip(Strategy):
         *,
         preset: str = "default",
         exclude: Iterable[str] = (),
-        compress: bool = False,
-        client_api: wire.ClientApi = "message",
         ledger_dir: str | Path | None = None,
         checkpoint_dir: str | Path | None = None,
         evaluate_dense: bool = False,
@@ -115,15 +109,14 @@ class AutoFlip(Strategy):
         self.options = resolve_options(preset, options)
         self.policy = resolve_policy(self.options)
         check_used(self.policy, self.options, options)
-        self.encoding = Encoding(self.options["value_dtype"], compress)
-        check_choice("client_api", client_api, ("message", "numpy"))
+        self.encoding = Encoding(self.options["value_dtype"])
         check_inner(strategy, self.options["budgets"])
         if checkpoint_dir is not None:
             check_can_resume(strategy)
         self.layout: Layout = trace(model, example_input, tuple(exclude))
         answer = answering_groups(model, example_input, self.layout)
         self._cost_of = CostOf(model, example_input, self.layout.batch_axis, answer)
-        self._client_api, self._evaluate_dense = client_api, evaluate_dense
+        self._evaluate_dense = evaluate_dense
         self._checkpoint_dir = None if checkpoint_dir is None else Path(checkpoint_dir)
         folder = self._checkpoint_dir if ledger_dir is None else Path(ledger_dir)
         self.ledger = Ledger(None if folder is None else folder / "ledger.jsonl")
@@ -138,7 +131,7 @@ class AutoFlip(Strategy):
         key, layout, options = weight_key(self.strategy), self.layout, self.options
         self._live = Live(self.ledger, self._cost_of)
         self._rounds = Rounds(self.ledger)
-        exchange = Exchange(self.ledger, self._cost_of, self._client_api, key)
+        exchange = Exchange(self.ledger, self._cost_of, key)
         planner = Planner(self.policy, layout, reports)
         asks, multiple = options["budgets"], options["round_to"]
         budgets = Budgets(exchange, layout, planner.rank_units, asks, multiple)
@@ -304,13 +297,13 @@ class AutoFlip(Strategy):
         if not templates:
             return []
         self._round_plan = self._plan_round(server_round, templates, arrays, grid)
-        orders = wire.Orders.of(
+        orders = wire.Instructions.of(
             "train",
             self._round_plan,
             self._weights,
             self.encoding,
             regrow=self.options["regrow"],
-            probe=self.policy.probes(server_round),
+            payload="gradients" if self.policy.probes(server_round) else "values",
         )
         work = self._budgets.share_out(
             server_round, grid, templates, orders, self._weights
@@ -348,8 +341,10 @@ class AutoFlip(Strategy):
         if not answers:
             LOGGER.warning("\t> no valid reply: the global model stays as it was")
             return None, None
-        for reply in (answer.reply for answer in answers if answer.reply.probe):
-            self._planner.add_probe(reply.probe, reply.num_examples)
+        for a in answers:
+            if a.instructions.payload == "gradients":
+                report = wire.report_of(a.reply, a.instructions)
+                self._planner.add_probe(report, a.reply.num_examples)
         zero = self.options["untrained"] == "zero"
         work = self.strategy, server_round, answers, self._weights, zero
         aggregated, metrics = self._rounds.attempt(
@@ -369,7 +364,7 @@ class AutoFlip(Strategy):
         if not templates:
             return []
         plan, weights = self.deployable_plan(arrays), wire.from_arrayrecord(arrays)
-        orders = wire.Orders.of("evaluate", plan, weights, self.encoding)
+        orders = wire.Instructions.of("evaluate", plan, weights, self.encoding)
         work = self._budgets.share_out(server_round, grid, templates, orders, weights)
         return self._exchange.requests(server_round, work)
 
@@ -377,7 +372,7 @@ class AutoFlip(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Let the inner strategy average the valid replies' metrics."""
-        answers = self._exchange.replies(replies, lambda reply, orders: None)
+        answers = self._exchange.replies(replies, lambda reply, instructions: None)
         for answer in answers:
             key = weight_key(self.strategy)
             wire.inner_reply(answer.message, None, answer.reply, key)
