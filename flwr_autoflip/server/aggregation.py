@@ -62,7 +62,7 @@ class Meter:
                     f"the inner strategy needs the metric {name!r} of every node, a "
                     f"finite number. {reply.unusable}"
                 )
-        start, plan = wire.starting_values(instructions), instructions.reply_plan
+        start, plan = instructions.start, instructions.reply_plan
         if id(instructions) not in self._units:  # most nodes are given the same
             self._units[id(instructions)] = instructions, units_of(start, plan)
         units = self._units[id(instructions)][1]
@@ -111,7 +111,7 @@ def hold_buffers(answers: list[Answer[Drift]]) -> list[Answer[Drift]]:
             continue
         answer = answers[place]
         start, plan = (
-            wire.starting_values(answer.instructions),
+            answer.instructions.start,
             answer.instructions.reply_plan,
         )
         values = pull_back(answer.reply.values, start, shares, plan)

@@ -50,7 +50,7 @@ from .reply import (
 from .report import append_gradients, encode_report
 from .request import Request, is_ours, read_request
 from .size import count_bytes
-from .values import encode_trained, starting_values
+from .values import encode_trained
 
 __all__ = [
     "ARRAY",
@@ -101,7 +101,6 @@ __all__ = [
     "request_content",
     "seal_report",
     "single_array",
-    "starting_values",
     "to_arrayrecord",
     "with_way_out",
 ]

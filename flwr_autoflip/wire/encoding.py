@@ -53,12 +53,6 @@ class Encoding:
                 f"value_dtype must be one of {DTYPES}, got {self.dtype!r}."
             )
 
-    def size(self, plan: Plan) -> int:
-        """Count the bytes of a plan's values."""
-        return (
-            4 * plan.num_values if self.dtype == "float32" else sum(_sizes(self, plan))
-        )
-
     def encode(self, values: NDArray[Any], plan: Plan) -> NDArray[Any]:
         """Make the array that travels; rounding is to the nearest.
 
@@ -71,7 +65,7 @@ class Encoding:
         Returns
         -------
         ndarray
-            ``values`` itself, or ``(size(plan),)`` uint8 as in the module's table. In 8
+            ``values`` itself, or uint8 as in the module's table. In 8
             bits no value is off by more than half its tensor's scale, which is its
             largest value over 127.
 
@@ -106,7 +100,7 @@ class Encoding:
         Returns
         -------
         data : ndarray
-            ``(size(plan),)`` uint8.
+            Uint8, as from :meth:`encode`.
         residual : ndarray or None
             ``(plan.num_values,)`` float32, to keep; 16 bits leave none.
         """

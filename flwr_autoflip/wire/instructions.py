@@ -14,28 +14,9 @@ from ..graph.layout import Arrays
 from ..graph.pack import pack, pack_small, unpack_small
 from ..graph.plan import Plan, dense_plan
 from ..methods.base import Payload
+from . import keys
 from .encoding import FLOAT32, Encoding
-from .keys import (
-    ARRAY,
-    ARRAYS,
-    CONFIG,
-    KEY_ANSWERING,
-    KEY_ARRAYS_NAME,
-    KEY_BUDGET,
-    KEY_CONFIG_NAME,
-    KEY_DTYPE,
-    KEY_LAYOUT,
-    KEY_PACKAGE,
-    KEY_PAYLOAD,
-    KEY_PHASE,
-    KEY_PLAN,
-    KEY_REGROW,
-    KEY_RUN,
-    KEY_VERSION,
-    PACKAGE_VERSION,
-    Phase,
-    numpy_names,
-)
+from .keys import Phase, numpy_names
 from .records import records_of, to_arrayrecord
 
 PAYLOADS: dict[Phase, tuple[Payload, ...]] = {
@@ -150,31 +131,31 @@ def request_content(
     RecordDict
     """
     plan = instructions.plan
-    arrays_name = next(iter(records_of(template, ArrayRecord)), ARRAYS)
-    config_name = next(iter(records_of(template, ConfigRecord)), CONFIG)
+    arrays_name = next(iter(records_of(template, ArrayRecord)), keys.ARRAYS)
+    config_name = next(iter(records_of(template, ConfigRecord)), keys.CONFIG)
     config: dict[str, Any] = dict(
         records_of(template, ConfigRecord).get(config_name, {})
     )
     config |= {
-        KEY_VERSION: VERSION,
-        KEY_PACKAGE: PACKAGE_VERSION,
-        KEY_PHASE: instructions.phase,
-        KEY_RUN: run,
-        KEY_LAYOUT: plan.layout.encoded,
-        KEY_PLAN: encode_plan(plan),
-        KEY_DTYPE: instructions.encoding.dtype,
+        keys.KEY_VERSION: VERSION,
+        keys.KEY_PACKAGE: keys.PACKAGE_VERSION,
+        keys.KEY_PHASE: instructions.phase,
+        keys.KEY_RUN: run,
+        keys.KEY_LAYOUT: plan.layout.encoded,
+        keys.KEY_PLAN: encode_plan(plan),
+        keys.KEY_DTYPE: instructions.encoding.dtype,
     }
     sometimes = {
-        KEY_PAYLOAD: (instructions.payload, "values"),
-        KEY_REGROW: (instructions.regrow, False),
-        KEY_BUDGET: (instructions.budget, ""),
-        KEY_ANSWERING: (", ".join(answering), ""),
-        KEY_ARRAYS_NAME: (arrays_name, ARRAYS),
-        KEY_CONFIG_NAME: (config_name, CONFIG),
+        keys.KEY_PAYLOAD: (instructions.payload, "values"),
+        keys.KEY_REGROW: (instructions.regrow, False),
+        keys.KEY_BUDGET: (instructions.budget, ""),
+        keys.KEY_ANSWERING: (", ".join(answering), ""),
+        keys.KEY_ARRAYS_NAME: (arrays_name, keys.ARRAYS),
+        keys.KEY_CONFIG_NAME: (config_name, keys.CONFIG),
     }
     config |= {
         key: given for key, (given, usual) in sometimes.items() if given != usual
     }
-    arrays = to_arrayrecord({ARRAY: instructions.encoded})
+    arrays = to_arrayrecord({keys.ARRAY: instructions.encoded})
     names = numpy_names(instructions.phase)
     return RecordDict({names[0]: arrays, names[1]: ConfigRecord(config)})

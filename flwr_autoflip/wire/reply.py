@@ -12,35 +12,11 @@ from numpy.typing import NDArray
 from ..errors import WireError
 from ..graph.codec import VERSION
 from ..methods.guidance import Report, split_by_group
+from . import keys
 from .encoding import FLOAT32, from_half
 from .hints import MOD_ORDER
 from .instructions import Instructions
-from .keys import (
-    ARRAY,
-    ARRAYS,
-    KEY_BUDGET,
-    KEY_CHECKSUM,
-    KEY_DIGEST,
-    KEY_EVAL_EXAMPLES,
-    KEY_EVAL_MACS,
-    KEY_EXAMPLES,
-    KEY_MACS,
-    KEY_PARAMETERS,
-    KEY_PRIVACY,
-    KEY_SCALE,
-    KEY_SECONDS,
-    KEY_UNCOUNTED,
-    KEY_VERSION,
-    METADATA,
-    METRICS,
-    NOTES,
-    NUM_EXAMPLES,
-    NUMPY_OUT,
-    PREFIX,
-    Phase,
-    is_number,
-    message_type,
-)
+from .keys import Phase, is_number, message_type
 from .metrics import usable_metrics
 from .records import only_record, records_of, single_array, to_arrayrecord
 from .report import ReplyReport, check_report, split_gradients
@@ -56,23 +32,28 @@ MOST_NOTES, MOST_NOTE_BYTES = 1000, 1 << 20
 """Of one reply; with more of them none is handed on."""
 
 _TYPES: dict[str, tuple[type, ...]] = {
-    KEY_VERSION: (int,),
-    KEY_DIGEST: (bytes,),
-    KEY_PARAMETERS: (int,),
-    KEY_EXAMPLES: (int, float),
-    KEY_EVAL_EXAMPLES: (int, float),
-    KEY_MACS: (int,),
-    KEY_EVAL_MACS: (int,),
-    KEY_UNCOUNTED: (str,),
-    KEY_SECONDS: (int, float),
-    KEY_SCALE: (int, float),
-    KEY_CHECKSUM: (int,),
-    KEY_BUDGET: (str,),
-    KEY_PRIVACY: (str,),
+    keys.KEY_VERSION: (int,),
+    keys.KEY_DIGEST: (bytes,),
+    keys.KEY_PARAMETERS: (int,),
+    keys.KEY_EXAMPLES: (int, float),
+    keys.KEY_EVAL_EXAMPLES: (int, float),
+    keys.KEY_MACS: (int,),
+    keys.KEY_EVAL_MACS: (int,),
+    keys.KEY_UNCOUNTED: (str,),
+    keys.KEY_SECONDS: (int, float),
+    keys.KEY_SCALE: (int, float),
+    keys.KEY_CHECKSUM: (int,),
+    keys.KEY_BUDGET: (str,),
+    keys.KEY_PRIVACY: (str,),
 }
 """All that is read of a reply's metadata, and what it may be."""
 
-_COUNTS = (KEY_PARAMETERS, KEY_EXAMPLES, KEY_EVAL_EXAMPLES, KEY_SECONDS)
+_COUNTS = (
+    keys.KEY_PARAMETERS,
+    keys.KEY_EXAMPLES,
+    keys.KEY_EVAL_EXAMPLES,
+    keys.KEY_SECONDS,
+)
 _NOTHING = np.zeros(0, np.float32)
 
 
@@ -87,23 +68,23 @@ def reply_content(
     """Build the content of a reply; without values, of an evaluation's."""
     content = RecordDict()
     if values is not None:
-        content[ARRAYS] = to_arrayrecord({ARRAY: values})
-    content[METRICS] = MetricRecord(dict(metrics))
-    content[METADATA] = ConfigRecord(dict(metadata))
+        content[keys.ARRAYS] = to_arrayrecord({keys.ARRAY: values})
+    content[keys.METRICS] = MetricRecord(dict(metrics))
+    content[keys.METADATA] = ConfigRecord(dict(metadata))
     return content
 
 
 def add_metadata_inplace(content: RecordDict, metadata: Mapping[str, Any]) -> None:
     """Put metadata into an app's own reply, where the server looks for it."""
-    places = [f"{head}.metrics" for head in NUMPY_OUT.values()]
-    place = next((key for key in places if key in content), METADATA)
+    places = [f"{head}.metrics" for head in keys.NUMPY_OUT.values()]
+    place = next((key for key in places if key in content), keys.METADATA)
     own = records_of(content, ConfigRecord).get(place, ConfigRecord())
     content[place] = ConfigRecord({**own, **metadata})
 
 
 def seal_report(values: NDArray[Any], scale: float) -> dict[str, Any]:
     """Give a report's part of the metadata: its scale, a checksum of its values."""
-    return {KEY_SCALE: scale, KEY_CHECKSUM: zlib.crc32(values.tobytes())}
+    return {keys.KEY_SCALE: scale, keys.KEY_CHECKSUM: zlib.crc32(values.tobytes())}
 
 
 # --- Server: in ---
@@ -140,7 +121,7 @@ class Reply:
 
 
 def read_reply(
-    message: Message, instructions: Instructions, weight_key: str = NUM_EXAMPLES
+    message: Message, instructions: Instructions, weight_key: str = keys.NUM_EXAMPLES
 ) -> Reply:
     """Read and check a reply.
 
@@ -166,23 +147,25 @@ def read_reply(
     """
     content, phase, payload = message.content, instructions.phase, instructions.payload
     metrics, metadata = _parts(content, phase)
-    counted = weight_key if weight_key in metrics else NUM_EXAMPLES
+    counted = weight_key if weight_key in metrics else keys.NUM_EXAMPLES
     num_examples = metrics.pop(counted, None)
     own, unusable = usable_metrics(metrics)
-    if metadata.get(KEY_VERSION) != VERSION:
+    if metadata.get(keys.KEY_VERSION) != VERSION:
         raise WireError(
             f"the reply carries no metadata of wire version {VERSION}; the node must "
             "use AutoFlipClient or autoflip_mod of the same flwr-autoflip."
         )
-    if metadata.get(KEY_DIGEST) != instructions.digest:
+    if metadata.get(keys.KEY_DIGEST) != instructions.digest:
         raise WireError("the reply belongs to another plan than the one that was sent.")
     if not is_number(num_examples) or not 0 < num_examples <= MOST:
         raise WireError(
             f"num-examples must be positive and at most 2^53, got {num_examples!r}."
         )
     _check_metadata(metadata)
-    if not {KEY_EXAMPLES, KEY_EVAL_EXAMPLES, KEY_UNCOUNTED} & set(metadata):
-        counted = KEY_EVAL_EXAMPLES if phase == "evaluate" else KEY_EXAMPLES
+    if not {keys.KEY_EXAMPLES, keys.KEY_EVAL_EXAMPLES, keys.KEY_UNCOUNTED} & set(
+        metadata
+    ):
+        counted = keys.KEY_EVAL_EXAMPLES if phase == "evaluate" else keys.KEY_EXAMPLES
         metadata[counted] = int(num_examples)  # a mod cannot count: the app's word
     values, sizes, norm = _NOTHING, _NOTHING, 0.0
     if phase in ("train", "explore"):
@@ -192,9 +175,9 @@ def read_reply(
     elif phase == "train":
         values = decode_trained(instructions, values)
     elif phase == "explore":
-        if metadata.get(KEY_CHECKSUM) != zlib.crc32(values.tobytes()):
+        if metadata.get(keys.KEY_CHECKSUM) != zlib.crc32(values.tobytes()):
             raise WireError(f"the report was changed after it was made. {MOD_ORDER}")
-        scale = metadata.get(KEY_SCALE)
+        scale = metadata.get(keys.KEY_SCALE)
         norm = check_report(values, scale, instructions.plan, payload)
         values, sizes = _NOTHING, values
     return Reply(values, num_examples, own, metadata, sizes, norm, unusable)
@@ -226,7 +209,7 @@ def report_of(reply: Reply, instructions: Instructions) -> Report:
         return ReplyReport(
             plan, lambda part: np.square(trained[part] - start[part]), buffers=True
         )
-    scale = float(reply.metadata[KEY_SCALE])
+    scale = float(reply.metadata[keys.KEY_SCALE])
     if instructions.payload == "units":
         return split_by_group(plan.layout, np.square(from_half(sizes, scale)))
     return ReplyReport(plan, lambda part: np.square(from_half(sizes[part], scale)))
@@ -256,18 +239,18 @@ def _read_metadata(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _parts(content: RecordDict, phase: Phase) -> tuple[dict[str, Any], dict[str, Any]]:
     """Give a reply's metrics, its weight among them, and its metadata."""
-    head = NUMPY_OUT[message_type(phase)]
+    head = keys.NUMPY_OUT[message_type(phase)]
     configs = records_of(content, ConfigRecord)
     if f"{head}.status" not in configs:
         metrics = only_record(content, MetricRecord)
-        return dict(metrics), _read_metadata(configs.get(METADATA, ConfigRecord()))
+        return dict(metrics), _read_metadata(configs.get(keys.METADATA, ConfigRecord()))
     numbers, status = records_of(content, MetricRecord), configs[f"{head}.status"]
     try:
         if status["code"] != 0:
             raise WireError(f"the client answered with status {status['message']!r}.")
         # Beside the number stands what Flower's mods add, such as "norm_bit".
         own, given = configs[f"{head}.metrics"], dict(numbers[f"{head}.num_examples"])
-        found: dict[str, Any] = {**given, NUM_EXAMPLES: given["num_examples"]}
+        found: dict[str, Any] = {**given, keys.NUM_EXAMPLES: given["num_examples"]}
         if phase == "evaluate":
             found["loss"] = numbers[f"{head}.loss"]["loss"]
     except KeyError as error:
@@ -283,7 +266,7 @@ def _check_metadata(metadata: Mapping[str, Any]) -> None:
         value = metadata.get(key, 0)
         if not is_number(value) or not 0 <= value <= MOST:
             raise WireError(f"{key} must lie in [0, 2^53], got {value!r}.")
-    for key in (KEY_MACS, KEY_EVAL_MACS):
+    for key in (keys.KEY_MACS, keys.KEY_EVAL_MACS):
         if not 0 <= (value := metadata.get(key, 0)) <= MOST_MACS:
             raise WireError(f"{key} must lie in [0, 2^62], got {value!r}.")
 
@@ -306,23 +289,23 @@ def inner_reply(
         The inner strategy's ``weighted_by_key``.
     """
     metrics = MetricRecord({weight_key: reply.num_examples, **reply.metrics})
-    content = RecordDict({METRICS: metrics})
+    content = RecordDict({keys.METRICS: metrics})
     if arrays is not None:
         content["arrays"] = arrays
     if notes := _notes(message.content):
-        content[NOTES] = ConfigRecord(notes)
+        content[keys.NOTES] = ConfigRecord(notes)
     message.content = content
 
 
 def _notes(content: RecordDict) -> dict[str, Any]:
     """Give what a NumPyClient says beside numbers, for strategies of the legacy API."""
     said: dict[str, Any] = {}
-    for head in NUMPY_OUT.values():
+    for head in keys.NUMPY_OUT.values():
         said |= records_of(content, ConfigRecord).get(f"{head}.metrics", {})
     notes = {
         key: value
         for key, value in said.items()
-        if isinstance(value, (str, bytes, bool)) and not key.startswith(PREFIX)
+        if isinstance(value, (str, bytes, bool)) and not key.startswith(keys.PREFIX)
     }
     size = sum(len(k) + len(v) for k, v in notes.items() if not isinstance(v, bool))
     return notes if len(notes) <= MOST_NOTES and size <= MOST_NOTE_BYTES else {}
@@ -331,7 +314,7 @@ def _notes(content: RecordDict) -> dict[str, Any]:
 def replace_values_inplace(message: Message, values: NDArray[Any]) -> None:
     """Put other values into a reply's one array."""
     (key,) = records_of(message.content, ArrayRecord)
-    message.content[key] = to_arrayrecord({ARRAY: values})
+    message.content[key] = to_arrayrecord({keys.ARRAY: values})
 
 
 def kept_values(
@@ -356,5 +339,5 @@ def kept_values(
     plain = instructions.encoding == FLOAT32 and instructions.payload == "values"
     if plain and reply.values.dtype == np.float32:
         (record,) = records_of(message.content, ArrayRecord).values()
-        return ArrayRecord({ARRAY: next(iter(record.values()))})
-    return to_arrayrecord({ARRAY: reply.values.astype(np.float32, copy=False)})
+        return ArrayRecord({keys.ARRAY: next(iter(record.values()))})
+    return to_arrayrecord({keys.ARRAY: reply.values.astype(np.float32, copy=False)})

@@ -29,7 +29,7 @@ from ..methods.base import Payload
 from ..methods.guidance import Report, report_by_unit
 from ..methods.statistics import ChunkedReport, parts
 from .encoding import from_half, to_half
-from .privacy import ReportPrivacy, privatize
+from .privacy import ReportPrivacy, add_noise, bound
 
 # --- Node ---
 
@@ -99,7 +99,7 @@ def encode_report(
     dense = ReplyReport(plan, squares.__getitem__)
     report: Report = report_by_unit(plan.layout, dict(dense))
     if privacy is not None:
-        report = privatize(report, privacy)
+        report = add_noise(bound(report), privacy.noise_std())
     return to_half(np.sqrt(np.concatenate(list(report.values()))))
 
 

@@ -21,27 +21,9 @@ from ..graph.layout import Described, Layout, difference
 from ..graph.pack import unpack_small
 from ..graph.parse import layout_from_bytes
 from ..graph.plan import Plan, dense_plan
+from . import keys
 from .encoding import DTYPES, Encoding
 from .instructions import PAYLOADS, Instructions
-from .keys import (
-    ARRAYS,
-    CONFIG,
-    KEY_ANSWERING,
-    KEY_ARRAYS_NAME,
-    KEY_BUDGET,
-    KEY_CONFIG_NAME,
-    KEY_DTYPE,
-    KEY_LAYOUT,
-    KEY_PACKAGE,
-    KEY_PAYLOAD,
-    KEY_PHASE,
-    KEY_PLAN,
-    KEY_REGROW,
-    KEY_RUN,
-    KEY_VERSION,
-    PACKAGE_VERSION,
-    PREFIX,
-)
 from .records import only_record, records_of, single_array
 
 ROOM = 50_000_000
@@ -55,17 +37,17 @@ bits, are 400.
 """
 
 _TYPES: dict[str, tuple[type, Any]] = {
-    KEY_PHASE: (str, ""),
-    KEY_RUN: (bytes, b""),
-    KEY_LAYOUT: (bytes, b""),
-    KEY_PLAN: (bytes, b""),
-    KEY_DTYPE: (str, ""),
-    KEY_PAYLOAD: (str, "values"),
-    KEY_REGROW: (bool, False),
-    KEY_BUDGET: (str, ""),
-    KEY_ANSWERING: (str, ""),
-    KEY_ARRAYS_NAME: (str, ARRAYS),
-    KEY_CONFIG_NAME: (str, CONFIG),
+    keys.KEY_PHASE: (str, ""),
+    keys.KEY_RUN: (bytes, b""),
+    keys.KEY_LAYOUT: (bytes, b""),
+    keys.KEY_PLAN: (bytes, b""),
+    keys.KEY_DTYPE: (str, ""),
+    keys.KEY_PAYLOAD: (str, "values"),
+    keys.KEY_REGROW: (bool, False),
+    keys.KEY_BUDGET: (str, ""),
+    keys.KEY_ANSWERING: (str, ""),
+    keys.KEY_ARRAYS_NAME: (str, keys.ARRAYS),
+    keys.KEY_CONFIG_NAME: (str, keys.CONFIG),
 }
 """Our keys: what they hold, and what it is where they are left out."""
 
@@ -101,7 +83,9 @@ class Request:
 
 def is_ours(content: RecordDict) -> bool:
     """Tell whether a request comes from AutoFlip."""
-    return any(KEY_VERSION in c for c in records_of(content, ConfigRecord).values())
+    return any(
+        keys.KEY_VERSION in c for c in records_of(content, ConfigRecord).values()
+    )
 
 
 def read_request(
@@ -135,40 +119,45 @@ def read_request(
         if type(ours[key]) is not expected:
             found = type(ours[key]).__name__
             raise WireError(f"{key} must be {expected.__name__}, got {found}.")
-    phase, payload = ours[KEY_PHASE], ours[KEY_PAYLOAD]
+    phase, payload = ours[keys.KEY_PHASE], ours[keys.KEY_PAYLOAD]
     if payload not in PAYLOADS.get(phase, ()):
         raise WireError(f"unknown phase {phase!r} with payload {payload!r}.")
-    if ours[KEY_DTYPE] not in DTYPES:
-        raise WireError(f"unknown dtype {ours[KEY_DTYPE]!r} of values.")
-    encoding = Encoding(ours[KEY_DTYPE])
-    came = ours[KEY_LAYOUT], ours[KEY_PLAN]
+    if ours[keys.KEY_DTYPE] not in DTYPES:
+        raise WireError(f"unknown dtype {ours[keys.KEY_DTYPE]!r} of values.")
+    encoding = Encoding(ours[keys.KEY_DTYPE])
+    came = ours[keys.KEY_LAYOUT], ours[keys.KEY_PLAN]
     plan = _read_plan(came, values.nbytes, own, dense=phase == "budget")
     if phase != "budget":
         values = encoding.decode(values, plan)
         _keep(came, plan)
-    regrow, budget = ours[KEY_REGROW], ours[KEY_BUDGET]
+    regrow, budget = ours[keys.KEY_REGROW], ours[keys.KEY_BUDGET]
     instructions = Instructions(phase, plan, values, encoding, regrow, payload, budget)
     return Request(
         instructions,
-        {key: value for key, value in config.items() if not key.startswith(PREFIX)},
-        ours[KEY_RUN],
-        ours[KEY_ANSWERING],
-        (ours[KEY_ARRAYS_NAME], ours[KEY_CONFIG_NAME]),
+        {
+            key: value
+            for key, value in config.items()
+            if not key.startswith(keys.PREFIX)
+        },
+        ours[keys.KEY_RUN],
+        ours[keys.KEY_ANSWERING],
+        (ours[keys.KEY_ARRAYS_NAME], ours[keys.KEY_CONFIG_NAME]),
     )
 
 
 def _check_versions(config: Mapping[str, Any]) -> None:
-    if config.get(KEY_VERSION) != VERSION:
+    if config.get(keys.KEY_VERSION) != VERSION:
         raise WireError(
             f"expected wire version {VERSION} from the server's AutoFlip, got "
-            f"{config.get(KEY_VERSION, 'none')}; wrap the server's strategy in "
+            f"{config.get(keys.KEY_VERSION, 'none')}; wrap the server's strategy in "
             "AutoFlip and install the same flwr-autoflip on both sides."
         )
     # The wire may be the same and what is trained still differ.
-    if config.get(KEY_PACKAGE) != PACKAGE_VERSION:
+    if config.get(keys.KEY_PACKAGE) != keys.PACKAGE_VERSION:
         raise WireError(
-            f"this node runs flwr-autoflip {PACKAGE_VERSION}, the server "
-            f"{config.get(KEY_PACKAGE, 'an unknown one')}; install one on both sides."
+            f"this node runs flwr-autoflip {keys.PACKAGE_VERSION}, the server "
+            f"{config.get(keys.KEY_PACKAGE, 'an unknown one')}; install one on both "
+            "sides."
         )
 
 

@@ -21,11 +21,6 @@ ROUNDING = 1e-6
 """So far below 0, of the largest, may rounding a sum to 32 bits carry a value."""
 
 
-def starting_values(instructions: Instructions) -> NDArray[Any]:
-    """Give what training starts from, ``(instructions.reply_plan.num_values,)``."""
-    return instructions.start
-
-
 def encode_trained(
     request: Request, trained: NDArray[Any], state: RecordDict
 ) -> NDArray[Any]:
