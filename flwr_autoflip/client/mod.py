@@ -158,7 +158,7 @@ def _call(
     except KeyError as error:
         if error.args and error.args[0] in request.names:
             raise WireError(
-                f"the app looks for the record {error.args[0]!r}, and a mod behind "
+                f"the app looks for a record {error.args[0]}, and a mod behind "
                 "autoflip_mod for a NumPyClient's: it is of Flower's legacy API; "
                 "import mods from flwr.clientapp.mod, not flwr.client.mod."
             ) from error

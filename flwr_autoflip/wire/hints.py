@@ -29,7 +29,7 @@ OTHER_SIZES = (
 HINTS = (
     ("secaggplus_configs", SECURE_AGGREGATION),
     ("uint8", EIGHT_BITS),
-    ("KeyError: 'arrays'", NO_MOD),
+    ("'arrays'", NO_MOD),
     ("Missing key(s) in state_dict", NO_MOD),
     ("size mismatch for ", OTHER_SIZES),
 )

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from asked import LAYOUT, SMALL, Asked, node, template
+from asked import LAYOUT, Asked, node
 from federation import EXAMPLE, Client, TinyNet, initial, plain_app
 from flwr.app import Array, ArrayRecord, Context, Message
 from flwr.serverapp.strategy import FedAvg, FedMedian, Krum, Strategy
