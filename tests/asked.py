@@ -12,8 +12,8 @@ from flwr_autoflip import wire
 from flwr_autoflip.graph.plan import Plan, dense_plan
 from flwr_autoflip.graph.shrink import arrays_of
 from flwr_autoflip.graph.tracing.trace import trace
+from flwr_autoflip.ledger.cost import CostOf
 from flwr_autoflip.ledger.ledger import Ledger
-from flwr_autoflip.ledger.plan_costs import CostOf
 from flwr_autoflip.server.exchange import Answer, Exchange
 from flwr_autoflip.wire.encoding import Encoding
 

@@ -10,7 +10,7 @@ from flwr.app import Message, RecordDict
 
 from .. import wire
 from ..errors import WireError, visible
-from ..graph.codec import encode_plan
+from ..graph.codec import encode_layout, encode_plan
 from ..ledger.cost import Cost, CostOf
 from ..ledger.ledger import Ledger
 from ..ledger.rows import NodeRow, Status
@@ -122,7 +122,7 @@ class Exchange:
                 "phase": instructions.phase,
                 "node": metadata.dst_node_id,
                 "bytes_down": size,
-                "plan_bytes": len(plan.layout.encoded) + len(encode_plan(plan)),
+                "plan_bytes": len(encode_layout(plan.layout)) + len(encode_plan(plan)),
             }
             self.sent.append(Sent(message, instructions, row))
         return [sent.message for sent in self.sent]

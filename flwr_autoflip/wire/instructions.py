@@ -9,7 +9,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
-from ..graph.codec import VERSION, encode_plan, plan_digest
+from ..graph.codec import VERSION, encode_layout, encode_plan, plan_digest
 from ..graph.layout import Arrays
 from ..graph.pack import pack, pack_small, unpack_small
 from ..graph.plan import Plan, dense_plan
@@ -141,7 +141,7 @@ def request_content(
         keys.KEY_PACKAGE: keys.PACKAGE_VERSION,
         keys.KEY_PHASE: instructions.phase,
         keys.KEY_RUN: run,
-        keys.KEY_LAYOUT: plan.layout.encoded,
+        keys.KEY_LAYOUT: encode_layout(plan.layout),
         keys.KEY_PLAN: encode_plan(plan),
         keys.KEY_DTYPE: instructions.encoding.dtype,
     }

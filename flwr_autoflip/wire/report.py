@@ -22,9 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import WireError
-from ..graph.gather import box
 from ..graph.pack import check_values, split_values
-from ..graph.plan import Plan
+from ..graph.plan import Plan, box
 from ..methods.base import Payload
 from ..methods.guidance import Report, report_by_unit
 from ..methods.statistics import ChunkedReport, parts

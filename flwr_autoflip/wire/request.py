@@ -16,10 +16,9 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
 from ..errors import WireError
-from ..graph.codec import VERSION, decode_plan
+from ..graph.codec import VERSION, decode_layout, decode_plan
 from ..graph.layout import Described, Layout, difference
 from ..graph.pack import unpack_small
-from ..graph.parse import layout_from_bytes
 from ..graph.plan import Plan, dense_plan
 from . import keys
 from .encoding import DTYPES, Encoding
@@ -192,7 +191,7 @@ def _read_plan(
     known = {layout: plan.layout for (layout, _), plan in [*_ACCEPTED.items()]}
     if (layout := known.get(layout_bytes)) is None:
         room = most if own is None else ROOM + _size_of(own)
-        layout = layout_from_bytes(layout_bytes, room, partial(_check_own, own))
+        layout = decode_layout(layout_bytes, room, partial(_check_own, own))
     else:
         _check_own(own, [spec.described for spec in layout.tensors])
     if dense:

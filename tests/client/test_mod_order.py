@@ -53,7 +53,7 @@ def build(place: str, app: str, mod: Any) -> ClientApp:
 
 
 def length(arrays: Any) -> float:
-    """L2 norm of all values that clipping changes: counters of no dimension are none."""
+    """L2 norm of all values that clipping changes: counters are not."""
     return float(np.sqrt(sum((a.astype(float) ** 2).sum() for a in arrays if a.ndim)))
 
 

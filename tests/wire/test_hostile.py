@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 import flwr_autoflip
 from flwr_autoflip import AutoFlip, autoflip_mod, client_app, wire
 from flwr_autoflip.errors import LONGEST, WireError
+from flwr_autoflip.graph.codec import encode_layout
 from flwr_autoflip.graph.plan import dense_plan
 from flwr_autoflip.graph.tracing.trace import trace
 from fuzz.draw import Draw, change_content
@@ -339,7 +340,7 @@ def test_a_short_message_speaks_of_no_large_model() -> None:
         LAYOUT.groups,
     )
     content = request().content
-    content["fitins.config"]["autoflip-layout"] = model.encoded
+    content["fitins.config"]["autoflip-layout"] = encode_layout(model)
 
     with pytest.raises(WireError, match=r"a model of 67 MB; .* up to 5\d MB"):
         wire.read_request(content)

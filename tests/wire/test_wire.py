@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from flwr_autoflip import __version__, wire
 from flwr_autoflip.errors import WireError
-from flwr_autoflip.graph.codec import encode_plan, plan_digest
+from flwr_autoflip.graph.codec import encode_layout, encode_plan, plan_digest
 from flwr_autoflip.graph.pack import pack
 from flwr_autoflip.graph.plan import Plan
 from flwr_autoflip.graph.shrink import describe
@@ -48,7 +48,7 @@ def test_a_request_has_one_array_and_our_keys_beside_the_apps() -> None:
         "autoflip-package": __version__,
         "autoflip-phase": "train",
         "autoflip-run": RUN,
-        "autoflip-layout": LAYOUT.encoded,
+        "autoflip-layout": encode_layout(LAYOUT),
         "autoflip-plan": encode_plan(SMALL),
         "autoflip-dtype": "float32",
         "autoflip-arrays-name": "weights",
