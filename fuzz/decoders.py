@@ -21,22 +21,23 @@ from flwr_autoflip.graph.codec import (
 )
 from flwr_autoflip.graph.pack import expand, pack, unpack_small
 from flwr_autoflip.graph.plan import Plan, dense_plan
-from flwr_autoflip.graph.plan_change import decode_change, encode_change
-from flwr_autoflip.wire import single_array
-from flwr_autoflip.wire.encoding import DTYPES, Encoding
-from flwr_autoflip.wire.exploration import (
-    PAYLOADS,
-    check_report,
-    decode_report,
+from flwr_autoflip.wire import (
+    Instructions,
+    Reply,
+    append_gradients,
     encode_report,
+    report_of,
+    single_array,
 )
-from flwr_autoflip.wire.probe import append_probe, probe_size, split_probe
+from flwr_autoflip.wire.encoding import DTYPES, Encoding
+from flwr_autoflip.wire.instructions import PAYLOADS
+from flwr_autoflip.wire.report import check_report, split_gradients
 
 from .draw import Draw, change_array, change_json
-from .model import ARRAYS, DENSE, LAYOUT, MASKED, PLANS, SMALL
+from .model import ARRAYS, DENSE, LAYOUT, PLANS, SMALL
 
 LARGEST_MODEL = 2**33
-ENCODINGS = tuple(Encoding(d, c) for d in DTYPES for c in (False, True))
+ENCODINGS = tuple(map(Encoding, DTYPES))
 
 
 def fuzz_layout(data: bytes) -> bool:
@@ -92,31 +93,6 @@ def fuzz_plan(data: bytes) -> bool:
 def seed_plan() -> list[bytes]:
     """Give real plans."""
     return [encode_plan(plan) for plan in PLANS]
-
-
-def fuzz_change(data: bytes) -> bool:
-    """Read a change of a plan; single weights' bits are deflated by the harness."""
-    draw = Draw(data)
-    before, kind, body = draw.pick(PLANS), draw.number(), draw.rest()
-    if kind == 1:
-        body = zlib.compress(body, 1)
-    try:
-        after = decode_change(bytes([kind]) + body, before)
-    except WireError:
-        return False
-    check_plan(after)
-    again = encode_change(before, after)
-    assert again is not None
-    assert encode_plan(decode_change(again, before)) == encode_plan(after)
-    return True
-
-
-def seed_change() -> list[bytes]:
-    """Give real changes, of units and of single weights."""
-    units, weights = encode_change(DENSE, SMALL), encode_change(SMALL, MASKED)
-    assert units is not None
-    assert weights is not None
-    return [b"\0" + units, b"\1\1" + zlib.decompress(weights[1:])]
 
 
 def fuzz_values(data: bytes) -> bool:
@@ -179,67 +155,63 @@ def seed_array() -> list[bytes]:
 
 
 def fuzz_report(data: bytes) -> bool:
-    """Check an explorer's report, then read it."""
+    """Check what a node that explored sends."""
     draw = Draw(data)
-    payload = draw.pick(PAYLOADS)
-    scale: object = float(np.frombuffer(draw.data[1:9].ljust(8, b"\0"), "<f8")[0])
-    draw.at = 9
+    payload, plan = draw.pick(PAYLOADS["explore"]), draw.pick(PLANS)
+    scale: object = float(np.frombuffer(draw.data[2:10].ljust(8, b"\0"), "<f8")[0])
+    draw.at = 10
     if draw.number() == 255:
         scale = draw.pick((None, 1, "1", True))
     body = draw.rest()
-    dtype = np.dtype("<f4" if payload == "weights" else "<f2")
-    values = np.frombuffer(body, dtype, len(body) // dtype.itemsize)
+    values = np.frombuffer(body, "<f2", len(body) // 2)
     try:
-        check_report(values, scale, LAYOUT, payload, ARRAYS)
+        norm = check_report(values, scale, plan, payload)
     except WireError:
         return False
-    report, final = decode_report(values, scale, LAYOUT, payload, ARRAYS)
-    for moved in report.values():
-        assert np.isfinite(moved).all()
-        assert (moved >= 0).all()
-    for spec in LAYOUT.tensors if final else ():
-        assert final[spec.name].shape == spec.shape
-        assert final[spec.name].dtype.name == spec.dtype
-        assert np.isfinite(final[spec.name]).all()
+    metadata = {"autoflip-scale": scale}
+    asked = Instructions("explore", plan, pack(ARRAYS, plan), payload=payload)
+    reply = Reply(np.zeros(0), 1, {}, metadata, sizes=values)
+    moved = [part.ravel() for part in report_of(reply, asked).values()]
+    assert (np.concatenate(moved) >= 0).all()
+    squares = np.concatenate(moved).sum(dtype=np.float64)
+    np.testing.assert_allclose(np.sqrt(squares), norm, rtol=1e-3, atol=1e-20)
     return True
 
 
 def seed_report() -> list[bytes]:
-    """Give real reports of every payload."""
-    final = {n: a + (a.dtype.kind == "f") * 0.01 for n, a in ARRAYS.items()}
-    final = {name: a.astype(ARRAYS[name].dtype) for name, a in final.items()}
+    """Give real reports of every payload and plan."""
     seeds = []
-    for number, payload in enumerate(PAYLOADS):
-        values, scale = encode_report(ARRAYS, final, LAYOUT, payload)
-        head = bytes([number]) + np.float64(scale).tobytes() + b"\0"
-        seeds.append(head + values.tobytes())
+    for number, plan in enumerate(PLANS):
+        start = pack(ARRAYS, plan)
+        for kind, payload in enumerate(PAYLOADS["explore"]):
+            steps = 0.01 * np.arange(start.size, dtype=np.float32)
+            values, scale = encode_report(start, start + steps, plan, payload)
+            head = bytes([kind, number]) + np.float64(scale).tobytes() + b"\0"
+            seeds.append(head + values.tobytes())
     return seeds
 
 
-def fuzz_probe(data: bytes) -> bool:
-    """Part a reply into values and squared gradients."""
+def fuzz_gradients(data: bytes) -> bool:
+    """Part a reply into values and sizes of gradients."""
     draw = Draw(data)
     plan = draw.pick(PLANS)
     dtype = np.dtype(draw.pick(("<f4", "<f2")))
     body = draw.rest()
     array = np.frombuffer(body, dtype, len(body) // dtype.itemsize)
     try:
-        values, report = split_probe(array, plan)
+        values, sizes = split_gradients(array, plan)
     except WireError:
         return False
-    assert values.size + probe_size(plan) == array.size
+    assert values.size == plan.num_values == array.size - sizes.size
+    assert np.isfinite(np.square(sizes)).all()
+    assert (sizes >= 0).all()
     assert np.isfinite(values).all()
-    for name, squares in report.items():
-        assert squares.shape == LAYOUT.by_name[name].shape
-        assert np.isfinite(squares).all()
-        assert (squares >= 0).all()
     return True
 
 
-def seed_probe() -> list[bytes]:
-    """Give real probes."""
-    plans: list[tuple[int, Plan]] = list(enumerate(PLANS))
+def seed_gradients() -> list[bytes]:
+    """Give real gradients."""
     return [
-        bytes([i, 0]) + append_probe(pack(ARRAYS, plan), {}, plan).tobytes()
-        for i, plan in plans
+        bytes([i, 0]) + append_gradients(pack(ARRAYS, plan), {}, plan).tobytes()
+        for i, plan in enumerate(PLANS)
     ]

@@ -1,23 +1,19 @@
-"""The node's side: a NumPyClient whose model is already small."""
+"""The node's side: a client whose model is already small."""
 
-import warnings
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 from torch import nn
 
 from .. import wire
-from ..errors import AutoFlipError, AutoFlipWarning, WireError
-from ..graph.budget import Budget, parse_budget
-from ..graph.codec import VERSION
-from ..graph.layout import Arrays
+from ..errors import AutoFlipError
 from ..graph.pack import pack_small
 from ..graph.shrink import (
     arrays_of,
@@ -29,8 +25,16 @@ from ..graph.shrink import (
 )
 from ..ledger.cost import count_parameters
 from ..ledger.meter import Spent, measure
-from ..wire.probe import append_probe, sum_gradients
-from .private import make_report, one_release, privacy_of
+from .answer import (
+    answer,
+    budget_of,
+    budget_reply,
+    check_budget,
+    metadata_of,
+    one_release,
+    privacy_of,
+    warn_if_unmoved,
+)
 
 Metrics = Mapping[str, Any]
 
@@ -47,7 +51,7 @@ class AutoFlipClient(NumPyClient):
     model_fn : callable
         Gives the dense model, such as the model's class.
     context : Context
-        Flower's context of this node; its state keeps the plan between rounds.
+        Flower's context of this node.
     budget : str, optional
         What this node can carry, such as ``"macs:0.25"``; left out, what
         ``autoflip-budget`` in its ``--node-config`` says. See
@@ -94,8 +98,8 @@ class AutoFlipClient(NumPyClient):
         model : nn.Module
             Small, in training mode, on the CPU.
         config : dict
-            What the server app put into ``train_config``. While exploring with
-            ``exploration_epochs``, ``config["local-epochs"]`` holds that number.
+            What the server app put into ``train_config``. Where the method says how
+            many epochs, ``config["local-epochs"]`` holds that number.
 
         Returns
         -------
@@ -125,75 +129,76 @@ class AutoFlipClient(NumPyClient):
         """
         raise NotImplementedError("write test(self, model, config) in your client.")
 
+    def answer_train(self, content: RecordDict) -> RecordDict:
+        """Answer a request to train, to explore, or to say what this node carries."""
+        request, model = self._read(content)
+        instructions = request.instructions
+        if instructions.phase == "budget":
+            return budget_reply(request, self.budget)
+        plan, start = instructions.reply_plan, request.arrays()
+        with one_release(request, self.privacy, self.context), ExitStack() as stack:
+            load_arrays_inplace(model.train(), start)
+            probe = instructions.payload == "gradients"
+            sums = stack.enter_context(sum_gradients(model)) if probe else {}
+            stack.enter_context(hold_mask(model, plan))
+            spent = stack.enter_context(measure(model, plan.layout.batch_axis))
+            count, metrics = self.train(model, request.config)
+            stack.close()
+            trained, state = arrays_of(model), self.context.state
+            made = request, start, trained, pack_small, self.privacy, state
+            values, metadata = answer(*made)
+        if count:
+            warn_if_unmoved(request, start, trained)
+        if probe:
+            found = {name: total.cpu().numpy() for name, total in sums.items()}
+            values = wire.append_gradients(values, found, plan)
+        metadata |= _metadata(request, model, spent.of(int(count)))
+        numbers = {wire.NUM_EXAMPLES: int(count), **_numbers(metrics)}
+        return wire.reply_content(numbers, metadata, values)
+
+    def answer_evaluate(self, content: RecordDict) -> RecordDict:
+        """Answer a request to evaluate."""
+        request, model = self._read(content)
+        load_arrays_inplace(model.eval(), request.arrays())
+        axis = request.instructions.plan.layout.batch_axis
+        with torch.no_grad(), measure(model, axis) as spent:
+            loss, count, metrics = self.test(model, request.config)
+        metadata = _metadata(request, model, spent.of(int(count)))
+        numbers = {wire.NUM_EXAMPLES: int(count), "loss": float(loss)}
+        return wire.reply_content({**numbers, **_numbers(metrics)}, metadata)
+
+    def _read(self, content: RecordDict) -> tuple[wire.Request, nn.Module]:
+        """Read what the server asks of this node's own model, and cut that to it."""
+        dense = build_dense(self.model_fn)
+        request = wire.read_request(content, describe(dense))
+        check_budget(request, self.budget)
+        return request, shrink(dense, request.instructions.plan)
+
+    # --- Flower's NumPy API ---
+
     def fit(
         self, parameters: list[NDArray[Any]], config: Mapping[str, Any]
     ) -> tuple[list[NDArray[Any]], int, dict[str, Any]]:
-        """Answer a training (or exploring) request; Flower calls this."""
-        request, model = self._read(parameters, config)
-        with one_release(request, self.privacy, self.context):
-            return self._train(request, model)
-
-    def _train(
-        self, request: wire.Request, model: nn.Module
-    ) -> tuple[list[NDArray[Any]], int, dict[str, Any]]:
-        orders = request.orders
-        if orders.phase == "budget":
-            request.remember(self.context.state)
-            return [np.zeros(0, np.float32)], 1, budget_receipt(request, self.budget)
-        received = request.arrays()
-        self._load(model, request, received)
-        model.train()
-        with ExitStack() as stack:
-            sums = stack.enter_context(sum_gradients(model)) if orders.probe else {}
-            stack.enter_context(hold_mask(model, orders.reply_plan))
-            spent = stack.enter_context(measure(model, orders.plan.layout.batch_axis))
-            num_examples, metrics = self.train(model, request.config)
-        trained = arrays_of(model)
-        receipt = _receipt(request, model, spent.of(int(num_examples)))
-        if orders.phase == "explore":
-            values, sealed = make_report(
-                request, received, trained, self.privacy, self.context.state
-            )
-            receipt |= sealed
-        else:
-            if num_examples:
-                warn_if_unmoved(received, trained, request)
-            flat = pack_small(trained, orders.reply_plan)
-            values = wire.encode_trained(orders, flat, self.context.state)
-            if orders.probe:
-                values = append_probe(values, sums, orders.reply_plan)
-        return [values], int(num_examples), {**_numbers(metrics), **receipt}
+        """Answer as :meth:`answer_train`, for a plain ``ClientApp(client_fn)``."""
+        reply: Any = self.answer_train(_content(parameters, config))
+        metrics, metadata = reply[wire.METRICS], reply[wire.METADATA]
+        (values,) = wire.from_arrayrecord(reply["arrays"]).values()
+        return [values], int(metrics.pop(wire.NUM_EXAMPLES)), {**metrics, **metadata}
 
     def evaluate(
         self, parameters: list[NDArray[Any]], config: Mapping[str, Any]
     ) -> tuple[float, int, dict[str, Any]]:
-        """Answer an evaluation request; Flower calls this."""
-        request, model = self._read(parameters, config)
-        self._load(model, request, request.arrays())
-        model.eval()
-        axis = request.orders.plan.layout.batch_axis
-        with torch.no_grad(), measure(model, axis) as spent:
-            loss, num_examples, metrics = self.test(model, request.config)
-        receipt = _receipt(request, model, spent.of(int(num_examples)))
-        return float(loss), int(num_examples), {**_numbers(metrics), **receipt}
+        """Answer as :meth:`answer_evaluate`, for a plain ``ClientApp(client_fn)``."""
+        reply: Any = self.answer_evaluate(_content(parameters, config))
+        metrics, metadata = reply[wire.METRICS], reply[wire.METADATA]
+        loss, count = metrics.pop("loss"), int(metrics.pop(wire.NUM_EXAMPLES))
+        return loss, count, {**metrics, **metadata}
 
-    def _read(
-        self, parameters: list[NDArray[Any]], config: Mapping[str, Any]
-    ) -> tuple[wire.Request, nn.Module]:
-        """Read what the server asks of this node's own model, and cut that to it."""
-        wire.check_single(len(parameters))
-        dense = build_dense(self.model_fn)
-        request = wire.read_request(
-            parameters[0], config, self.context.state, describe(dense)
-        )
-        check_budget(request, self.budget)
-        return request, shrink(dense, request.orders.plan)
 
-    def _load(
-        self, model: nn.Module, request: wire.Request, arrays: dict[str, NDArray[Any]]
-    ) -> None:
-        load_arrays_inplace(model, arrays)
-        request.remember(self.context.state)  # it fits this node's model
+def _content(parameters: list[NDArray[Any]], config: Mapping[str, Any]) -> RecordDict:
+    arrays = {str(place): array for place, array in enumerate(parameters)}
+    records = wire.to_arrayrecord(arrays), ConfigRecord(dict(config))
+    return RecordDict(dict(zip(wire.numpy_names("train"), records, strict=True)))
 
 
 def client_app(
@@ -224,95 +229,55 @@ def client_app(
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        values, config = _contents(message)
-        reply, count, metrics = client_fn(context).fit([values], config)
-        content = wire.train_reply(reply[0], count, metrics, message.content)
+        content = client_fn(context).answer_train(message.content)
         return Message(content, reply_to=message)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        values, config = _contents(message)
-        loss, count, metrics = client_fn(context).evaluate([values], config)
-        return Message(wire.evaluate_reply(loss, count, metrics), reply_to=message)
+        content = client_fn(context).answer_evaluate(message.content)
+        return Message(content, reply_to=message)
 
     return app
 
 
-def _contents(message: Message) -> tuple[NDArray[Any], dict[str, Any]]:
-    content = message.content
-    arrays = list(wire.records_of(content, ArrayRecord).values())
-    configs = list(wire.records_of(content, ConfigRecord).values())
-    if len(arrays) != 1 or len(configs) != 1:
-        raise WireError(
-            "expected one ArrayRecord and one ConfigRecord, got "
-            f"{len(arrays)} and {len(configs)}."
-        )
-    return wire.single_array(arrays[0]), dict(configs[0])
+@contextmanager
+def sum_gradients(model: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
+    """Add up each parameter's gradients while any loop trains the model.
 
+    Parameters
+    ----------
+    model : nn.Module
+        Hooks see gradients before a mask or a clipping does.
 
-def warn_if_unmoved(sent: Arrays, trained: Arrays, request: wire.Request) -> None:
-    """Warn if training left every weight as it came: often a copy was trained.
-
-    Exploring needs no warning: a report of nothing is refused.
-    """
-    weights = [t.name for t in request.orders.plan.layout.tensors if t.trainable]
-    if all(np.array_equal(sent[name], trained[name]) for name in weights):
-        warnings.warn(
-            "no weight moved in training: is it a copy that is trained, or the "
-            "learning rate 0? Train the model that was given, in place, and return it.",
-            AutoFlipWarning,
-            stacklevel=2,
-        )
-
-
-# --- What a node can carry ---
-
-
-def budget_of(context: Context, given: str | None = None) -> Budget | None:
-    """Read a node's budget: the one given, or its ``--node-config``'s."""
-    value = context.node_config.get(wire.KEY_BUDGET) if given is None else given
-    return parse_budget(value, whose=f"node {context.node_id}")
-
-
-def budget_receipt(request: wire.Request, budget: Budget | None) -> dict[str, Any]:
-    """Say what the node can carry."""
-    receipt = receipt_of(request, parameters=0, seconds=0.0)
-    return receipt | {wire.KEY_EXAMPLES: 0, wire.KEY_BUDGET: str(budget or "")}
-
-
-def check_budget(request: wire.Request, budget: Budget | None) -> None:
-    """Refuse work that was not cut to this node's budget.
-
-    Raises
+    Yields
     ------
-    WireError
-        If the server does not ask for budgets, or knows another one.
+    dict of str to Tensor
+        Parameter name to its sum; names whose gradient never came are absent.
     """
-    sent, own = request.orders.budget, str(budget or "")
-    if request.orders.phase != "budget" and sent != own:
-        raise WireError(
-            f"this node's budget is {own or 'none'!r}, but the server sent what fits "
-            f"{sent or 'none'!r}; set budgets=True in the server's AutoFlip. If it is "
-            "set, the budget changed and is asked for again."
-        )
+    sums: dict[str, torch.Tensor] = {}
+
+    def adder(name: str) -> Callable[[torch.Tensor], None]:
+        def add(grad: torch.Tensor) -> None:
+            if name in sums:
+                sums[name].add_(grad)
+            else:
+                sums[name] = grad.detach().clone()
+
+        return add
+
+    handles = [
+        parameter.register_hook(adder(name))  # type: ignore[no-untyped-call]
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    ]
+    try:
+        yield sums
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
-# --- What it cost ---
-
-
-def receipt_of(
-    request: wire.Request, parameters: int, seconds: float
-) -> dict[str, Any]:
-    """Say which plan was trained, how large the model was and how long it took."""
-    return {
-        wire.KEY_VERSION: VERSION,
-        wire.KEY_DIGEST: request.digest,
-        wire.KEY_PARAMETERS: parameters,
-        wire.KEY_SECONDS: seconds,
-    }
-
-
-def _receipt(request: wire.Request, model: nn.Module, spent: Spent) -> dict[str, Any]:
+def _metadata(request: wire.Request, model: nn.Module, spent: Spent) -> dict[str, Any]:
     """Say what was counted; what is unknown is left out, and why is said."""
     counted = {
         wire.KEY_EXAMPLES: spent.examples,
@@ -321,8 +286,8 @@ def _receipt(request: wire.Request, model: nn.Module, spent: Spent) -> dict[str,
         wire.KEY_EVAL_MACS: spent.eval_macs,
         wire.KEY_UNCOUNTED: spent.uncounted or None,
     }
-    receipt = receipt_of(request, count_parameters(model), spent.seconds)
-    return receipt | {key: x for key, x in counted.items() if x is not None}
+    metadata = metadata_of(request, count_parameters(model), spent.seconds)
+    return metadata | {key: x for key, x in counted.items() if x is not None}
 
 
 def _numbers(metrics: Metrics) -> dict[str, float]:

@@ -15,20 +15,18 @@ order                                what it means
 (``adaptiveclipping_mod``,           noised), then packed. What the server receives
 ``LocalDpMod``)                      is a part of it, so its norm keeps the bound,
                                      in 16 and 8 bits as well: rounding never
-                                     lengthens an update.
-                                     Exploring is clipped like training.
+                                     lengthens an update. Exploring is clipped like
+                                     training.
 ``[fixedclipping_mod, autoflip_mod]``  Works in training with
                                      ``AutoFlip(..., value_dtype="float32")``: what
                                      travels is clipped. Fewer bits cannot be, and
                                      every reply fails with an error that says so.
-                                     Exploring sends an update in 16 bits, which is
-                                     no weights and must not be changed: the server
-                                     refuses it with an error that says so. With
-                                     ``AutoFlip(..., exploration_payload="weights")``
-                                     exploring works too. A mod around
+                                     Deviations and units are no weights and must
+                                     not be changed: the server refuses them with an
+                                     error that says so. A mod around
                                      ``AutoFlipClient`` always stands like this.
 ``secagg_mod``, ``secaggplus_mod``   In no order: they add up dense models of Flower's
-                                     older API.
+                                     legacy API.
 ``arrays_size_mod``,                 Either order: before ours they count what
 ``message_size_mod``                 travels, behind ours what the app sees.
 ===================================  ================================================
@@ -53,10 +51,20 @@ from ..errors import WireError
 from ..graph.layout import Layout
 from ..graph.pack import expand, pack
 from ..wire.privacy import ReportPrivacy
-from .client import budget_of, budget_receipt, check_budget, receipt_of, warn_if_unmoved
-from .private import make_report, one_release, privacy_of
+from .answer import (
+    answer,
+    budget_of,
+    budget_reply,
+    check_budget,
+    metadata_of,
+    one_release,
+    privacy_of,
+    warn_if_unmoved,
+)
 
 ClientAppCallable = Callable[[Message, Context], Message]
+NUMPY = "numpy"
+"""In our record of ``context.state``: the app is a NumPyClient."""
 
 
 def autoflip_mod(
@@ -69,7 +77,6 @@ def autoflip_mod(
     message : Message
         From AutoFlip: values only. Anything else passes through.
     context : Context
-        Its state keeps the plan between rounds, which the app does not see.
     call_next : callable
         The app, or the next mod.
 
@@ -83,79 +90,83 @@ def autoflip_mod(
     WireError
         If the request or the app's reply does not fit the model.
     """
-    content = message.content
-    arrays = wire.records_of(content, ArrayRecord)
-    configs = wire.records_of(content, ConfigRecord)
-    arrays_key, config_key = next(iter(arrays), ""), next(iter(configs), "")
-    config = configs.get(config_key, ConfigRecord())
-    if not wire.is_ours(config):
+    if not wire.is_ours(message.content):
         return call_next(message, context)
-    values = wire.single_array(arrays[arrays_key])
-    request = wire.read_request(values, config, context.state)
+    request = wire.read_request(message.content)
     if (budget := budget_of(context)) is not None:
         raise WireError(
             f"this node's budget is '{budget}', but a mod cannot keep the app from "
             "training the dense model; use AutoFlipClient."
         )
-    if answering := config.get(wire.KEY_ANSWERING):
+    if request.answering:
         raise WireError(
-            f"removed units of {answering!s} still answer in the dense model that a "
-            "mod shows the app, as a sigmoid of 0 is .5: name them in the server's "
-            "exclude=(...), or use AutoFlipClient."
+            f"pruned units of {request.answering} still answer in the dense model that "
+            "a mod shows the app, as a sigmoid of 0 is .5: name them in the server's "
+            "ignored_layers=(...), or use AutoFlipClient."
         )
-    numpy = wire.is_numpy_key(arrays_key)
-    if request.orders.phase == "budget":
-        request.remember(context.state)
-        receipt = budget_receipt(request, budget)
-        content = (
-            wire.numpy_train_reply(1, receipt)
-            if numpy
-            else wire.train_reply(values, 1, receipt, message.content)
-        )
-        return Message(content, reply_to=message)
+    if request.instructions.phase == "budget":
+        return Message(budget_reply(request, budget), reply_to=message)
     check_budget(request, None)
-    if request.orders.probe:
+    if request.instructions.payload == "gradients":
         raise WireError(
             "the server asks for gradients, which a mod cannot see; use AutoFlipClient."
         )
-    with one_release(request, privacy_of(context), context):
-        return _answer(message, context, call_next, request, arrays_key, config_key)
+    privacy = privacy_of(context)
+    with one_release(request, privacy, context):
+        plan = request.instructions.plan
+        zeros = {t.name: np.zeros(t.shape, t.dtype) for t in plan.layout.tensors}
+        dense = expand(zeros, request.instructions.values, plan)
+        start = time.perf_counter()
+        reply = _call(message, context, call_next, request, dense)
+        seconds = time.perf_counter() - start
+        if not reply.has_error():
+            _compact_inplace(reply, request, dense, seconds, privacy, context.state)
+        return reply
 
 
-def _answer(
+def _call(
     message: Message,
     context: Context,
     call_next: ClientAppCallable,
     request: wire.Request,
-    arrays_key: str,
-    config_key: str,
+    dense: dict[str, NDArray[Any]],
 ) -> Message:
-    """Let the app answer with dense arrays, and make compact values of its own."""
-    plan, numpy = request.orders.plan, wire.is_numpy_key(arrays_key)
-    privacy = privacy_of(context)
-    zeros = {t.name: np.zeros(t.shape, t.dtype) for t in plan.layout.tensors}
-    dense = expand(zeros, request.orders.values, plan)
-    request.remember(context.state)
-    # A NumPyClient's reply has numbers for names; other mods compare them.
-    named = {str(i): a for i, a in enumerate(dense.values())} if numpy else dense
-    message.content = RecordDict(
-        {
-            arrays_key: wire.to_arrayrecord(named),
-            config_key: ConfigRecord(request.config),
-        }
-    )
-    start = time.perf_counter()
-    with _plan_hidden(context), _kind_explained(numpy):
-        reply = call_next(message, context)
-    if not reply.has_error():
-        seconds = time.perf_counter() - start
-        name = wire.NUMPY_ARRAY if numpy else wire.VALUES
-        _compact_inplace(reply, request, dense, seconds, name, privacy, context.state)
-    return reply
+    """Let the app answer; find out which of Flower's APIs it speaks.
+
+    Whether an app is a NumPyClient is seen only by what it does: Flower's adapter looks
+    for its own records before the client does any work.
+    """
+
+    def show(names: tuple[str, str], arrays: dict[str, NDArray[Any]]) -> Message:
+        records = wire.to_arrayrecord(arrays), ConfigRecord(request.config)
+        message.content = RecordDict(dict(zip(names, records, strict=True)))
+        with _state_hidden(context):
+            return call_next(message, context)
+
+    phase = request.instructions.phase
+    if NUMPY not in context.state.get(wire.STATE, ()):
+        try:
+            return show(request.names, dense)
+        except KeyError as error:
+            if error.args[:1] != wire.numpy_names(phase)[:1]:
+                raise
+        context.state[wire.STATE] = ConfigRecord({NUMPY: True})
+    try:  # a NumPyClient's reply has numbers for names; other mods compare them
+        return show(
+            wire.numpy_names(phase), {str(i): a for i, a in enumerate(dense.values())}
+        )
+    except KeyError as error:
+        if error.args and error.args[0] in request.names:
+            raise WireError(
+                f"the app looks for a record {error.args[0]}, and a mod behind "
+                "autoflip_mod for a NumPyClient's: it is of Flower's legacy API; "
+                "import mods from flwr.clientapp.mod, not flwr.client.mod."
+            ) from error
+        raise
 
 
 @contextmanager
-def _plan_hidden(context: Context) -> Iterator[None]:
+def _state_hidden(context: Context) -> Iterator[None]:
     """Keep our part of a node's state from an app that reads or replaces it all."""
     ours = (wire.STATE, wire.RESIDUAL, wire.RELEASED)
     held = {key: context.state.pop(key) for key in ours if key in context.state}
@@ -165,57 +176,31 @@ def _plan_hidden(context: Context) -> Iterator[None]:
         context.state.update(held)
 
 
-@contextmanager
-def _kind_explained(numpy: bool) -> Iterator[None]:
-    """Say what is wrong when the app looks for the other API's records."""
-    try:
-        yield
-    except KeyError as error:
-        name = error.args[0] if error.args else ""
-        if numpy and name in ("arrays", "config"):
-            raise WireError(
-                f"the app looks for the record {name!r}, but the server sends a "
-                "NumPyClient's; leave client_api='numpy' out of AutoFlip(...)."
-            ) from error
-        if not numpy and wire.is_numpy_key(name):
-            raise WireError(
-                "the app is a NumPyClient; say so on the server: "
-                "AutoFlip(..., client_api='numpy'). If it is none, a mod behind "
-                "autoflip_mod is of Flower's older API: import mods from "
-                "flwr.clientapp.mod, not flwr.client.mod."
-            ) from error
-        raise
-
-
 def _compact_inplace(
     reply: Message,
     request: wire.Request,
     dense: dict[str, NDArray[Any]],
     seconds: float,
-    name: str,
     privacy: ReportPrivacy | None,
     state: RecordDict,
 ) -> None:
-    orders, layout = request.orders, request.orders.plan.layout
-    receipt = receipt_of(request, layout.num_parameters, seconds)
-    if orders.phase == "evaluate":
-        for key in wire.records_of(reply.content, ArrayRecord):
+    """Put compact values and metadata into the app's reply."""
+    layout = request.instructions.plan.layout
+    records = wire.records_of(reply.content, ArrayRecord)
+    metadata = metadata_of(request, layout.num_parameters, seconds)
+    if request.instructions.phase == "evaluate":
+        for key in records:
             del reply.content[key]  # nobody reads them
+    elif len(records) != 1:
+        raise WireError(f"the app must return one ArrayRecord, got {len(records)}.")
     else:
-        records = list(wire.records_of(reply.content, ArrayRecord).items())
-        if len(records) != 1:
-            raise WireError(f"the app must return one ArrayRecord, got {len(records)}.")
-        key, record = records[0]
+        ((key, record),) = records.items()
         trained = _by_name(record, layout)
-        if orders.phase == "explore":
-            values, sealed = make_report(request, dense, trained, privacy, state)
-            receipt |= sealed
-        else:
-            warn_if_unmoved(dense, trained, request)
-            flat = pack(trained, orders.reply_plan)
-            values = wire.encode_trained(orders, flat, state)
-        reply.content[key] = wire.to_arrayrecord({name: values})
-    wire.add_receipt_inplace(reply.content, receipt)
+        warn_if_unmoved(request, dense, trained)
+        values, said = answer(request, dense, trained, pack, privacy, state)
+        reply.content[key] = wire.to_arrayrecord({wire.ARRAY: values})
+        metadata |= said
+    wire.add_metadata_inplace(reply.content, metadata)
 
 
 def _by_name(record: ArrayRecord, layout: Layout) -> dict[str, NDArray[Any]]:

@@ -71,11 +71,6 @@ def encode_plan(plan: Plan) -> bytes:
     return b"".join(parts)
 
 
-def has_masks(data: bytes) -> bool:
-    """Tell whether a plan's bytes say more than which units stay."""
-    return data[1:2] != b"\0"
-
-
 def plan_digest(data: bytes, layout: Layout) -> bytes:
     """Sixteen bytes that name an encoded plan and the layout that it speaks of."""
     return blake2b(layout_digest(layout) + data, digest_size=DIGEST_BYTES).digest()

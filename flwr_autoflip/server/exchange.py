@@ -1,15 +1,16 @@
 """One phase with its nodes: who is sent what, which replies count, what it cost."""
 
+import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from logging import WARNING, getLogger
 from typing import Any, Generic, TypeVar
 
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 
 from .. import wire
 from ..errors import WireError, visible
-from ..graph.plan import Plan
+from ..graph.codec import encode_layout, encode_plan
 from ..ledger.cost import Cost, CostOf
 from ..ledger.ledger import Ledger
 from ..ledger.rows import NodeRow, Status
@@ -23,8 +24,7 @@ class Sent:
     """A request that is out."""
 
     message: Message
-    orders: wire.Orders
-    held: wire.Held
+    instructions: wire.Instructions
     row: dict[str, Any]
 
 
@@ -37,7 +37,7 @@ class Answer(Generic[T]):
     message : Message
         As it came.
     reply : Reply
-    orders : Orders
+    instructions : Instructions
         What this node was asked.
     made : object
         What the phase made of the reply.
@@ -45,45 +45,52 @@ class Answer(Generic[T]):
 
     message: Message
     reply: wire.Reply
-    orders: wire.Orders
+    instructions: wire.Instructions
     made: T
 
 
 @dataclass
 class Exchange:
-    """Send requests, match and check replies, write the ledger.
+    """Send requests, match and check replies, write the ledger. One a run.
 
     Parameters
     ----------
     ledger : Ledger
     cost_of : CostOf
-    api : {"message", "numpy"}
     weight_key : str
         The inner strategy's ``weighted_by_key``.
     timeout : float or None (default: 3600.0)
         Seconds that phases of our own, between Flower's, wait for replies.
+    run : bytes (default: random)
+        Names the run to nodes, which drop what they kept of another one.
+
+    Attributes
+    ----------
+    sent : list of Sent
+        Requests that wait for replies.
+    lost : set of int
+        Nodes whose last reply failed, was refused, or never came.
     """
 
     ledger: Ledger
     cost_of: CostOf
-    api: wire.ClientApi
     weight_key: str
     timeout: float | None = 3600.0
-    held: dict[int, wire.Held] = field(default_factory=dict)
-    plans: dict[bytes, Plan] = field(default_factory=dict)
+    run: bytes = field(default_factory=lambda: secrets.token_bytes(8))
     sent: list[Sent] = field(default_factory=list)
+    lost: set[int] = field(default_factory=set)
 
     def requests(
-        self, server_round: int, work: Iterable[tuple[Message, wire.Orders]]
+        self, server_round: int, work: Iterable[tuple[Message, wire.Instructions]]
     ) -> list[Message]:
         """Turn the inner strategy's messages into ours.
 
         Parameters
         ----------
         server_round : int
-        work : iterable of (Message, Orders)
+        work : iterable of (Message, Instructions)
             One a node: the inner strategy's message, of which only keys and config are
-            used, and what the node is to do. Nodes with one Orders share its content.
+            used, and what the node is to do. Nodes with the same two share a content.
 
         Returns
         -------
@@ -91,51 +98,39 @@ class Exchange:
             New messages; the templates stay as they are.
         """
         self.sent = []
-        self._drop_plans()
-        built: dict[tuple[int, int, wire.Held], tuple[Any, wire.Held, int, int]] = {}
-        for template, orders in work:
-            node = template.metadata.dst_node_id
-            before = self.held.get(node, wire.Held())
-            key = (id(template.content), id(orders), before)
+        built: dict[tuple[int, int], tuple[RecordDict, int]] = {}
+        for template, instructions in work:
+            key, plan = (id(template.content), id(instructions)), instructions.plan
             if key not in built:
-                known = self.plans.get(before.plan)
-                content, after, plan_bytes = wire.request_content(
-                    orders,
+                content = wire.request_content(
+                    instructions,
                     template.content,
-                    before,
-                    self.api,
-                    known,
-                    self.cost_of.answering(orders.plan),
+                    self.run,
+                    self.cost_of.answering(plan),
                 )
-                self.plans[after.plan] = orders.plan
-                size = wire.count_bytes(content)
-                built[key] = (content, after, plan_bytes, size)
-            content, after, plan_bytes, size = built[key]
+                built[key] = content, wire.count_bytes(content)
+            content, size = built[key]
+            metadata = template.metadata
             message = Message(
                 content,
-                dst_node_id=node,
-                message_type=wire.message_type(orders.phase),
-                group_id=template.metadata.group_id,
+                dst_node_id=metadata.dst_node_id,
+                message_type=wire.message_type(instructions.phase),
+                group_id=metadata.group_id,
             )
-            row = {"round": server_round, "phase": orders.phase, "node": node}
-            row |= {"bytes_down": size, "plan_bytes": plan_bytes}
-            self.sent.append(Sent(message, orders, after, row))
+            row = {
+                "round": server_round,
+                "phase": instructions.phase,
+                "node": metadata.dst_node_id,
+                "bytes_down": size,
+                "plan_bytes": len(encode_layout(plan.layout)) + len(encode_plan(plan)),
+            }
+            self.sent.append(Sent(message, instructions, row))
         return [sent.message for sent in self.sent]
-
-    def _drop_plans(self) -> None:
-        """Forget plans that no node holds: what changed since is not asked for."""
-        held = {held.plan for held in self.held.values()}
-        self.plans = {key: plan for key, plan in self.plans.items() if key in held}
-
-    def forget(self) -> None:
-        """Assume nothing of what nodes hold, and wait for none of them."""
-        self.held.clear()
-        self.sent = []
 
     def replies(
         self,
         replies: Iterable[Message],
-        read: Callable[[wire.Reply, wire.Orders], T],
+        read: Callable[[wire.Reply, wire.Instructions], T],
         compare: Callable[[list[T]], Mapping[int, str]] = lambda made: {},
     ) -> list[Answer[T]]:
         """Keep the replies that pass every check; count, log and book the rest.
@@ -171,15 +166,16 @@ class Exchange:
                 self._lost(sent, "failed", reason, message)
                 continue
             try:
-                reply = wire.read_reply(message, sent.orders, self.api, self.weight_key)
-                if sent.orders.phase != "budget":
-                    built = reply.receipt.get(wire.KEY_PARAMETERS, 0)
-                    self.cost_of.check(sent.orders.plan, built)
-                made = read(reply, sent.orders)
+                instructions = sent.instructions
+                reply = wire.read_reply(message, instructions, self.weight_key)
+                if instructions.phase != "budget":
+                    built = reply.metadata.get(wire.KEY_PARAMETERS, 0)
+                    self.cost_of.check(instructions.plan, built)
+                made = read(reply, instructions)
             except WireError as error:
                 self._lost(sent, "refused", str(error), message)
                 continue
-            valid.append((sent, Answer(message, reply, sent.orders, made)))
+            valid.append((sent, Answer(message, reply, instructions, made)))
         for sent in waiting.values():
             self._lost(sent, "missing", "no reply before the timeout")
         self.sent = []
@@ -201,8 +197,8 @@ class Exchange:
         accepted = []
         for (sent, answer), common in zip(valid, metrics, strict=True):
             note = self._note_metrics(sent, answer.reply.unusable)
-            self.held[sent.row["node"]] = sent.held
-            self._book(sent, "ok", note, answer.message, answer.reply.receipt)
+            self.lost.discard(sent.row["node"])
+            self._book(sent, "ok", note, answer.message, answer.reply.metadata)
             reply = replace(answer.reply, metrics=common)
             accepted.append(replace(answer, reply=reply))
         return accepted
@@ -221,11 +217,11 @@ class Exchange:
         node = sent.row["node"]
         reason = visible(reason)
         LOGGER.log(WARNING, "\t> %s reply of node %s: %s", status, node, reason)
-        self.held.pop(node, None)  # it may have restarted: send everything next time
-        receipt: dict[str, Any] = {}
+        self.lost.add(node)  # it may have restarted, with another budget
+        metadata: dict[str, Any] = {}
         if message is not None and message.has_content():
-            receipt = wire.peek_receipt(message.content)
-        self._book(sent, status, reason, message, receipt)
+            metadata = wire.peek_metadata(message.content)
+        self._book(sent, status, reason, message, metadata)
 
     def _book(
         self,
@@ -233,11 +229,11 @@ class Exchange:
         status: Status,
         reason: str,
         message: Message | None,
-        receipt: dict[str, Any],
+        metadata: dict[str, Any],
     ) -> None:
-        cost = self.cost_of.plan(sent.orders.plan)
-        asked_only = sent.orders.phase == "budget"
-        if receipt.get(wire.KEY_PARAMETERS) == self.cost_of.dense().parameters:
+        cost = self.cost_of.plan(sent.instructions.plan)
+        asked_only = sent.instructions.phase == "budget"
+        if metadata.get(wire.KEY_PARAMETERS) == self.cost_of.dense().parameters:
             cost = self.cost_of.dense()
         self.ledger.add(
             NodeRow(
@@ -247,8 +243,8 @@ class Exchange:
                 bytes_up=_bytes_up(message),
                 parameters=0 if asked_only else cost.parameters,
                 macs_per_example=0 if asked_only else cost.macs,
-                seconds=receipt.get(wire.KEY_SECONDS, 0.0),
-                **({} if asked_only else _work(receipt, cost)),
+                seconds=metadata.get(wire.KEY_SECONDS, 0.0),
+                **({} if asked_only else _work(metadata, cost)),
             )
         )
 
@@ -256,7 +252,7 @@ class Exchange:
 _SIDES = ("examples", "forward_macs"), ("eval_examples", "eval_macs")
 
 
-def _work(receipt: dict[str, Any], cost: Cost) -> dict[str, Any]:
+def _work(metadata: dict[str, Any], cost: Cost) -> dict[str, Any]:
     """Read what a node did; None is unknown, and why is said.
 
     A mod cannot count: there the app's examples are taken at the dense model's MACs.
@@ -267,11 +263,11 @@ def _work(receipt: dict[str, Any], cost: Cost) -> dict[str, Any]:
         "forward_macs": wire.KEY_MACS,
         "eval_macs": wire.KEY_EVAL_MACS,
     }
-    work = {column: receipt.get(key) for column, key in keys.items()}
-    why = receipt.get(wire.KEY_UNCOUNTED, "")
+    work = {column: metadata.get(key) for column, key in keys.items()}
+    why = metadata.get(wire.KEY_UNCOUNTED, "")
     if not why and all(count is None for count in work.values()):
         why = "the node did not say what it did"
-    elif not why and wire.KEY_MACS not in receipt:
+    elif not why and wire.KEY_MACS not in metadata:
         for column, macs in _SIDES:
             count = int(work[column] or 0)
             work[column] = count

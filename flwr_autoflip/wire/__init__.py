@@ -1,15 +1,15 @@
-"""Flower's records <-> core values, and every record key we use (wire version 1).
+"""Flower's records <-> our values, and every record key we use (wire version 1).
 
-Down: one ArrayRecord with one flat Array, and the app's own ConfigRecord with our keys
-in it. Up: one flat Array (gradients behind the values in a round that probes), the
-app's MetricRecord, and a receipt. The server knows the plan, so an upload carries no
-mask. Neither side trusts the other: version, digest, length, dtype and finiteness are
-checked before a value is used.
+Down: one flat array, and the app's own config with our keys in it, layout and plan
+among them. Up: one flat array, the app's metrics, and metadata of ours. The server
+knows the plan, so an upload carries no mask. Neither side trusts the other: version,
+digest, length, dtype and finiteness are checked before a value is used.
 """
 
-from .hints import SECURE_AGGREGATION, with_way_out
+from .hints import MOD_ORDER, SECURE_AGGREGATION, with_way_out
+from .instructions import Instructions, request_content
 from .keys import (
-    KEY_ANSWERING,
+    ARRAY,
     KEY_BUDGET,
     KEY_DIGEST,
     KEY_EVAL_EXAMPLES,
@@ -18,53 +18,42 @@ from .keys import (
     KEY_MACS,
     KEY_PARAMETERS,
     KEY_PRIVACY,
-    KEY_SCALE,
     KEY_SECONDS,
     KEY_UNCOUNTED,
     KEY_VERSION,
+    METADATA,
+    METRICS,
     NOTES,
     NUM_EXAMPLES,
-    NUMPY_ARRAY,
     PREFIX,
-    RECEIPT,
     RELEASED,
     RESIDUAL,
     STATE,
-    VALUES,
-    ClientApi,
     Phase,
-    is_numpy_key,
     message_type,
+    numpy_names,
 )
 from .metrics import common_metrics
-from .node import Request, is_ours, read_request
-from .records import (
-    check_single,
-    from_arrayrecord,
-    records_of,
-    single_array,
-    to_arrayrecord,
-)
+from .records import from_arrayrecord, records_of, single_array, to_arrayrecord
 from .reply import (
-    MOD_ORDER,
     Reply,
-    add_receipt_inplace,
-    evaluate_reply,
+    add_metadata_inplace,
     inner_reply,
     kept_values,
-    numpy_train_reply,
-    peek_receipt,
+    peek_metadata,
     read_reply,
     replace_values_inplace,
+    reply_content,
+    report_of,
     seal_report,
-    train_reply,
 )
-from .request import Held, Orders, request_content
+from .report import append_gradients, encode_report
+from .request import Request, is_ours, read_request
 from .size import count_bytes
-from .values import encode_trained, starting_values
+from .values import encode_trained
 
 __all__ = [
-    "KEY_ANSWERING",
+    "ARRAY",
     "KEY_BUDGET",
     "KEY_DIGEST",
     "KEY_EVAL_EXAMPLES",
@@ -73,50 +62,45 @@ __all__ = [
     "KEY_MACS",
     "KEY_PARAMETERS",
     "KEY_PRIVACY",
-    "KEY_SCALE",
     "KEY_SECONDS",
     "KEY_UNCOUNTED",
     "KEY_VERSION",
+    "METADATA",
+    "METRICS",
     "MOD_ORDER",
     "NOTES",
-    "NUMPY_ARRAY",
     "NUM_EXAMPLES",
     "PREFIX",
-    "RECEIPT",
     "RELEASED",
     "RESIDUAL",
     "SECURE_AGGREGATION",
     "STATE",
-    "VALUES",
-    "ClientApi",
-    "Held",
-    "Orders",
+    "Instructions",
     "Phase",
     "Reply",
     "Request",
-    "add_receipt_inplace",
-    "check_single",
+    "add_metadata_inplace",
+    "append_gradients",
     "common_metrics",
     "count_bytes",
+    "encode_report",
     "encode_trained",
-    "evaluate_reply",
     "from_arrayrecord",
     "inner_reply",
-    "is_numpy_key",
     "is_ours",
     "kept_values",
     "message_type",
-    "numpy_train_reply",
-    "peek_receipt",
+    "numpy_names",
+    "peek_metadata",
     "read_reply",
     "read_request",
     "records_of",
     "replace_values_inplace",
+    "reply_content",
+    "report_of",
     "request_content",
     "seal_report",
     "single_array",
-    "starting_values",
     "to_arrayrecord",
-    "train_reply",
     "with_way_out",
 ]

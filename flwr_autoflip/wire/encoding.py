@@ -1,20 +1,34 @@
-"""How values travel: in 32, 16 or 8 bits, packed or not."""
+"""How values travel: in 32, 16 or 8 bits, and reports in 16.
+
+Values in 32 bits are an array of float32. In 16 and 8 bits they are bytes, little
+endian, tensors in the layout's order. Buffers stay as they are: running statistics may
+be of any size, and counters of batches pass float16's largest number, 65,504.
+
+=====================  ================  ============================================
+bytes, float16         bytes, int8       meaning
+=====================  ================  ============================================
+none                   4 a tensor        its scale, float32; trainable tensors only
+4 a buffer's value     the same          the value itself, float32
+2 a kept weight        1 a kept weight   float16, or int8 times the tensor's scale
+=====================  ================  ============================================
+"""
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import AutoFlipError
-from ..graph.pack import check_values
+from ..errors import AutoFlipError, WireError
+from ..graph.pack import check_values, split_values
 from ..graph.plan import Plan
-from .compress import check_available, compress, decompress
-from .quantize import dequantize, quantize, quantize_with_feedback, quantized_size
-from .sixteen import from_sixteen, sixteen_size, to_sixteen
+from ..methods.base import ValueDtype
+from ..methods.statistics import parts
 
-ValueDtype = Literal["float32", "float16", "int8"]
 DTYPES: tuple[ValueDtype, ...] = get_args(ValueDtype)
+
+LEVELS = 127
+LARGEST_HALF = float(np.finfo(np.float16).max)
 
 
 @dataclass(frozen=True)
@@ -24,28 +38,23 @@ class Encoding:
     Parameters
     ----------
     dtype : {"float32", "float16", "int8"} (default: "float32")
-    compress : bool (default: False)
-        Pack the bytes without loss; see :mod:`.compress`.
 
     Raises
     ------
     AutoFlipError
-        On another dtype, or without the library that packs.
+        On another dtype.
     """
 
     dtype: str = "float32"
-    compress: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise AutoFlipError(
                 f"value_dtype must be one of {DTYPES}, got {self.dtype!r}."
             )
-        if self.compress:
-            check_available()
 
     def encode(self, values: NDArray[Any], plan: Plan) -> NDArray[Any]:
-        """Make the array that travels.
+        """Make the array that travels; rounding is to the nearest.
 
         Parameters
         ----------
@@ -56,40 +65,76 @@ class Encoding:
         Returns
         -------
         ndarray
-            One-dimensional; uint8 if of 16 or 8 bits, or packed.
+            ``values`` itself, or uint8 as in the module's table. In 8
+            bits no value is off by more than half its tensor's scale, which is its
+            largest value over 127.
+
+        Raises
+        ------
+        WireError
+            If a value is not finite, or beyond what 16 bits hold.
         """
-        if self.dtype == "int8":
-            return self._pack(quantize(values, plan))
-        return self._pack(
-            to_sixteen(values, plan) if self.dtype == "float16" else values
-        )
+        return values if self.dtype == "float32" else self._encode(values, plan)
 
     def encode_update(
         self, update: NDArray[Any], residual: NDArray[np.float32] | None, plan: Plan
     ) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
         """Round an update, for the way up in 16 or 8 bits: it never gets longer.
 
-        In 16 bits toward 0; in 8 with error feedback.
+        In 16 bits each weight is rounded toward 0. In 8, with error feedback: what
+        rounding left of earlier updates is sent as well, so that over many rounds the
+        sum of what is sent is the sum of what was meant, to one rounding (Seide et al.,
+        2014; Karimireddy et al., arXiv:1901.09847). But no tensor's update leaves with
+        a larger L2 norm than it has here: whoever bounded it, as clipping for
+        differential privacy does, bounded what the server gets. What that takes away
+        is left for the next time, too.
 
         Parameters
         ----------
         update : ndarray
             ``(plan.num_values,)``.
         residual : ndarray or None
-            Of this node's last update under this plan; 16 bits leave none.
+            Of this node's last update under this plan.
         plan : Plan
 
         Returns
         -------
         data : ndarray
-            As from :meth:`encode`.
+            Uint8, as from :meth:`encode`.
         residual : ndarray or None
-            ``(plan.num_values,)`` float32, to keep.
+            ``(plan.num_values,)`` float32, to keep; 16 bits leave none.
         """
         if self.dtype == "float16":
-            return self._pack(to_sixteen(update, plan, toward_zero=True)), None
-        data, residual = quantize_with_feedback(update, residual, plan)
-        return self._pack(data), residual
+            return self._encode(update, plan, update), None
+        meant = update.astype(np.float32)
+        if residual is not None:
+            meant += residual
+        data = self._encode(meant, plan, update)
+        meant -= self.decode(data, plan)
+        return data, meant
+
+    def _encode(
+        self, values: NDArray[Any], plan: Plan, limits: NDArray[Any] | None = None
+    ) -> NDArray[np.uint8]:
+        """Write values as bytes; with limits no tensor gets longer than it is there."""
+        if self.dtype == "int8" and not np.isfinite(values).all():
+            raise WireError("values must be finite to be rounded; training diverged.")
+        scales, buffers, weights = [], [], []
+        bounds = split_values(values if limits is None else limits, plan)
+        for (spec, part), (_, bound) in zip(
+            split_values(values, plan), bounds, strict=True
+        ):
+            limit = None if limits is None else bound
+            if not spec.trainable:
+                buffers.append(part.astype("<f4"))
+            elif self.dtype == "float16":
+                weights.append(_to_sixteen(part, spec.name, limit is not None))
+            else:
+                scale, steps = _to_eight(part, limit)
+                scales.append(scale)
+                weights.append(steps)
+        whole = [np.array(scales, "<f4"), *buffers, *weights]
+        return np.concatenate([array.view(np.uint8) for array in whole])
 
     def decode(self, data: NDArray[Any], plan: Plan) -> NDArray[Any]:
         """Read :meth:`encode`.
@@ -107,25 +152,142 @@ class Encoding:
         Raises
         ------
         WireError
-            On a wrong length, shape or dtype, or values that are not finite.
+            On a wrong length, shape or dtype, a scale that is negative, or values that
+            are not finite or too large.
         """
-        if self.dtype == "int8":
-            return dequantize(self._unpack(data, quantized_size(plan), "uint8"), plan)
-        if self.dtype == "float16":
-            words = self._unpack(data, sixteen_size(plan) // 2, "uint16")
-            return from_sixteen(words.view(np.uint8) if self.compress else words, plan)
-        data = self._unpack(data, plan.num_values, "float32")
-        check_values(data, plan)
-        return data
-
-    def _pack(self, data: NDArray[Any]) -> NDArray[Any]:
-        if not self.compress:
+        if self.dtype == "float32":
+            check_values(data, plan)
             return data
-        # Bytes of equal rank in a number are alike: the packer has to know its length.
-        return compress(data.view(np.uint16) if self.dtype == "float16" else data)
-
-    def _unpack(self, data: NDArray[Any], size: int, dtype: str) -> NDArray[Any]:
-        return decompress(data, size, dtype) if self.compress else data
+        sizes = _sizes(self, plan)
+        if data.shape != (sum(sizes),) or data.dtype != np.uint8:
+            raise WireError(
+                f"values: expected {sum(sizes)} bytes of {self.dtype} values, got "
+                f"{data.dtype} {data.shape}."
+            )
+        head, middle, rest = np.split(data, np.cumsum(sizes)[:-1])
+        scales, buffers = head.view("<f4"), middle.view("<f4")
+        weights = rest.view("<f2" if self.dtype == "float16" else np.int8)
+        if not np.isfinite(scales).all() or (scales < 0).any():
+            raise WireError("values: a tensor's scale is negative, NaN or infinite.")
+        values, scale = np.empty(plan.num_values, np.float32), iter(scales)
+        for spec, part in split_values(values, plan):
+            if not spec.trainable:
+                part[:], buffers = buffers[: part.size], buffers[part.size :]
+                continue
+            part[:], weights = weights[: part.size], weights[part.size :]
+            if self.dtype == "int8":
+                with np.errstate(over="ignore"):  # a foreign scale may be anything
+                    part *= next(scale)
+        check_values(values, plan)
+        return values
 
 
 FLOAT32 = Encoding()
+
+
+def _sizes(encoding: Encoding, plan: Plan) -> tuple[int, int, int]:
+    """Count the bytes of scales, buffers and weights, in 16 or 8 bits."""
+    sixteen = encoding.dtype == "float16"
+    tensors = sum(spec.trainable for spec in plan.layout.distinct)
+    buffers = plan.num_values - plan.num_parameters
+    return 4 * tensors * (not sixteen), 4 * buffers, (1 + sixteen) * plan.num_parameters
+
+
+def _to_sixteen(part: NDArray[Any], name: str, toward_zero: bool) -> NDArray[Any]:
+    largest = max(part.max(initial=0), -part.min(initial=0))
+    if not largest <= LARGEST_HALF:
+        raise WireError(
+            f"tensor {name!r} has a weight of size {largest:.3g}, and 16 bits hold no "
+            "more than 65504; did training diverge? If not, set value_dtype='float32'."
+        )
+    half = part.astype("<f2")
+    if toward_zero:
+        larger = np.abs(half, dtype=np.float32) > np.abs(part)
+        half[larger] = np.nextafter(half[larger], np.float16(0))
+    return half
+
+
+def _to_eight(
+    part: NDArray[Any], limit: NDArray[Any] | None
+) -> tuple[np.float32, NDArray[np.int8]]:
+    """Give a tensor's scale, and its values in steps of it."""
+    largest = np.float32(max(part.max(initial=0), -part.min(initial=0)))
+    scale = largest / np.float32(LEVELS)
+    # A scale of 0 stands for zeros; below float32's normal range nothing is lost.
+    steps = part / scale if scale > 0 else np.zeros(part.shape)
+    steps = np.rint(np.clip(steps, -LEVELS, LEVELS))
+    if limit is not None:
+        scale = min(scale, _scale_to(steps, limit))
+    return scale, steps.astype(np.int8)
+
+
+def _scale_to(steps: NDArray[Any], limit: NDArray[Any]) -> np.float32:
+    """Give the largest float32 scale with which steps are no longer than a limit."""
+    length = _norm(steps)
+    exact = _norm(limit) / length if length > 0 else np.inf
+    scale = np.float32(exact)
+    return np.nextafter(scale, np.float32(0)) if scale > exact else scale
+
+
+def _norm(values: NDArray[Any]) -> float:
+    squares = (np.square(values[p], dtype=np.float64) for p in parts(values.size))
+    return float(np.sqrt(sum(square.sum() for square in squares)))
+
+
+# --- Reports: 16 bits and a scale, so that small numbers survive ---
+
+
+def to_half(values: NDArray[Any]) -> tuple[NDArray[np.float16], float]:
+    """Scale by a power of two into float16's range.
+
+    Parameters
+    ----------
+    values : ndarray
+        Finite, any range.
+
+    Returns
+    -------
+    half : ndarray
+        Same shape, float16.
+    scale : float
+        Divide by it to get the values back, to about one part in 2000 over 27 bits
+        of range.
+
+    Raises
+    ------
+    WireError
+        If a value is not finite.
+
+    Examples
+    --------
+    >>> half, scale = to_half(np.float32([1e-9, -2e-9]))
+    >>> np.allclose(from_half(half, scale), [1e-9, -2e-9], rtol=1e-3, atol=0)
+    True
+    """
+    largest = float(np.max(np.abs(values), initial=0.0))
+    if not np.isfinite(largest):
+        raise WireError("a report must be finite; training diverged on this node.")
+    scale = half_scale(largest)
+    return (np.asarray(values, np.float64) * scale).astype(np.float16), scale
+
+
+def half_scale(largest: float) -> float:
+    """Give the power of two that brings values up to ``largest`` into float16."""
+    exponent = 14 - int(np.frexp(largest)[1]) if largest > 0 else 0
+    return float(np.ldexp(1.0, min(exponent, 120)))
+
+
+def from_half(half: NDArray[Any], scale: float) -> NDArray[np.float32]:
+    """Undo :func:`to_half`.
+
+    Raises
+    ------
+    WireError
+        If the scale is not a positive finite number.
+    """
+    if not (np.isfinite(scale) and scale > 0):
+        raise WireError(f"a report's scale must be positive and finite, got {scale}.")
+    with np.errstate(over="ignore"):  # a foreign scale may be anything
+        out = np.empty(np.shape(half), np.float32)
+        np.divide(half, scale, out=out, dtype=np.float64, casting="unsafe")
+    return out

@@ -1,7 +1,7 @@
-"""The way out of errors that nodes' apps and mods end in, by what the errors say."""
+"""What to do about errors that nodes' apps and mods end in, by what the errors say."""
 
 SECURE_AGGREGATION = (
-    "SecAgg+ adds up dense models of Flower's older API under masks, so that nobody "
+    "SecAgg+ adds up dense models of Flower's legacy API under masks, so that nobody "
     "could expand what a plan keeps: leave secaggplus_mod out; Flower's differential "
     "privacy works inside AutoFlip."
 )
@@ -11,10 +11,10 @@ EIGHT_BITS = (
     "mods=[autoflip_mod, ...], or set AutoFlip(..., value_dtype='float32')."
 )
 
-OLDER_RECORDS = (
-    "It looks for a NumPyClient's records, which AutoFlip sends with "
-    "client_api='numpy' only. If the app is no NumPyClient, one of its mods is of "
-    "Flower's older API: import mods from flwr.clientapp.mod, not flwr.client.mod."
+MOD_ORDER = (
+    "Deviations and units are no weights that a clipping or noising mod could change: "
+    "put that mod behind ours, mods=[autoflip_mod, ...]; around AutoFlipClient, take a "
+    "method whose nodes send what they trained."
 )
 
 NO_MOD = (
@@ -23,14 +23,13 @@ NO_MOD = (
 
 OTHER_SIZES = (
     "What a node keeps of its model from round to round has to fit every plan: name "
-    "in exclude=(...) what stands before it, and its size never changes."
+    "in ignored_layers=(...) what stands before it, and its size never changes."
 )
 
 HINTS = (
     ("secaggplus_configs", SECURE_AGGREGATION),
     ("uint8", EIGHT_BITS),
-    ("'fitins.", OLDER_RECORDS),
-    ("'evaluateins.", OLDER_RECORDS),
+    ("'arrays'", NO_MOD),
     ("Missing key(s) in state_dict", NO_MOD),
     ("size mismatch for ", OTHER_SIZES),
 )

@@ -4,7 +4,6 @@ from importlib.metadata import version
 from typing import Any, Literal
 
 Phase = Literal["budget", "explore", "train", "evaluate"]
-ClientApi = Literal["message", "numpy"]
 
 PACKAGE_VERSION = version("flwr-autoflip")
 """Which server and nodes must agree on."""
@@ -13,17 +12,17 @@ PREFIX = "autoflip-"
 KEY_VERSION = "autoflip-version"
 KEY_PACKAGE = "autoflip-package"
 KEY_PHASE = "autoflip-phase"
+KEY_RUN = "autoflip-run"
 KEY_LAYOUT = "autoflip-layout"
 KEY_PLAN = "autoflip-plan"
 KEY_DIGEST = "autoflip-plan-digest"
 KEY_PAYLOAD = "autoflip-payload"
-KEY_CHANGE = "autoflip-plan-change"
 KEY_DTYPE = "autoflip-dtype"
-KEY_COMPRESS = "autoflip-compress"
 KEY_REGROW = "autoflip-regrow"
 KEY_BUDGET = "autoflip-budget"
-KEY_PROBE = "autoflip-probe"
 KEY_ANSWERING = "autoflip-answering"
+KEY_ARRAYS_NAME = "autoflip-arrays-name"
+KEY_CONFIG_NAME = "autoflip-config-name"
 KEY_SCALE = "autoflip-scale"
 KEY_PRIVACY = "autoflip-privacy"
 KEY_CHECKSUM = "autoflip-checksum"
@@ -35,19 +34,24 @@ KEY_EVAL_MACS = "autoflip-eval-macs"
 KEY_UNCOUNTED = "autoflip-uncounted"
 KEY_SECONDS = "autoflip-seconds"
 
-VALUES = "values"
+# Records in ``context.state``.
 STATE = "autoflip"
 RESIDUAL = "autoflip-residual"
 RELEASED = "autoflip-released"
-RECEIPT = "autoflip"
+
+# Records of a message.
+ARRAYS = "arrays"
+CONFIG = "config"
+METADATA = "autoflip"
 METRICS = "metrics"
 NOTES = "notes"
 NUM_EXAMPLES = "num-examples"
+ARRAY = "0"
+"""Name of the one array, both ways: Flower's clipping mods demand equal names."""
 
-# What Flower's NumPyClient adapter reads and writes.
+# What Flower's NumPyClient adapter reads and writes, by message type.
 NUMPY_IN = {"train": "fitins", "evaluate": "evaluateins"}
 NUMPY_OUT = {"train": "fitres", "evaluate": "evaluateres"}
-NUMPY_ARRAY = "0"
 
 
 def message_type(phase: Phase) -> str:
@@ -55,9 +59,10 @@ def message_type(phase: Phase) -> str:
     return "evaluate" if phase == "evaluate" else "train"
 
 
-def is_numpy_key(name: str) -> bool:
-    """Tell whether a record's key is one that Flower's NumPyClient adapter reads."""
-    return name.partition(".")[0] in NUMPY_IN.values()
+def numpy_names(phase: Phase) -> tuple[str, str]:
+    """Names of the arrays and config that Flower's NumPyClient adapter reads."""
+    head = NUMPY_IN[message_type(phase)]
+    return f"{head}.parameters", f"{head}.config"
 
 
 def is_number(value: Any) -> bool:

@@ -148,23 +148,6 @@ def bound(report: Report) -> dict[str, NDArray[np.float64]]:
     return parts
 
 
-def privatize(report: Report, privacy: ReportPrivacy) -> dict[str, NDArray[np.float64]]:
-    """Bound a report, add noise, and shift its parts to minimum 0.
-
-    Parameters
-    ----------
-    report : Report
-        Deviations by group or tensor, at least 0.
-    privacy : ReportPrivacy
-
-    Returns
-    -------
-    dict of str to ndarray
-        Same shapes, float64, at least 0.
-    """
-    return add_noise(bound(report), privacy.noise_std())
-
-
 def add_noise(parts: Mapping[str, NDArray[Any]], std: float) -> dict[str, NDArray[Any]]:
     """Add normal noise to every value, then shift each part to minimum 0.
 

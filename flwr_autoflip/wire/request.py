@@ -1,200 +1,230 @@
-"""Server -> node: what a round asks for, on its way out."""
+"""Server -> node: what a round asks for, as the node reads it.
 
-from collections.abc import Sequence
+A message may come from anybody. A node that knows its own model reads only what fits
+it; one that does not, behind the mod, reads what a message of this length may honestly
+ask for. Either is checked before memory is taken.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
+from math import prod
 from typing import Any
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
-from ..graph.codec import (
-    VERSION,
-    encode_layout,
-    encode_plan,
-    layout_digest,
-    plan_digest,
-)
-from ..graph.layout import Arrays
-from ..graph.pack import pack
-from ..graph.plan import Plan
-from ..graph.plan_change import encode_change
-from .encoding import FLOAT32, Encoding
-from .exploration import Payload
-from .keys import (
-    KEY_ANSWERING,
-    KEY_BUDGET,
-    KEY_CHANGE,
-    KEY_COMPRESS,
-    KEY_DIGEST,
-    KEY_DTYPE,
-    KEY_LAYOUT,
-    KEY_PACKAGE,
-    KEY_PAYLOAD,
-    KEY_PHASE,
-    KEY_PLAN,
-    KEY_PROBE,
-    KEY_REGROW,
-    KEY_VERSION,
-    NUMPY_ARRAY,
-    NUMPY_IN,
-    PACKAGE_VERSION,
-    VALUES,
-    ClientApi,
-    Phase,
-    message_type,
-)
-from .records import records_of, to_arrayrecord
+from ..errors import WireError
+from ..graph.codec import VERSION, decode_layout, decode_plan
+from ..graph.layout import Described, Layout, difference
+from ..graph.pack import unpack_small
+from ..graph.plan import Plan, dense_plan
+from . import keys
+from .encoding import DTYPES, Encoding
+from .instructions import PAYLOADS, Instructions
+from .records import only_record, records_of, single_array
+
+ROOM = 50_000_000
+"""Bytes of memory that reading a message may take, whatever its length."""
+
+ROOM_PER_BYTE = 1000
+"""And this much more a byte that came, where the node's model is not known.
+
+Four bytes of a dense weight for each of the values that are left of a hundred, in 8
+bits, are 400.
+"""
+
+_TYPES: dict[str, tuple[type, Any]] = {
+    keys.KEY_PHASE: (str, ""),
+    keys.KEY_RUN: (bytes, b""),
+    keys.KEY_LAYOUT: (bytes, b""),
+    keys.KEY_PLAN: (bytes, b""),
+    keys.KEY_DTYPE: (str, ""),
+    keys.KEY_PAYLOAD: (str, "values"),
+    keys.KEY_REGROW: (bool, False),
+    keys.KEY_BUDGET: (str, ""),
+    keys.KEY_ANSWERING: (str, ""),
+    keys.KEY_ARRAYS_NAME: (str, keys.ARRAYS),
+    keys.KEY_CONFIG_NAME: (str, keys.CONFIG),
+}
+"""Our keys: what they hold, and what it is where they are left out."""
 
 
 @dataclass(frozen=True)
-class Orders:
-    """What a round asks of its nodes, whatever each of them holds already.
+class Request:
+    """What a node was asked, read and checked.
 
     Parameters
     ----------
-    phase : {"budget", "explore", "train", "evaluate"}
-        ``"budget"`` only asks what the node can carry.
-    plan : Plan
-    values : ndarray
-        ``(plan.num_values,)`` float32, on the node as they
-        came out of the wire; none with ``"budget"``.
-    encoding : Encoding (default: float32)
-        Of values both ways.
-    regrow : bool (default: False)
-        Single weights that went may come back in training.
-    payload : {"update", "deviation", "units", "weights"} (default: "update")
-        What an explorer reports.
-    probe : bool (default: False)
-        Nodes also send gradients; see :mod:`flwr_autoflip.wire.probe`.
-    budget : str (default: "")
-        The node's budget, which the plan was cut to.
+    instructions : Instructions
+        Phase, plan, values, and how to answer.
+    config : dict
+        The app's own configuration, without our keys.
+    run : bytes
+        Names the run.
+    answering : str
+        Groups whose pruned units an app behind the mod would still hear from.
+    names : tuple of str
+        Of the records of arrays and config that an app that exists looks for.
     """
 
-    phase: Phase
-    plan: Plan
-    values: NDArray[Any]
-    encoding: Encoding = FLOAT32
-    regrow: bool = False
-    payload: Payload = "update"
-    probe: bool = False
-    budget: str = ""
+    instructions: Instructions
+    config: dict[str, Any]
+    run: bytes
+    answering: str
+    names: tuple[str, str]
 
-    @classmethod
-    def of(
-        cls,
-        phase: Phase,
-        plan: Plan,
-        weights: Arrays,
-        encoding: Encoding,
-        **rest: Any,
-    ) -> "Orders":
-        """Give orders with the values that a plan keeps of dense weights."""
-        values = pack(weights, plan)
-        return cls(phase, plan, values, encoding, **rest)
-
-    @cached_property
-    def reply_plan(self) -> Plan:
-        """What comes back: with ``regrow`` every weight of the units that stay."""
-        return self.plan.without_mask() if self.regrow else self.plan
-
-    @property
-    def reply_encoding(self) -> Encoding:
-        """How values come back; a probe's magnitudes behind them are plain floats."""
-        return FLOAT32 if self.probe else self.encoding
-
-    @cached_property
-    def encoded(self) -> NDArray[Any]:
-        """The array that travels down."""
-        if self.phase == "budget":
-            return self.values
-        return self.encoding.encode(self.values, self.plan)
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Arrays of the small model."""
+        return unpack_small(self.instructions.values, self.instructions.plan)
 
 
-@dataclass(frozen=True)
-class Held:
-    """Digests of what a node is known to hold."""
+def is_ours(content: RecordDict) -> bool:
+    """Tell whether a request comes from AutoFlip."""
+    return any(
+        keys.KEY_VERSION in c for c in records_of(content, ConfigRecord).values()
+    )
 
-    layout: bytes = b""
-    plan: bytes = b""
 
-
-def request_content(
-    orders: Orders,
-    template: RecordDict,
-    held: Held,
-    api: ClientApi,
-    before: Plan | None = None,
-    answering: Sequence[str] = (),
-) -> tuple[RecordDict, Held, int]:
-    """Build the content of one request.
+def read_request(
+    content: RecordDict, own: Sequence[Described] | None = None
+) -> Request:
+    """Read a request on the node.
 
     Parameters
     ----------
-    orders : Orders
-    template : RecordDict
-        The inner strategy's content: its ConfigRecord and its keys are kept.
-    held : Held
-        What the node holds; layout and plan are sent only if it lacks them.
-    api : {"message", "numpy"}
-        ``"numpy"`` for nodes that run a plain ``ClientApp(client_fn)``.
-    before : Plan, optional
-        The plan that the node holds; what changed since is sent if it is shorter.
-    answering : sequence of str (default: ())
-        Groups with removed units that a mod's app would still hear from.
+    content : RecordDict
+        One ArrayRecord with one flat array, and one ConfigRecord with the app's keys
+        and ours, under any names.
+    own : sequence of Described, optional
+        Tensors of the node's own model; a request that speaks of others is refused.
+        Without them, one that speaks of more than its length can mean.
 
     Returns
     -------
-    content : RecordDict
-    held : Held
-        What the node holds once it has read this.
-    plan_bytes : int
-        How many of the content's bytes describe structure, not values.
+    Request
+
+    Raises
+    ------
+    WireError
+        If anything about it is wrong; the message says what.
     """
-    encoded = encode_plan(orders.plan)
-    digest = plan_digest(encoded, orders.plan.layout)
-    configs = records_of(template, ConfigRecord)
-    config: dict[str, Any] = dict(next(iter(configs.values()), {}))
-    config |= {KEY_VERSION: VERSION, KEY_PACKAGE: PACKAGE_VERSION}
-    config |= {KEY_PHASE: orders.phase, KEY_DIGEST: digest}
-    config[KEY_DTYPE] = orders.encoding.dtype
-    if orders.encoding.compress:
-        config[KEY_COMPRESS] = True
-    if orders.phase == "train":
-        config[KEY_REGROW] = orders.regrow
-        if answering:
-            config[KEY_ANSWERING] = ", ".join(answering)
-    if orders.probe:
-        config[KEY_PROBE] = True
-    if orders.budget:
-        config[KEY_BUDGET] = orders.budget
-    if orders.phase == "explore":
-        config[KEY_PAYLOAD] = orders.payload
-    plan_bytes = len(digest)
-    layout = orders.plan.layout
-    if held.layout != layout_digest(layout):
-        config[KEY_LAYOUT] = encode_layout(layout)
-        plan_bytes += len(encode_layout(layout))
-    if held.plan != digest:
-        change = None if before is None else encode_change(before, orders.plan)
-        key, data = KEY_PLAN, encoded
-        if change is not None and len(change) < len(encoded):
-            key, data = KEY_CHANGE, change
-        config[key] = data
-        plan_bytes += len(data)
-    # Named as the reply's array will be: Flower's clipping mods demand it.
-    name = NUMPY_ARRAY if api == "numpy" else VALUES
-    arrays = to_arrayrecord({name: orders.encoded})
-    keys = _request_keys(orders.phase, template, api)
-    content = RecordDict({keys[0]: arrays, keys[1]: ConfigRecord(config)})
-    return content, Held(layout_digest(layout), digest), plan_bytes
+    config = dict(only_record(content, ConfigRecord))
+    values = single_array(only_record(content, ArrayRecord))
+    _check_versions(config)
+    ours = {key: config.get(key, usual) for key, (_, usual) in _TYPES.items()}
+    for key, (expected, _) in _TYPES.items():
+        if type(ours[key]) is not expected:
+            found = type(ours[key]).__name__
+            raise WireError(f"{key} must be {expected.__name__}, got {found}.")
+    phase, payload = ours[keys.KEY_PHASE], ours[keys.KEY_PAYLOAD]
+    if payload not in PAYLOADS.get(phase, ()):
+        raise WireError(f"unknown phase {phase!r} with payload {payload!r}.")
+    if ours[keys.KEY_DTYPE] not in DTYPES:
+        raise WireError(f"unknown dtype {ours[keys.KEY_DTYPE]!r} of values.")
+    encoding = Encoding(ours[keys.KEY_DTYPE])
+    came = ours[keys.KEY_LAYOUT], ours[keys.KEY_PLAN]
+    plan = _read_plan(came, values.nbytes, own, dense=phase == "budget")
+    if phase != "budget":
+        values = encoding.decode(values, plan)
+        _keep(came, plan)
+    regrow, budget = ours[keys.KEY_REGROW], ours[keys.KEY_BUDGET]
+    instructions = Instructions(phase, plan, values, encoding, regrow, payload, budget)
+    return Request(
+        instructions,
+        {
+            key: value
+            for key, value in config.items()
+            if not key.startswith(keys.PREFIX)
+        },
+        ours[keys.KEY_RUN],
+        ours[keys.KEY_ANSWERING],
+        (ours[keys.KEY_ARRAYS_NAME], ours[keys.KEY_CONFIG_NAME]),
+    )
 
 
-def _request_keys(
-    phase: Phase, template: RecordDict, api: ClientApi
-) -> tuple[str, str]:
-    if api == "numpy":
-        head = NUMPY_IN[message_type(phase)]
-        return f"{head}.parameters", f"{head}.config"
-    arrays = next(iter(records_of(template, ArrayRecord)), "arrays")
-    return arrays, next(iter(records_of(template, ConfigRecord)), "config")
+def _check_versions(config: Mapping[str, Any]) -> None:
+    if config.get(keys.KEY_VERSION) != VERSION:
+        raise WireError(
+            f"expected wire version {VERSION} from the server's AutoFlip, got "
+            f"{config.get(keys.KEY_VERSION, 'none')}; wrap the server's strategy in "
+            "AutoFlip and install the same flwr-autoflip on both sides."
+        )
+    # The wire may be the same and what is trained still differ.
+    if config.get(keys.KEY_PACKAGE) != keys.PACKAGE_VERSION:
+        raise WireError(
+            f"this node runs flwr-autoflip {keys.PACKAGE_VERSION}, the server "
+            f"{config.get(keys.KEY_PACKAGE, 'an unknown one')}; install one on both "
+            "sides."
+        )
+
+
+# --- Layouts and plans: what fits, and what is kept ---
+
+
+_ACCEPTED: dict[tuple[bytes, bytes], Plan] = {}
+"""The last plans that were read, by the bytes of their layout and their own.
+
+A node gets the same plan every round, and virtual nodes of one process share it: the
+same object then finds its index maps made already. Nothing refused is ever in here.
+"""
+_MOST_ACCEPTED = 8
+
+
+def _keep(key: tuple[bytes, bytes], plan: Plan) -> None:
+    _ACCEPTED.pop(key, None)
+    _ACCEPTED[key] = plan  # the newest is last
+    while len(_ACCEPTED) > _MOST_ACCEPTED:
+        _ACCEPTED.pop(next(iter(_ACCEPTED)), None)
+
+
+def _read_plan(
+    came: tuple[bytes, bytes],
+    value_bytes: int,
+    own: Sequence[Described] | None,
+    dense: bool,
+) -> Plan:
+    """Read layout and plan; with ``dense``, which takes no memory, layout alone."""
+    layout_bytes, plan_bytes = came
+    most = ROOM + ROOM_PER_BYTE * (value_bytes + len(layout_bytes) + len(plan_bytes))
+    known = {layout: plan.layout for (layout, _), plan in [*_ACCEPTED.items()]}
+    if (layout := known.get(layout_bytes)) is None:
+        room = most if own is None else ROOM + _size_of(own)
+        layout = decode_layout(layout_bytes, room, partial(_check_own, own))
+    else:
+        _check_own(own, [spec.described for spec in layout.tensors])
+    if dense:
+        return dense_plan(layout)
+    if own is None:
+        _check_size(layout, most)
+    plan = _ACCEPTED.get(came)
+    return decode_plan(plan_bytes, layout) if plan is None else plan
+
+
+def _check_own(own: Sequence[Described] | None, tensors: Sequence[Described]) -> None:
+    if own is None:
+        return
+    have, want = ({t[0]: _words(t) for t in side} for side in (own, tensors))
+    if fault := difference(have, want):
+        raise WireError(fault)
+
+
+def _words(tensor: Described) -> str:
+    _, shape, dtype, same_as = tensor
+    return f"{dtype} {shape}" + (f", the same as {same_as}" if same_as else "")
+
+
+def _size_of(tensors: Sequence[Described]) -> int:
+    """Bytes of dense tensors."""
+    return sum(prod(shape) * np.dtype(dtype).itemsize for _, shape, dtype, _ in tensors)
+
+
+def _check_size(layout: Layout, most: int) -> None:
+    size = _size_of([spec.described for spec in layout.tensors])
+    if size > most:
+        raise WireError(
+            f"the layout describes a model of {size / 1e6:.0f} MB; for a message of "
+            f"this length up to {most / 1e6:.0f} MB are taken. AutoFlipClient knows "
+            "its model and takes any number of them."
+        )

@@ -11,9 +11,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from numpy.typing import NDArray
 
 ID = 64
 """Length of Flower's object ids."""
@@ -21,7 +19,6 @@ ID = 64
 CHUNK = 5 * 2**20
 """Bytes of an array that Flower moves as one object."""
 
-_DOUBLE = 9
 _INT64_MAX = 2**63 - 1
 
 
@@ -86,51 +83,41 @@ def _count_array(array: Array) -> int:
 
 
 def _count_items(record: ConfigRecord | MetricRecord) -> int:
-    names = np.fromiter(map(len, map(str.encode, record.keys())), np.int64)
-    values = np.array(
-        [_DOUBLE if type(v) is float else _count_value(v) for v in record.values()],
-        np.int64,
-    )
-    items = np.where(names > 0, _delimited(names), 0) + _delimited(values)
-    return int(_delimited(items).sum())
+    total = 0
+    for name, value in record.items():
+        key = _field(len(name.encode())) if name else 0
+        total += _field(key + _field(_count_value(value)))
+    return total
 
 
-def _delimited(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Count fields whose contents have these sizes: tag, length, content."""
-    more = sum((sizes >> bits) > 0 for bits in range(7, 63, 7))
-    return np.asarray(2 + more + sizes)
+def _field(size: int) -> int:
+    """Count a field whose content has this size: tag, length, content."""
+    return 1 + _varint(size) + size
 
 
 def _count_value(value: Any) -> int:
     """Count the one field of a record's value."""
     if isinstance(value, list):
-        content = _count_list(value)
-        return 2 + _varint(content) + content  # these fields' numbers take two bytes
-    if isinstance(value, (str, bytes)):
-        return _text(value)
-    return 1 + _plain(value)
+        return 1 + _field(_count_list(value))  # these fields' numbers take two bytes
+    return _text(value) if isinstance(value, (str, bytes)) else 1 + _plain(value)
 
 
 def _count_list(values: list[Any]) -> int:
     if values and isinstance(values[0], (str, bytes)):
         return sum(map(_text, values))
-    if isinstance(max(values, default=0.0), int) and max(values) > _INT64_MAX:
-        content = sum(map(_varint, values))
-    else:
-        content = sum(map(_plain, values))
-    return 1 + _varint(content) + content if values else 0
+    large = isinstance(max(values, default=0.0), int) and max(values) > _INT64_MAX
+    return _field(sum(map(_varint if large else _plain, values))) if values else 0
 
 
 def _text(value: str | bytes) -> int:
-    size = len(value.encode() if isinstance(value, str) else value)
-    return 1 + _varint(size) + size
+    return _field(len(value.encode() if isinstance(value, str) else value))
 
 
 def _plain(value: float) -> int:
     if isinstance(value, bool):
         return 1
     if isinstance(value, float):
-        return _DOUBLE - 1
+        return 8
     if value > _INT64_MAX:  # as it is; all others alternate between the signs
         return _varint(value)
     return _varint(2 * value if value >= 0 else -2 * value - 1)

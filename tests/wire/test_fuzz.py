@@ -7,8 +7,7 @@ import pytest
 from fuzz.targets import TARGETS
 
 CHANGES = {
-    "reply": 25,
-    "metrics": 60,
+    "reply": 60,
     "page": 60,
     "model_file": 25,
     "request": 60,

@@ -1,5 +1,6 @@
 """Whole messages from an attacker: refused, the round goes on, nothing is changed."""
 
+import ast
 import json
 import random
 import time
@@ -12,43 +13,53 @@ from typing import Any
 
 import numpy as np
 import pytest
-from federation import EXAMPLE, Client, TinyNet, guided, initial, plain_app
-from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
-from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, Krum, Strategy
+from asked import LAYOUT, Asked, node
+from federation import EXAMPLE, Client, TinyNet, initial, plain_app
+from flwr.app import Array, ArrayRecord, Context, Message
+from flwr.serverapp.strategy import FedAvg, FedMedian, Krum, Strategy
 from grid import LocalGrid
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from flwr_autoflip import AutoFlip, AutoFlipError, autoflip_mod, client_app, wire
+import flwr_autoflip
+from flwr_autoflip import AutoFlip, autoflip_mod, client_app, wire
 from flwr_autoflip.errors import LONGEST, WireError
-from flwr_autoflip.ledger.ledger import node_rows, total
+from flwr_autoflip.graph.codec import encode_layout
+from flwr_autoflip.graph.plan import dense_plan
+from flwr_autoflip.graph.tracing.trace import trace
 from fuzz.draw import Draw, change_content
 
 NODES, BAD = 4, 100
-Fault = Callable[[int, Message], Message | None]
+Spoil = Callable[[Message], None]
 
 
-def one_node() -> FedAvg:
-    return FedAvg(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1)
+def spoiled_by(spoil: Spoil) -> Callable[[int, Message], Message]:
+    """Give a fault: what node ``BAD`` answers is spoiled."""
+
+    def fault(node: int, reply: Message) -> Message:
+        if node == BAD:
+            spoil(reply)
+        return reply
+
+    return fault
 
 
-def build(inner: Strategy | None = None, **options: Any) -> AutoFlip:
-    inner = inner or one_node()
-    options = guided(**{"policy": "random", "threshold": "2x", **options})
-    return AutoFlip(inner, TinyNet(), EXAMPLE, **options)
+def ask(spoil: Spoil | None = None, **options: Any) -> tuple[Asked, list[Any]]:
+    fault = None if spoil is None else spoiled_by(spoil)
+    asked = Asked(client_app(Client), NODES, fault)
+    return asked, asked.ask(**options)
 
 
-def run(
-    strategy: AutoFlip, fault: Fault | None = None, rounds: int = 1
-) -> dict[str, np.ndarray]:
-    random.seed(0)  # sums of floats depend on the order in which nodes are sampled
-    grid = LocalGrid(client_app(Client), NODES, fault)
-    result = strategy.start(grid, initial(), num_rounds=rounds)
-    return {name: array.numpy() for name, array in result.arrays.items()}
+HONEST = {
+    answer.message.metadata.src_node_id: answer.reply.values for answer in ask()[1]
+}
 
 
-def without_bad(node: int, reply: Message) -> Message | None:
-    return None if node == BAD else reply
+def assert_others_count(answers: list[Any]) -> None:
+    found = {a.message.metadata.src_node_id: a.reply.values for a in answers}
+    assert set(found) >= set(HONEST) - {BAD}
+    for other in set(HONEST) - {BAD}:
+        np.testing.assert_array_equal(found[other], HONEST[other])
 
 
 # --- Server: one reply ---
@@ -89,16 +100,11 @@ def test_an_array_is_what_numpy_saves_or_refused(kind: str) -> None:
 
 def test_numpys_own_reader_would_have_raised_anything() -> None:
     raised = []
+    kinds = (MemoryError, EOFError, TypeError, ValueError, tokenize.TokenError)
     for data in DATA.values():
         try:
             raised.append(type(np.load(BytesIO(data), allow_pickle=False)))
-        except (
-            MemoryError,
-            EOFError,
-            TypeError,
-            ValueError,
-            tokenize.TokenError,
-        ) as error:
+        except kinds as error:
             raised.append(type(error))
     assert not set(raised) <= {ValueError, TypeError, EOFError}  # what was expected
 
@@ -114,48 +120,53 @@ def test_an_array_comes_as_it_was_saved(dtype: str, size: int) -> None:
     assert not found.flags.owndata  # no copy was made
 
 
-def spoil_data(reply: Message) -> None:
-    (key,) = reply.content.array_records
-    array = Array("float32", (1,), "numpy.ndarray", npz())
-    reply.content[key] = ArrayRecord({"values": array})
-
-
-def spoil_values(value: float) -> Callable[[Message], None]:
+def other_array(make: Callable[[Array], Array], name: str = "0") -> Spoil:
     def spoil(reply: Message) -> None:
-        (key,) = reply.content.array_records
-        values = wire.single_array(reply.content[key])
-        full = np.full(values.shape, value, values.dtype)
-        reply.content[key] = ArrayRecord({"values": Array(full)})
+        (array,) = reply.content["arrays"].values()
+        reply.content["arrays"] = ArrayRecord({name: make(array)})
 
     return spoil
 
 
-def spoil_receipt(key: str, value: Any) -> Callable[[Message], None]:
+def other_key(key: str, value: Any) -> Spoil:
     def spoil(reply: Message) -> None:
-        name = "metrics" if key == "num-examples" else "autoflip"
-        reply.content[name][key] = value
+        record = "autoflip" if key.startswith("autoflip") else "metrics"
+        reply.content[record][key] = value
 
     return spoil
 
 
-def spoil_kind(reply: Message) -> None:
-    (key,) = reply.content.array_records
-    (array,) = reply.content[key].values()
-    foreign = Array(array.dtype, array.shape, "pickle", array.data)
-    reply.content[key] = ArrayRecord({"values": foreign})
+def full_of(value: float) -> Callable[[Array], Array]:
+    return lambda array: Array(np.full_like(array.numpy(), value))
 
 
-REFUSED: dict[str, tuple[Callable[[Message], None], str]] = {
-    "an archive": (spoil_data, "cannot be read"),
-    "a pickle, it says": (spoil_kind, "its type is 'pickle'"),
-    "values whose mean is infinite": (spoil_values(3.4e38), "beyond 2^60"),
-    "a weight that all others vanish beside": (
-        spoil_receipt("num-examples", 1e308),
-        "at most 2^53",
+def overflowing(array: Array) -> Array:
+    data = array.numpy()
+    data[:4] = np.float32([2.6e36]).view(np.uint8)  # a scale: 127 of it fit
+    data[-300:] = 127
+    return Array(data)
+
+
+REFUSED: dict[str, tuple[Spoil, str]] = {
+    "an archive": (
+        other_array(lambda a: Array("float32", (1,), a.stype, npz())),
+        "cannot be read",
     ),
-    "work that no sum holds": (spoil_receipt("autoflip-examples", 1e308), "2^53"),
-    "time that no sum holds": (spoil_receipt("autoflip-seconds", 1e300), "2^53"),
-    "a time below zero": (spoil_receipt("autoflip-seconds", -1.0), "2^53"),
+    "a pickle, it says": (
+        other_array(lambda a: Array(a.dtype, a.shape, "pickle", a.data)),
+        "its type is 'pickle'",
+    ),
+    "values whose mean is infinite": (other_array(full_of(3.4e38)), "beyond 2^60"),
+    "a weight that others vanish beside": (other_key("num-examples", 1e308), "2^53"),
+    "a weight of nothing": (other_key("num-examples", 0), "must be positive"),
+    "work that no sum holds": (other_key("autoflip-examples", 1e308), "2^53"),
+    "time that no sum holds": (other_key("autoflip-seconds", 1e300), "2^53"),
+    "a time below zero": (other_key("autoflip-seconds", -1.0), "2^53"),
+    "MACs that no sum holds": (other_key("autoflip-macs", 2**63 - 1), "2^62"),
+    "another plan": (other_key("autoflip-plan-digest", b"x"), "another plan"),
+    "another version": (other_key("autoflip-version", 2), "wire version 1"),
+    "a text for a number": (other_key("autoflip-macs", "1"), "must be int, got str"),
+    "another model": (other_key("autoflip-parameters", 7), "a model of 7 parameters"),
 }
 
 
@@ -163,75 +174,109 @@ REFUSED: dict[str, tuple[Callable[[Message], None], str]] = {
 def test_a_hostile_reply_is_refused_and_changes_nothing(kind: str) -> None:
     spoil, reason = REFUSED[kind]
 
-    def fault(node: int, reply: Message) -> Message | None:
-        if node <= BAD + 1:  # two of them: what one alone does not bring about
-            spoil(reply)
-        return reply
+    asked, answers = ask(spoil)
 
-    strategy = build()
-    found = run(strategy, fault)
-    expected = run(build(), lambda node, reply: None if node <= BAD + 1 else reply)
-
-    for name, array in expected.items():
-        np.testing.assert_array_equal(found[name], array)
-    rows = [row for row in node_rows(strategy.ledger.rows) if row["node"] <= BAD + 1]
-    assert [row["status"] for row in rows] == ["refused"] * 2
-    assert all(reason in row["reason"] for row in rows)
-    assert np.isfinite(total(node_rows(strategy.ledger.rows), "macs"))
+    assert_others_count(answers)
+    assert [row["status"] for row in asked.rows].count("ok") == len(answers)
+    (row,) = [row for row in asked.rows if row["node"] == BAD]
+    assert row["status"] == "refused"
+    assert reason in row["reason"]
+    assert asked.exchange.lost == {BAD}
 
 
-@pytest.mark.parametrize("inner", [FedAvg, FedAdam])
-def test_an_arrays_name_is_nobodys_business(inner: type[FedAvg]) -> None:
-    def rename(node: int, reply: Message) -> Message | None:
-        if node == BAD:
-            (key,) = reply.content.array_records
-            (array,) = reply.content[key].values()
-            reply.content[key] = ArrayRecord({"surprise": array})
-        return reply
+def test_eight_bits_that_overflow_on_the_server_are_refused() -> None:
+    asked, answers = ask(other_array(overflowing), dtype="int8")
 
-    found = run(build(inner(fraction_evaluate=0.0)), rename)
-    expected = run(build(inner(fraction_evaluate=0.0)))
-
-    for name, array in expected.items():
-        np.testing.assert_array_equal(found[name], array)
+    assert len(answers) == NODES - 1
+    assert "beyond 2^60" in asked.reasons[0] or "NaN" in asked.reasons[0]
 
 
-def one_liar(node: int, reply: Message) -> Message:
-    """One client that adds a little to what it trained, with the largest weight."""
-    if node == BAD:
-        (key,) = reply.content.array_records
-        values = wire.single_array(reply.content[key])
-        reply.content[key] = ArrayRecord({"values": Array(values + np.float32(0.02))})
-        spoil_receipt("num-examples", 2**53)(reply)
-    return reply
+def test_an_arrays_name_is_nobodys_business() -> None:
+    _, answers = ask(other_array(lambda array: array, "surprise"))
+
+    assert len(answers) == NODES
+    for answer in answers:
+        given = answer.message, answer.reply, answer.instructions
+        assert list(wire.kept_values(*given)) == ["0"]
+
+
+def test_nobody_answers_for_another_node() -> None:
+    asked = Asked(client_app(Client), NODES)
+    send = asked.grid.send_and_receive
+
+    def with_forgery(messages: Any, *, timeout: float | None = None) -> list[Message]:
+        replies = list(send(messages))
+        forged = Message(replies[1].content, reply_to=messages[0])
+        forged.metadata.__dict__["_src_node_id"] = BAD + 1
+        return [forged, *replies, replies[2]]
+
+    asked.grid.send_and_receive = with_forgery  # type: ignore[method-assign]
+    answers = asked.ask()
+
+    assert [row["status"] for row in asked.rows] == ["ok"] * NODES
+    assert_others_count(answers)
+    np.testing.assert_array_equal(answers[0].reply.values, HONEST[BAD])
+
+
+def test_a_reason_is_a_short_line() -> None:
+    class Loud(Client):
+        def train(self, model: Any, config: Any) -> Any:
+            raise RuntimeError("\x1b[31m" + "no\n" * 10**6)
+
+    asked = Asked(client_app(Loud), 1)
+    asked.ask()
+
+    (reason,) = asked.reasons
+    assert reason.startswith("RuntimeError: ?[31mno no")
+    assert len(reason) == LONGEST
+    assert reason.isprintable()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.binary(min_size=12, max_size=48))
+@example(b"\x86\x03\x00\x02\x00\xb1u\x00\x00\x00\x00\x00")  # half a character
+def test_any_change_of_a_reply_is_harmless(data: bytes) -> None:
+    def spoil(reply: Message) -> None:
+        reply.content = change_content(Draw(data), reply.content)
+
+    asked, answers = ask(spoil)
+
+    assert_others_count(answers)
+    assert len(asked.rows) == NODES
+    assert all(np.isfinite(answer.reply.values).all() for answer in answers)
+
+
+# --- What an average believes, and robust strategies do not ---
+
+
+def one_liar(reply: Message) -> None:
+    """Add a little to what was trained, with the largest weight."""
+    other_array(lambda array: Array(array.numpy() + np.float32(0.02)))(reply)
+    if "num-examples" in reply.content["metrics"]:
+        other_key("num-examples", 2**53)(reply)
 
 
 def moved_by_a_liar(inner: Strategy) -> np.ndarray:
+    def run(strategy: AutoFlip, fault: Any) -> Any:
+        random.seed(0)  # sums depend on the order in which nodes are sampled
+        grid = LocalGrid(client_app(Client), NODES, fault)
+        return strategy.start(grid, initial(), num_rounds=1).arrays["fc2.weight"]
+
+    def build(inner: Strategy) -> AutoFlip:
+        options: Any = {"method": "random", "macs": 0.5, "value_dtype": "float32"}
+        return AutoFlip(inner, TinyNet(), EXAMPLE, **options)
+
     strategy = build(inner)
-    found, honest = run(strategy, one_liar), run(build(), without_bad)
-    difference: np.ndarray = found["fc2.weight"] - honest["fc2.weight"]
-    return strategy.deployable_plan().take("fc2.weight", difference)
+    found = run(strategy, spoiled_by(one_liar)).numpy()
+    few = FedAvg(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1)
+    honest = run(build(few), lambda n, r: None if n == BAD else r).numpy()
+    moved: np.ndarray = strategy.deployable_plan().take("fc2.weight", found - honest)
+    return moved
 
 
 def test_the_average_believes_a_client() -> None:
-    assert moved_by_a_liar(one_node()).mean() == pytest.approx(0.02, rel=0.2)
-
-
-def test_values_far_larger_than_the_others_are_not_averaged() -> None:
-    def fault(node: int, reply: Message) -> Message:
-        if node == BAD:
-            spoil_values(2.0**60)(reply)
-        return reply
-
-    strategy = build()
-    found, expected = run(strategy, fault), run(build(), without_bad)
-
-    for name, array in expected.items():
-        np.testing.assert_array_equal(found[name], array)
-    (row,) = [row for row in node_rows(strategy.ledger.rows) if row["node"] == BAD]
-    assert row["status"] == "refused"
-    assert "its parameters moved by" in row["reason"]
-    assert "lower the learning rate" in row["reason"]
+    inner = FedAvg(fraction_evaluate=0.0)
+    assert moved_by_a_liar(inner).mean() == pytest.approx(0.02, rel=0.2)
 
 
 @pytest.mark.parametrize("robust", [FedMedian, Krum])
@@ -242,149 +287,28 @@ def test_a_robust_strategy_does_not(robust: type[FedAvg]) -> None:
     assert abs(moved_by_a_liar(inner).mean()) < 0.005
 
 
-def test_eight_bits_that_overflow_on_the_server_are_refused() -> None:
-    def fault(node: int, reply: Message) -> Message | None:
-        if node == BAD:
-            (key,) = reply.content.array_records
-            data = wire.single_array(reply.content[key]).copy()
-            data[:4] = np.float32([2.6e36]).view(np.uint8)  # a scale: 127 of it fit
-            data[-300:] = 127
-            reply.content[key] = ArrayRecord({"values": Array(data)})
-        return reply
-
-    strategy = build(value_dtype="int8")
-    found = run(strategy, fault)
-
-    assert all(np.isfinite(array).all() for array in found.values())
-    row = next(row for row in node_rows(strategy.ledger.rows) if row["node"] == BAD)
-    assert row["status"] == "refused"
-
-
-def test_nobody_answers_for_another_node() -> None:
-    open_requests: list[Message] = []
-    grid = LocalGrid(client_app(Client), NODES)
-    send = grid.send_and_receive
-
-    def with_forgery(messages: Any, *, timeout: float | None = None) -> list[Message]:
-        messages = list(messages)
-        replies = list(send(messages))
-        if not messages:
-            return replies
-        forged = Message(replies[1].content, reply_to=messages[0])
-        forged.metadata.__dict__["_src_node_id"] = BAD + 1
-        open_requests.extend(messages)
-        return [forged, *replies]
-
-    grid.send_and_receive = with_forgery  # type: ignore[method-assign]
-    strategy = build()
-    random.seed(0)
-    result = strategy.start(grid, initial(), num_rounds=1)
-
-    expected = run(build())
-    for name, array in expected.items():
-        np.testing.assert_array_equal(result.arrays[name].numpy(), array)
-    assert [row["status"] for row in node_rows(strategy.ledger.rows)] == ["ok"] * NODES
-    assert len(open_requests) == NODES
-
-
-def test_a_reason_is_a_short_line() -> None:
-    class Loud(Client):
-        def train(self, model: Any, config: Any) -> Any:
-            if self.node == 0:
-                raise RuntimeError("\x1b[31m" + "no\n" * 10**6)
-            return super().train(model, config)
-
-    strategy = build()
-    grid = LocalGrid(client_app(Loud), NODES)
-    strategy.start(grid, initial(), num_rounds=1)
-
-    row = next(row for row in node_rows(strategy.ledger.rows) if row["node"] == BAD)
-    assert row["status"] == "failed"
-    assert row["reason"].startswith("RuntimeError: ?[31mno no")
-    assert len(row["reason"]) == LONGEST
-    assert row["reason"].isprintable()
-
-
-@settings(max_examples=15, deadline=None)
-@given(st.binary(min_size=12, max_size=48))
-@example(b"\x86\x03\x00\x02\x00\xb1u\x00\x00\x00\x00\x00")  # half a character
-def test_any_change_of_a_reply_is_harmless(data: bytes) -> None:
-    changed = False
-
-    def fault(node: int, reply: Message) -> Message | None:
-        nonlocal changed
-        if node == BAD and not changed:
-            reply.content, changed = change_content(Draw(data), reply.content), True
-        return reply
-
-    strategy = build(rescale=False)
-    found = run(strategy, fault)
-
-    rows = node_rows(strategy.ledger.rows)
-    (row,) = [row for row in rows if row["node"] == BAD]
-    assert [r["status"] for r in rows if r["node"] != BAD].count("ok") >= NODES - 1
-    assert all(np.isfinite(array).all() for array in found.values())
-    if row["status"] != "ok":
-        for name, array in run(build(rescale=False), without_bad).items():
-            np.testing.assert_array_equal(found[name], array)
-
-
 # --- Node: one request ---
 
 
-def request_to(node: Context, **changes: Any) -> Message:
-    """A whole request as the server's first one is, some keys of it changed."""
-    grid = LocalGrid(client_app(Client), 1)
-    build(**changes).start(grid, initial(), num_rounds=1)
-    return grid.log[-1][1]
+def request(**instructions: Any) -> Message:
+    """A whole request, as the server sends it."""
+    asked = Asked(client_app(Client), 1)
+    asked.ask(**instructions)
+    return asked.grid.log[-1][1]
 
 
-def context(budget: str | None = None) -> Context:
-    config: dict[str, Any] = {"partition-id": 0, "num-partitions": 1}
-    if budget is not None:
-        config["autoflip-budget"] = budget
-    return Context(
-        run_id=1, node_id=100, node_config=config, state=RecordDict(), run_config={}
-    )
-
-
-def held(node: Context) -> dict[str, dict[str, Any]]:
-    return {key: dict(record) for key, record in node.state.items()}
-
-
-WRONG = {
-    "autoflip-layout": ["x"],
-    "autoflip-plan": "text",
-    "autoflip-plan-digest": 3,
-    "autoflip-dtype": [1],
-    "autoflip-regrow": "yes",
-    "autoflip-phase": b"train",
-    "autoflip-budget": 0.5,
-    "autoflip-probe": 1,
-}
-
-
-@pytest.mark.parametrize("key", WRONG)
-def test_a_key_of_another_type_is_refused(key: str) -> None:
-    node = context()
-    request = request_to(node)
-    config = dict(request.content["config"]) | {key: WRONG[key]}
-    values = wire.single_array(request.content["arrays"])
-
-    with pytest.raises(WireError, match=f"{key} must be|{key.removeprefix('auto')}"):
-        wire.read_request(values, config, node.state)
-    assert held(node) == {}
+def held(context: Context) -> dict[str, dict[str, Any]]:
+    return {key: dict(record) for key, record in context.state.items()}
 
 
 @pytest.mark.parametrize("app", [client_app(Client), plain_app([autoflip_mod])])
 def test_work_beyond_a_nodes_budget_leaves_no_trace(app: Any) -> None:
-    node = context("macs:0.5")
-    request = request_to(node)
+    context = node(**{"autoflip-budget": "macs:0.5"})
 
     with pytest.raises(WireError, match="budget"):
-        app(request, node)
+        app(request(dtype="int8"), context)
 
-    assert held(node) == {}
+    assert held(context) == {}
 
 
 def test_another_models_plan_leaves_no_trace() -> None:
@@ -394,61 +318,68 @@ def test_another_models_plan_leaves_no_trace() -> None:
             self.fc1 = type(self.fc2)(6 * 16, 9)
             self.fc2 = type(self.fc2)(9, 3)
 
-    strategy = AutoFlip(one_node(), Other(), EXAMPLE, policy="random", threshold="2x")
-    grid = LocalGrid(client_app(Client), 1)
-    with pytest.raises(AutoFlipError, match="no node's training counted"):
-        strategy.start(grid, ArrayRecord(Other().state_dict()), num_rounds=1)
+    plan = dense_plan(trace(Other(), EXAMPLE))
+    weights = {t.name: np.ones(t.shape, t.dtype) for t in plan.layout.tensors}
+    asked = Asked(client_app(Client), 1)
 
-    assert [row["status"] for row in node_rows(strategy.ledger.rows)] == ["failed"]
-    assert held(grid.contexts[100]) == {}
+    assert asked.ask(plan=plan, weights=weights, dtype="int8") == []
+
+    assert "this node's model is not the server's" in asked.reasons[0]
+    assert held(asked.grid.contexts[BAD]) == {}
 
 
-@settings(max_examples=40, deadline=None)
+def test_a_short_message_speaks_of_no_large_model() -> None:
+    """Behind the mod, which knows no model: refused before memory is taken."""
+    model = type(LAYOUT)(
+        tuple(
+            type(t)(t.name, (2**21, *t.shape[1:]), t.dtype, t.trainable, t.owners)
+            if t.name == "fc2.weight"
+            else t
+            for t in LAYOUT.tensors
+        ),
+        LAYOUT.groups,
+    )
+    content = request().content
+    content["fitins.config"]["autoflip-layout"] = encode_layout(model)
+
+    with pytest.raises(WireError, match=r"a model of 67 MB; .* up to 5\d MB"):
+        wire.read_request(content)
+
+
+REQUEST = request(dtype="int8")
+
+
+@settings(max_examples=60, deadline=None)
 @given(st.binary(min_size=12, max_size=48))
 def test_any_change_of_a_request_is_an_answer_or_no_trace(data: bytes) -> None:
-    node, request = context(), REQUEST
-    content = change_content(Draw(data), request.content)
+    context = node()
+    content = change_content(Draw(data), REQUEST.content)
     message = Message(content, dst_node_id=100, message_type="train")
-    before = held(node)
 
     try:
-        reply = client_app(Client)(message, node)
+        reply = client_app(Client)(message, context)
     except ValueError:  # WireError and all of its family, or Flower's own
-        assert held(node) == before
+        assert held(context) == {}
         return
     # Values that a change made huge may train to NaN; the server refuses those.
     values = wire.single_array(next(iter(reply.content.array_records.values())))
-    assert values.dtype == np.float32
     assert values.ndim == 1
 
 
-REQUEST = request_to(context())
-
-
-# --- Rounds ---
-
-
 def test_a_clock_that_jumps_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = run(build(), rounds=2)
     real, chance = time.time, random.Random(0)
     monkeypatch.setattr(time, "time", lambda: real() + chance.uniform(-1e6, 1e6))
 
-    strategy = build()
-    found = run(strategy, rounds=2)
+    asked, answers = ask()
 
-    for name, array in expected.items():
-        np.testing.assert_array_equal(found[name], array)
-    assert all(0 <= row["seconds"] < 60 for row in node_rows(strategy.ledger.rows))
+    assert_others_count(answers)
+    assert all(0 <= row["seconds"] < 60 for row in asked.rows)
 
 
 # --- No code, no paths ---
 
 
 def test_nothing_unpickles_or_evaluates() -> None:
-    import ast
-
-    import flwr_autoflip
-
     forbidden = {"pickle", "marshal", "shelve", "dill", "eval", "exec", "__import__"}
     for path in Path(flwr_autoflip.__file__).parent.rglob("*.py"):
         for item in ast.walk(ast.parse(path.read_text())):
@@ -469,17 +400,18 @@ def test_a_message_names_no_file(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     kept = tmp_path / "kept"
 
-    def fault(node: int, reply: Message) -> Message | None:
+    def fault(node: int, reply: Message) -> Message:
         reply.content["autoflip"]["autoflip-path"] = "../../evil"
         reply.content["autoflip"]["../evil"] = 1
         return reply
 
-    strategy = build(policy="autoflip", checkpoint_dir=kept)
-    run(strategy, fault)
+    inner = FedAvg(fraction_evaluate=0.0)
+    strategy = AutoFlip(inner, TinyNet(), EXAMPLE, method="paper", checkpoint_dir=kept)
+    grid = LocalGrid(client_app(Client), NODES, fault)
+    strategy.start(grid, initial(), num_rounds=1)
 
     names = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
     assert all(name.startswith("kept/") for name in names)
-    guidance = {name for name in names if name.endswith(".guidance")}
-    assert guidance == {f"kept/guidance/node-{100 + i}.guidance" for i in range(NODES)}
+    assert not any("evil" in name for name in names)
     lines = (kept / "ledger.jsonl").read_text().splitlines()
-    assert node_rows(map(json.loads, lines))[0]["node"] >= BAD
+    assert any(json.loads(line).get("node") == BAD for line in lines)

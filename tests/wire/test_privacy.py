@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from models import flat_layout, mlp_layout, random_arrays
 
 from flwr_autoflip.errors import AutoFlipError
+from flwr_autoflip.graph.pack import pack
+from flwr_autoflip.graph.plan import dense_plan
 from flwr_autoflip.methods.guidance import deviation, report_by_unit
-from flwr_autoflip.wire import privacy
-from flwr_autoflip.wire.exploration import check_report, decode_report, encode_report
+from flwr_autoflip.wire import encode_report, privacy
+from flwr_autoflip.wire.encoding import from_half
 from flwr_autoflip.wire.privacy import (
     SENSITIVITY,
     ReportPrivacy,
@@ -110,40 +112,38 @@ def test_nothing_is_drawn_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ahead is None
 
 
-@pytest.mark.parametrize("payload", ["units", "deviation"])
 def test_a_noised_report_is_exactly_bound_plus_noise(
-    payload: Any, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     layout = flat_layout()
+    plan = dense_plan(layout)
     initial, final = random_arrays(layout, 0), random_arrays(layout, 1)
+    start, trained = pack(initial, plan), pack(final, plan)
     monkeypatch.setattr(ReportPrivacy, "noise_std", lambda self: 0.25)
     monkeypatch.setattr(privacy, "NOISE", random.Random(7))
 
-    sent = encode_report(initial, final, layout, payload, ReportPrivacy(1.0))
+    sent = encode_report(start, trained, plan, "units", ReportPrivacy(1.0))
 
     names = [t.name for t in layout.tensors if t.trainable]
     moved: Any = {n: deviation(initial[n], final[n]) for n in names}
-    moved = report_by_unit(layout, moved) if payload == "units" else moved
-    again = random.Random(7)
-    check_report(*sent, layout, payload, initial)
-    report, _ = decode_report(*sent, layout, payload, initial)
-    assert list(report) == list(moved)
-    for name, values in moved.items():
+    moved, again, expected = report_by_unit(layout, moved), random.Random(7), []
+    for values in moved.values():
         norm = np.linalg.norm(values.astype(float)) * len(moved) ** 0.5
         noise = np.array([again.normalvariate(0, 0.25) for _ in range(values.size)])
-        noised = (values / (norm or 1)).ravel() + noise
-        expected = (noised - noised.min()).reshape(values.shape)
-        np.testing.assert_allclose(report[name], expected, rtol=2e-3, atol=1e-6)
+        noised = values / (norm or 1) + noise
+        expected.append(noised - noised.min())
+    found = np.square(from_half(*sent))
+    np.testing.assert_allclose(found, np.concatenate(expected), rtol=2e-3, atol=1e-6)
 
 
 def test_without_noise_the_order_of_units_stays() -> None:
-    layout = mlp_layout()
-    initial, final = random_arrays(layout, 0), random_arrays(layout, 1)
+    plan = dense_plan(mlp_layout())
+    both = [pack(random_arrays(plan.layout, seed), plan) for seed in (0, 1)]
 
-    plain = encode_report(initial, final, layout, "units")
-    bounded = encode_report(initial, final, layout, "units", ReportPrivacy(np.inf))
+    plain, _ = encode_report(*both, plan, "units")
+    bounded, _ = encode_report(*both, plan, "units", ReportPrivacy(np.inf))
 
-    np.testing.assert_array_equal(np.argsort(plain[0]), np.argsort(bounded[0]))
+    np.testing.assert_array_equal(np.argsort(plain), np.argsort(bounded))
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,11 @@
-"""Records as they travel: literal keys, literal bytes, refusals."""
+"""Records as they travel: literal keys, what they weigh, what rounding leaves."""
 
-import zlib
 from typing import Any
 
 import numpy as np
 import pytest
-from federation import EXAMPLE, TinyNet
+from asked import DENSE, LAYOUT, MASKED, SMALL, WEIGHTS
+from federation import TinyNet
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from hypothesis import given
@@ -13,35 +13,14 @@ from hypothesis import strategies as st
 
 from flwr_autoflip import __version__, wire
 from flwr_autoflip.errors import WireError
-from flwr_autoflip.graph.codec import (
-    decode_layout,
-    decode_plan,
-    encode_layout,
-    encode_plan,
-    layout_digest,
-    plan_digest,
-)
+from flwr_autoflip.graph.codec import encode_layout, encode_plan, plan_digest
 from flwr_autoflip.graph.pack import pack
-from flwr_autoflip.graph.plan import Plan, dense_plan
-from flwr_autoflip.graph.plan_change import encode_change
-from flwr_autoflip.graph.shrink import arrays_of
-from flwr_autoflip.graph.tracing.trace import trace
-from flwr_autoflip.wire.encoding import Encoding
-from flwr_autoflip.wire.exploration import (
-    check_report,
-    decode_report,
-    encode_report,
-)
+from flwr_autoflip.graph.plan import Plan
+from flwr_autoflip.graph.shrink import describe
+from flwr_autoflip.wire.encoding import DTYPES, Encoding
 from flwr_autoflip.wire.values import decode_trained
 
-LAYOUT = trace(TinyNet(), EXAMPLE)
-PLAN = dense_plan(LAYOUT)
-ARRAYS = arrays_of(TinyNet())
-
-
-def orders(**changes: object) -> wire.Orders:
-    given = {"phase": "train", "plan": PLAN, "values": pack(ARRAYS, PLAN)}
-    return wire.Orders(**(given | changes))  # type: ignore[arg-type]
+RUN = b"8 bytes."
 
 
 def template() -> RecordDict:
@@ -49,113 +28,136 @@ def template() -> RecordDict:
     return RecordDict({"weights": ArrayRecord(), "settings": config})
 
 
-def test_request_has_one_array_and_our_keys_beside_the_apps() -> None:
-    content, held, plan_bytes = wire.request_content(
-        orders(), template(), wire.Held(), "message"
-    )
+def content_of(plan: Plan = SMALL, phase: Any = "train", **rest: Any) -> RecordDict:
+    instructions = wire.Instructions.of(phase, plan, WEIGHTS, **rest)
+    return wire.request_content(instructions, template(), RUN)
 
-    assert list(content["weights"]) == ["values"]
-    assert dict(content["settings"]) == {
+
+# --- Requests ---
+
+
+def test_a_request_has_one_array_and_our_keys_beside_the_apps() -> None:
+    content = content_of()
+
+    assert list(content) == ["fitins.parameters", "fitins.config"]
+    assert list(content["fitins.parameters"]) == ["0"]
+    assert dict(content["fitins.config"]) == {
         "lr": 0.1,
         "server-round": 3,
         "autoflip-version": 1,
         "autoflip-package": __version__,
         "autoflip-phase": "train",
-        "autoflip-plan-digest": plan_digest(encode_plan(PLAN), LAYOUT),
-        "autoflip-dtype": "float32",
-        "autoflip-regrow": False,
+        "autoflip-run": RUN,
         "autoflip-layout": encode_layout(LAYOUT),
-        "autoflip-plan": encode_plan(PLAN),
+        "autoflip-plan": encode_plan(SMALL),
+        "autoflip-dtype": "float32",
+        "autoflip-arrays-name": "weights",
+        "autoflip-config-name": "settings",
     }
-    assert held == wire.Held(
-        layout_digest(LAYOUT), plan_digest(encode_plan(PLAN), LAYOUT)
+    assert list(content_of(phase="evaluate")) == [
+        "evaluateins.parameters",
+        "evaluateins.config",
+    ]
+
+
+@pytest.mark.parametrize("own", [None, describe(TinyNet())])
+@pytest.mark.parametrize("plan", [DENSE, SMALL, MASKED])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_request_is_read_as_it_was_meant(dtype: str, plan: Plan, own: Any) -> None:
+    content = content_of(
+        plan,
+        encoding=Encoding(dtype),
+        payload="gradients",
+        regrow=True,
+        budget="macs:0.5",
     )
-    assert plan_bytes == 16 + len(encode_layout(LAYOUT)) + len(encode_plan(PLAN))
 
+    request = wire.read_request(content, own)
 
-def test_a_probe_is_one_more_key_and_longer_replies() -> None:
-    content, _, _ = wire.request_content(
-        orders(probe=True), template(), wire.Held(), "message"
-    )
-    config = dict(content["settings"])
-
-    assert config["autoflip-probe"] is True
-    request = wire.read_request(pack(ARRAYS, PLAN), config, RecordDict())
-    assert request.orders.probe
-
-
-def test_a_budget_is_one_more_key() -> None:
-    content, _, _ = wire.request_content(
-        orders(budget="macs:0.5"), template(), wire.Held(), "message"
-    )
-    config = dict(content["settings"])
-
-    assert config["autoflip-budget"] == "macs:0.5"
-    request = wire.read_request(pack(ARRAYS, PLAN), config, RecordDict())
-    assert request.orders.budget == "macs:0.5"
+    read = request.instructions
+    assert (read.payload, read.regrow, read.budget) == ("gradients", True, "macs:0.5")
+    assert encode_plan(read.plan) == encode_plan(plan)
+    assert read.digest == plan_digest(encode_plan(plan), LAYOUT)
     assert request.config == {"lr": 0.1, "server-round": 3}
+    assert request.names == ("weights", "settings")
+    # Weights within half a step of the tensor's largest in 127 steps.
+    tolerance = {"float32": 0, "float16": 1e-3, "int8": 0.51 / 127}[dtype]
+    for name, array in request.arrays().items():
+        mask = plan.small_mask.get(name, np.True_)
+        expected = np.where(mask, plan.take(name, WEIGHTS[name]), 0)
+        largest = np.abs(expected).max(initial=0)
+        np.testing.assert_allclose(array, expected, rtol=0, atol=tolerance * largest)
+
+
+def test_the_same_plan_is_one_object() -> None:
+    first, second = (wire.read_request(content_of()) for _ in range(2))
+
+    assert first.instructions.plan is second.instructions.plan
 
 
 def test_asking_for_a_budget_needs_no_values() -> None:
-    nothing = np.zeros(0, np.float32)
-    content, held, _ = wire.request_content(
-        orders(phase="budget", values=nothing), template(), wire.Held(), "message"
-    )
+    content = wire.request_content(wire.Instructions.for_budget(SMALL), template())
 
-    request = wire.read_request(nothing, dict(content["settings"]), RecordDict())
+    read = wire.read_request(content).instructions
 
-    assert request.orders.phase == "budget"
-    assert held == wire.Held(
-        layout_digest(LAYOUT), plan_digest(encode_plan(PLAN), LAYOUT)
-    )
-    config = dict(content["settings"]) | {"autoflip-phase": "evaluate"}
+    assert (read.phase, read.plan.num_values) == ("budget", DENSE.num_values)
+    content["fitins.config"]["autoflip-phase"] = "evaluate"
     with pytest.raises(WireError, match="the plan keeps"):
-        wire.read_request(nothing, config, RecordDict())
+        wire.read_request(content)
 
 
-def test_a_node_that_holds_the_plan_is_sent_its_digest_alone() -> None:
-    _, held, _ = wire.request_content(orders(), template(), wire.Held(), "message")
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("version", 2, "expected wire version 1"),
+        ("package", "0.0.9", "flwr-autoflip .*, the server 0.0.9;"),
+        ("phase", "dance", "unknown phase 'dance'"),
+        ("payload", "units", "unknown phase 'train' with payload 'units'"),
+        ("plan", b"", "plan: expected version"),
+        ("layout", b"junk", "layout's bytes cannot be read"),
+        ("dtype", "int4", "unknown dtype 'int4'"),
+        ("dtype", "int8", "expected .* bytes of int8 values"),
+        ("layout", ["x"], "autoflip-layout must be bytes, got list"),
+        ("plan", "text", "autoflip-plan must be bytes, got str"),
+        ("run", 3, "autoflip-run must be bytes, got int"),
+        ("regrow", "yes", "autoflip-regrow must be bool, got str"),
+        ("phase", b"train", "autoflip-phase must be str, got bytes"),
+        ("budget", 0.5, "autoflip-budget must be str, got float"),
+        ("arrays-name", 1, "autoflip-arrays-name must be str, got int"),
+    ],
+)
+def test_a_bad_request_is_refused(key: str, value: Any, message: str) -> None:
+    content = content_of()
+    content["fitins.config"][f"autoflip-{key}"] = value
 
-    content, _, plan_bytes = wire.request_content(orders(), template(), held, "message")
-
-    assert plan_bytes == 16
-    assert "autoflip-plan" not in content["settings"]
-    assert "autoflip-layout" not in content["settings"]
-
-
-def test_numpy_api_uses_flowers_own_keys() -> None:
-    train, _, _ = wire.request_content(orders(), template(), wire.Held(), "numpy")
-    test, _, _ = wire.request_content(
-        orders(phase="evaluate"), template(), wire.Held(), "numpy"
-    )
-
-    assert list(train) == ["fitins.parameters", "fitins.config"]
-    assert list(test) == ["evaluateins.parameters", "evaluateins.config"]
-
-
-def test_a_layout_travels_as_deflated_json() -> None:
-    text = zlib.decompress(encode_layout(LAYOUT))
-
-    assert text.startswith(
-        b'{"tensors":[["conv.weight",[6,1,3,3],"float32",1,[[[0,6,1]'
-    )
-    assert layout_digest(decode_layout(encode_layout(LAYOUT))) == layout_digest(LAYOUT)
-    assert decode_plan(encode_plan(PLAN), LAYOUT).num_values == PLAN.num_values
+    with pytest.raises(WireError, match=message):
+        wire.read_request(content)
 
 
-def test_literal_bytes_of_a_plan() -> None:
-    # Version 1, no element bitmaps; all 6 filters and 8 neurons are kept.
-    assert encode_plan(PLAN) == b"\x01\x00\xff\xfc"
+def test_one_flat_array_or_nothing() -> None:
+    content = content_of()
+    (array,) = content["fitins.parameters"].values()
+    for arrays, message in (
+        ({"a": array, "b": array}, "expected one flat array, 2 came"),
+        ({"a": Array("float32", (2,), "numpy.ndarray", b"junk")}, "cannot be read"),
+        ({"a": Array(pack(WEIGHTS, SMALL)[:-1])}, "the plan keeps"),
+        ({"a": Array(pack(WEIGHTS, SMALL) * np.nan)}, "NaN"),
+    ):
+        content["fitins.parameters"] = ArrayRecord(arrays)
+        with pytest.raises(WireError, match=message):
+            wire.read_request(content)
+    content["more"] = ConfigRecord()
+    with pytest.raises(WireError, match="expected one ConfigRecord, 2 came"):
+        wire.read_request(content)
 
 
-def test_count_bytes_is_what_flower_serialises() -> None:
-    content, _, _ = wire.request_content(orders(), template(), wire.Held(), "message")
+# --- What a message weighs ---
+
+
+def weighed(content: RecordDict) -> int:
+    """Serialise every object as Flower moves it: the plain reference."""
     objects = get_all_nested_objects(content)
-
-    expected = sum(len(o.deflate()) + len(k) for k, o in objects.items())
-
-    assert wire.count_bytes(content) == expected
-    assert 4 * PLAN.num_values < expected < 4 * PLAN.num_values + 2500
+    return sum(len(o.deflate()) + len(k) for k, o in objects.items())
 
 
 @given(
@@ -182,231 +184,67 @@ def test_records_of_any_content_weigh_what_flower_serialises(
     records = {"é": MetricRecord(metrics), "c": ConfigRecord(config)}
     content = RecordDict({**records, "arrays": ArrayRecord()})
 
-    objects = get_all_nested_objects(content)
-
-    expected = sum(len(o.deflate()) + len(k) for k, o in objects.items())
-    assert wire.count_bytes(content) == expected
+    assert wire.count_bytes(content) == weighed(content)
 
 
 @pytest.mark.parametrize(
     "sizes", [(), (0,), (7,), (3, 3, 40), (1_400_000,), (2_000_000, 1_310_721)]
 )
-def test_count_bytes_hashes_no_data_and_still_counts_all(
-    sizes: tuple[int, ...],
-) -> None:
+def test_arrays_weigh_what_flower_serialises(sizes: tuple[int, ...]) -> None:
     generator = np.random.default_rng(0)
     arrays = {f"a{i}": generator.random(n, np.float32) for i, n in enumerate(sizes)}
-    content = RecordDict(
-        {
-            "arrays": ArrayRecord({name: Array(a) for name, a in arrays.items()}),
-            "more": ArrayRecord({"b": Array(generator.random(5))}),
-            "config": ConfigRecord({"plan": b"abc", "x": [1, 2]}),
-            "metrics": MetricRecord({"loss": 0.5}),
-        }
-    )
-
-    objects = get_all_nested_objects(content)
-
-    expected = sum(len(o.deflate()) + len(k) for k, o in objects.items())
-    assert wire.count_bytes(content) == expected
-
-
-@pytest.mark.parametrize("payload", ["update", "deviation"])
-def test_report_survives_the_wire(payload: str) -> None:
-    generator = np.random.default_rng(0)
-    final = {
-        n: (a + 1e-4 * generator.standard_normal(a.shape)).astype(a.dtype)
-        for n, a in ARRAYS.items()
+    records = {
+        "arrays": ArrayRecord({name: Array(a) for name, a in arrays.items()}),
+        "more": ArrayRecord({"b": Array(generator.random(5))}),
     }
+    content = RecordDict({**records, **content_of()})
 
-    values, scale = encode_report(ARRAYS, final, LAYOUT, payload)  # type: ignore
-    report, model = decode_report(values, scale, LAYOUT, payload, ARRAYS)  # type: ignore
-
-    assert values.dtype == np.float16
-    for spec in LAYOUT.tensors:
-        if spec.trainable:
-            moved = (final[spec.name] - ARRAYS[spec.name]) ** 2
-            np.testing.assert_allclose(report[spec.name], moved, rtol=3e-3, atol=1e-14)
-    assert (model is None) == (payload == "deviation")
+    assert wire.count_bytes(content) == weighed(content)
 
 
-def test_report_by_unit_sums_deviations() -> None:
-    final = {n: a + (a.dtype == np.float32) for n, a in ARRAYS.items()}
-
-    values, scale = encode_report(ARRAYS, final, LAYOUT, "units")
-    report, _ = decode_report(values, scale, LAYOUT, "units", ARRAYS)
-
-    # a filter: 9 weights, bias, gamma and beta; a neuron: 96 weights and bias
-    np.testing.assert_allclose(report["conv"], np.full(6, 12.0), rtol=1e-2)
-    np.testing.assert_allclose(report["fc1"], np.full(8, 97.0), rtol=1e-2)
-
-
-@pytest.mark.parametrize(
-    ("values", "scale", "message"),
-    [
-        (np.zeros(3, np.float16), 1.0, "expected float16"),
-        (np.zeros(PLAN.num_values, np.float32), 1.0, "expected float16"),
-        (np.full(PLAN.num_values, np.inf, np.float16), 1.0, "NaN or infinite"),
-        (np.zeros(PLAN.num_values, np.float16), None, "scale is missing"),
-        (np.zeros(PLAN.num_values, np.float16), 0.0, "must be positive"),
-        (np.zeros(PLAN.num_values, np.float16), float("nan"), "must be positive"),
-        (np.ones(PLAN.num_values, np.float16), 1e-300, "overflow"),
-    ],
-)
-def test_bad_reports_are_refused(values, scale, message) -> None:  # type: ignore
-    with pytest.raises(WireError, match=message):
-        check_report(values, scale, LAYOUT, "update", ARRAYS)
-
-
-def test_a_diverged_explorer_says_so() -> None:
-    final = dict(ARRAYS) | {"fc2.bias": np.full(3, np.nan, np.float32)}
-    with pytest.raises(WireError, match="diverged"):
-        encode_report(ARRAYS, final, LAYOUT, "update")
-
-
-def test_one_flat_array_or_nothing() -> None:
-    with pytest.raises(WireError, match="expected one flat array, 2 came"):
-        wire.single_array(
-            ArrayRecord({"a": Array(np.zeros(1)), "b": Array(np.zeros(1))})
-        )
-    broken = Array(dtype="float32", shape=(2,), stype="numpy.ndarray", data=b"junk")
-    with pytest.raises(WireError, match="cannot be read"):
-        wire.single_array(ArrayRecord({"values": broken}))
-
-
-def test_receipts_that_cannot_be_true_are_not_believed() -> None:
-    content = RecordDict(
-        {
-            "metrics": MetricRecord({"num-examples": 1}),
-            "autoflip": ConfigRecord({"autoflip-examples": -5}),
-        }
-    )
-    assert wire.peek_receipt(content) == {}
-
-
-# --- Encodings ---
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
-@pytest.mark.parametrize("compress", [False, True])
-def test_encoded_values_are_read_as_the_request_says(
-    dtype: str, compress: bool
-) -> None:
-    given = wire.Orders.of("train", PLAN, ARRAYS, Encoding(dtype, compress))
-
-    content, _, _ = wire.request_content(given, template(), wire.Held(), "message")
-
-    config = dict(content["settings"])
-    assert config["autoflip-dtype"] == dtype
-    assert config.get("autoflip-compress", False) == compress
-    data = wire.single_array(content["weights"])
-    request = wire.read_request(data, config, RecordDict())
-    # Weights within half a step of the tensor's largest in 127 steps.
-    tolerance = {"float32": 0, "float16": 1e-3, "int8": 0.5 / 127}[dtype]
-    for name, array in request.arrays().items():
-        largest = np.abs(ARRAYS[name]).max(initial=0)
-        np.testing.assert_allclose(
-            array, ARRAYS[name], rtol=0, atol=1.01 * tolerance * largest
-        )
+# --- Values up ---
 
 
 def test_eight_bits_up_are_a_change_that_the_server_adds_to_its_own() -> None:
-    encoding, state = Encoding("int8"), RecordDict()
-    sent = wire.Orders.of("train", PLAN, ARRAYS, encoding)
-    received = encoding.decode(sent.encoded, PLAN)
-    read = wire.Orders("train", PLAN, received, encoding)
-    trained = received + np.float32(0.0127)
+    sent = wire.Instructions.of("train", SMALL, WEIGHTS, Encoding("int8"))
+    request = wire.read_request(wire.request_content(sent, template()))
+    trained = request.instructions.values + np.float32(0.0127)
 
-    data = wire.encode_trained(read, trained, state)
+    data = wire.encode_trained(request, trained, RecordDict())
 
     # A change of .0127 everywhere is 127 steps of .0001; buffers' stay as they are.
-    weights = LAYOUT.num_parameters
-    assert set(data[-weights:].view(np.int8)) == {127}
+    assert set(data[-SMALL.num_parameters :].view(np.int8)) == {127}
     now = decode_trained(sent, data)
     np.testing.assert_allclose(now, sent.values + 0.0127, rtol=0, atol=1e-6)
     assert np.abs(now - trained).max() > 1e-4  # what rounding took on the way down
 
 
-def test_what_rounding_left_stays_until_the_plan_changes() -> None:
-    encoding, state = Encoding("int8"), RecordDict()
-    given = wire.Orders.of("train", PLAN, ARRAYS, encoding)
-    content, held, _ = wire.request_content(given, template(), wire.Held(), "message")
-    data, config = given.encoded, dict(content["settings"])
-    request = wire.read_request(data, config, state)
-    request.remember(state)
-    noise = np.random.default_rng(0).standard_normal(PLAN.num_values)
-    trained = request.orders.values + noise.astype(np.float32)
+def test_what_rounding_left_is_of_one_run_and_plan() -> None:
+    step = np.random.default_rng(0).standard_normal(DENSE.num_values).astype("f4")
 
-    first = wire.encode_trained(request.orders, trained, state)
-    content, _, _ = wire.request_content(given, template(), held, "message")
-    wire.read_request(data, dict(content["settings"]), state).remember(state)
-    second = wire.encode_trained(request.orders, trained, state)
-    wire.read_request(data, config, state).remember(state)  # a run begins
-    again = wire.encode_trained(request.orders, trained, state)
+    def send(plan: Plan, run: bytes, state: RecordDict, size: float = 1) -> np.ndarray:
+        asked = wire.Instructions.of("train", plan, WEIGHTS, Encoding("int8"))
+        request = wire.read_request(wire.request_content(asked, template(), run))
+        instructions = request.instructions
+        trained = instructions.start + np.float32(size) * step[: plan.num_values]
+        return wire.encode_trained(request, trained, state)
 
-    assert (first != second).any()
-    np.testing.assert_array_equal(first, again)
-    other = Plan(LAYOUT, PLAN.keep | {"fc1": np.arange(4)})
-    change = wire.Orders.of("train", other, ARRAYS, encoding)
-    content, _, _ = wire.request_content(change, template(), held, "message")
-    request = wire.read_request(change.encoded, dict(content["settings"]), state)
-    assert wire.RESIDUAL in state  # nothing is changed by reading
-    request.remember(state)
-    assert wire.RESIDUAL not in state
-
-
-def test_what_a_diverged_training_left_is_forgotten() -> None:
-    encoding = Encoding("int8")
-    orders = wire.Orders.of("train", PLAN, ARRAYS, encoding)
-    state, fresh = RecordDict(), RecordDict()
-    noise = np.random.default_rng(0).standard_normal(PLAN.num_values)
-    step = noise.astype(np.float32)
-
-    wire.encode_trained(orders, orders.values + 1e6 * step, state)
-    after = wire.encode_trained(orders, orders.values + step, state)
-    expected = wire.encode_trained(orders, orders.values + step, fresh)
-
-    np.testing.assert_array_equal(after, expected)
-    again = wire.encode_trained(orders, orders.values + step, state)
-    assert (again != expected).any()  # what the last one left is in
-
-
-# --- Plan changes ---
-
-
-def test_a_change_travels_where_it_is_shorter() -> None:
     state = RecordDict()
-    content, held, _ = wire.request_content(
-        orders(), template(), wire.Held(), "message"
+    first, second = (send(SMALL, RUN, state) for _ in range(2))
+    assert (first != second).any()
+    np.testing.assert_array_equal(send(SMALL, b"another.", state), first)
+    assert (send(SMALL, b"another.", state) == second).all()
+    other = Plan(LAYOUT, SMALL.keep | {"fc1": np.arange(2, 8)})
+    np.testing.assert_array_equal(
+        send(other, b"another.", state), send(other, RUN, RecordDict())
     )
-    first = wire.read_request(pack(ARRAYS, PLAN), dict(content["settings"]), state)
-    first.remember(state)
-    after = Plan(LAYOUT, PLAN.keep | {"fc1": np.arange(7)})
-    given = orders(plan=after, values=pack(ARRAYS, after))
-
-    content, held, plan_bytes = wire.request_content(
-        given, template(), held, "message", PLAN
-    )
-
-    config = dict(content["settings"])
-    assert config["autoflip-plan-change"] == encode_change(PLAN, after)
-    assert "autoflip-plan" not in config
-    assert plan_bytes == 16 + len(config["autoflip-plan-change"])
-    request = wire.read_request(pack(ARRAYS, after), config, state)
-    request.remember(state)
-    assert encode_plan(request.orders.plan) == encode_plan(after)
-    assert held.plan == plan_digest(encode_plan(after), LAYOUT)
-    # The same again: the node holds it now, though it came as a change.
-    content, _, plan_bytes = wire.request_content(given, template(), held, "message")
-    assert plan_bytes == 16
-    wire.read_request(pack(ARRAYS, after), dict(content["settings"]), state)
+    # What a training that diverged left would drag the model along.
+    send(SMALL, RUN, state, 1e6)
+    np.testing.assert_array_equal(send(SMALL, RUN, state), first)
+    assert list(state) == ["autoflip-residual"]
 
 
-def test_a_change_of_a_plan_that_the_node_lost_is_refused() -> None:
-    after = Plan(LAYOUT, PLAN.keep | {"fc1": np.arange(7)})
-    given = orders(plan=after, values=pack(ARRAYS, after))
-    held = wire.Held(layout_digest(LAYOUT), plan_digest(encode_plan(PLAN), LAYOUT))
-    content, _, _ = wire.request_content(given, template(), held, "message", PLAN)
+def test_metadata_that_cannot_be_true_is_not_believed() -> None:
+    content = wire.reply_content({"num-examples": 1}, {"autoflip-examples": -5})
 
-    with pytest.raises(WireError, match="does not hold the plan"):
-        wire.read_request(pack(ARRAYS, after), dict(content["settings"]), RecordDict())
+    assert wire.peek_metadata(content) == {}

@@ -1,0 +1,247 @@
+"""What comes back beside trained values, or instead of them, and what all of it shows.
+
+==============  ======================================================================
+payload         numbers in the reply's one array
+==============  ======================================================================
+``gradients``   float32: the trained values; then, of each trainable weight of the kept
+                units, pruned single weights included, the size of its summed gradients
+``deviations``  float16: of each kept trainable weight how far it moved
+``units``       float16: of each unit the root of its own weights' squared moves
+==============  ======================================================================
+
+Tensors, or units, are in the layout's order. Float16 has a narrow range: numbers are
+multiplied by a power of two, the scale, which travels in the metadata. Roots and sizes
+travel, squares are what is meant: that halves the exponents' range.
+"""
+
+from collections.abc import Callable, Mapping
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import WireError
+from ..graph.pack import check_values, split_values
+from ..graph.plan import Plan, box
+from ..methods.base import Payload
+from ..methods.guidance import Report, report_by_unit
+from ..methods.statistics import ChunkedReport, parts
+from .encoding import from_half, to_half
+from .privacy import ReportPrivacy, add_noise, bound
+
+# --- Node ---
+
+
+def append_gradients(
+    values: NDArray[Any], sums: Mapping[str, NDArray[Any]], plan: Plan
+) -> NDArray[Any]:
+    """Put the sizes of summed gradients behind a node's values.
+
+    Parameters
+    ----------
+    values : ndarray
+        ``(plan.num_values,)``.
+    sums : mapping of str to ndarray
+        Parameter name to its gradients' sum, small shapes; 0 where it is absent.
+    plan : Plan
+
+    Returns
+    -------
+    ndarray
+        ``(plan.num_values + plan.without_mask().num_parameters,)``.
+    """
+    behind = [values]
+    limit = np.finfo(values.dtype).max
+    for spec in plan.layout.tensors:
+        if spec.trainable:
+            found = sums.get(spec.name, np.zeros(plan.small_shape(spec.name)))
+            sizes = np.abs(found).ravel()
+            clipped = np.where(np.isfinite(sizes), np.minimum(sizes, limit), sizes)
+            behind.append(clipped.astype(values.dtype))
+    return np.concatenate(behind)
+
+
+def encode_report(
+    start: NDArray[Any],
+    trained: NDArray[Any],
+    plan: Plan,
+    payload: Payload,
+    privacy: ReportPrivacy | None = None,
+) -> tuple[NDArray[np.float16], float]:
+    """Turn exploring into what a node sends, and its scale.
+
+    Parameters
+    ----------
+    start, trained : ndarray
+        ``(plan.num_values,)`` before and after exploring.
+    plan : Plan
+    payload : {"deviations", "units"}
+    privacy : ReportPrivacy, optional
+        Bound and noise what is sent; with ``"units"`` alone.
+
+    Returns
+    -------
+    values : ndarray
+    scale : float
+
+    Raises
+    ------
+    WireError
+        If training diverged.
+    """
+    moved = _trainable(trained, plan) - _trainable(start, plan)
+    if payload == "deviations":
+        return to_half(np.abs(moved))
+    with np.errstate(over="ignore"):
+        squares = np.square(moved)
+    dense = ReplyReport(plan, squares.__getitem__)
+    report: Report = report_by_unit(plan.layout, dict(dense))
+    if privacy is not None:
+        report = add_noise(bound(report), privacy.noise_std())
+    return to_half(np.sqrt(np.concatenate(list(report.values()))))
+
+
+def _trainable(values: NDArray[Any], plan: Plan) -> NDArray[Any]:
+    pairs = split_values(values, plan)
+    return np.concatenate([part for spec, part in pairs if spec.trainable])
+
+
+# --- Server ---
+
+
+def split_gradients(
+    values: NDArray[Any], plan: Plan
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Part a reply into trained values and sizes of gradients, both checked.
+
+    Parameters
+    ----------
+    values : ndarray
+        From :func:`append_gradients`.
+    plan : Plan
+
+    Returns
+    -------
+    values : ndarray
+        ``(plan.num_values,)``.
+    sizes : ndarray
+        ``(plan.without_mask().num_parameters,)`` float32.
+
+    Raises
+    ------
+    WireError
+        On a wrong length or dtype, or gradients that are negative or not finite, or
+        whose squares are not.
+    """
+    count = plan.without_mask().num_parameters
+    if values.shape != (plan.num_values + count,):
+        raise WireError(
+            f"expected {plan.num_values} values and {count} gradients, an array of "
+            f"shape {values.shape} came."
+        )
+    trained, sizes = np.split(values, [plan.num_values])
+    check_values(trained, plan)
+    with np.errstate(over="ignore"):
+        ends = np.square([sizes.min(initial=0), sizes.max(initial=0)], dtype=np.float32)
+    if not (np.isfinite(ends).all() and sizes.min(initial=0) >= 0):
+        raise WireError("gradients must be at least 0 and finite.")
+    return trained, sizes
+
+
+def check_report(
+    values: NDArray[Any], scale: Any, plan: Plan, payload: Payload
+) -> float:
+    """Check what a node sent that explored.
+
+    Parameters
+    ----------
+    values : ndarray
+        From :func:`encode_report`.
+    scale : float
+    plan : Plan
+    payload : {"deviations", "units"}
+
+    Returns
+    -------
+    float
+        L2 norm of what moved.
+
+    Raises
+    ------
+    WireError
+        On a wrong length or dtype, values that are not finite, sizes below 0, and
+        reports that say nothing, since nothing moved or everything moved alike.
+    """
+    units = payload == "units"
+    expected = plan.layout.num_units if units else plan.num_parameters
+    if values.shape != (expected,) or values.dtype != np.float16:
+        got = f"{values.dtype} {values.shape}"
+        raise WireError(f"report: expected float16 ({expected},), got {got}.")
+    ends = np.array([values.min(initial=0), values.max(initial=0)])
+    if not isinstance(scale, float) or not np.isfinite(ends).all():
+        raise WireError("report: the scale is missing, or values are NaN or infinite.")
+    low, high = from_half(ends, scale)
+    with np.errstate(over="ignore"):
+        if not np.isfinite(high * high):
+            raise WireError("report: deviations overflow at this scale.")
+    if low < 0:
+        raise WireError(f"report: sizes must be at least 0, got {low:.3g}.")
+    if ends[1] == 0:
+        raise WireError("report: nothing moved; does train() train?")
+    if values.min() == ends[1] and values.size > 1:
+        raise WireError("report: everything moved alike, which says nothing.")
+    squares = (np.square(values[p], dtype=np.float64).sum() for p in parts(values.size))
+    return float(np.sqrt(sum(squares))) / scale
+
+
+class ReplyReport(ChunkedReport):
+    """Squares by name in dense shapes, made of a reply's flat ones when looked up.
+
+    Parameters
+    ----------
+    plan : Plan
+        What is 0 is pruned in it.
+    squares : callable
+        Slice of the flat values to their squares, float32.
+    buffers : bool (default: False)
+        Whether the flat values hold buffers' as well.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        squares: Callable[[slice], NDArray[np.float32]],
+        buffers: bool = False,
+    ) -> None:
+        self._plan, self._squares = plan, squares
+        self._places, place = dict[str, int](), 0
+        for spec in plan.layout.distinct:
+            if spec.trainable:
+                self._places[spec.name] = place
+            if spec.trainable or buffers:
+                place += plan.count(spec.name)
+        self.shapes = {name: plan.layout.by_name[name].shape for name in self._places}
+
+    def read(self, name: str, part: slice) -> NDArray[np.float32]:
+        """Read coordinates ``part.start`` to ``part.stop`` of a flat dense tensor."""
+        place, axes = self._places[name], self._plan.index[name]
+        mask = self._plan.small_mask.get(name)
+        if mask is None and all(axis is None for axis in axes):
+            return self._squares(slice(place + part.start, place + part.stop))
+        shape, small = self.shapes[name], self._plan.small_shape(name)
+        row = prod(shape[1:])  # only the rows that the part touches are made
+        first, last = part.start // row, -(-part.stop // row)
+        kept = np.arange(shape[0]) if axes[0] is None else axes[0]
+        low, high = np.searchsorted(kept, [first, last])
+        here = (high - low, *small[1:])
+        if mask is None:
+            begin, end = low * prod(small[1:]), high * prod(small[1:])
+            values = self._squares(slice(place + begin, place + end)).reshape(here)
+        else:
+            begin, end = (np.count_nonzero(mask[:at]) for at in (low, high))
+            values = np.zeros(here, np.float32)
+            values[mask[low:high]] = self._squares(slice(place + begin, place + end))
+        rows = np.zeros((last - first, *shape[1:]), np.float32)
+        rows[box((kept[low:high] - first, *axes[1:]), rows.shape)] = values
+        return rows.reshape(-1)[part.start - first * row : part.stop - first * row]
