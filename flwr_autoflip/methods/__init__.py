@@ -57,16 +57,16 @@ NAMES = tuple(_NAMED)
 """Names of methods; those after "dense" are other papers'."""
 
 
-def named(name: str, macs: float | None = None) -> Method[Any]:
+def named(name: str | Method[Any], macs: float | None = None) -> Method[Any]:
     """Make a method by its name.
 
     Parameters
     ----------
-    name : str
-        One of :data:`NAMES`.
+    name : str or Method
+        One of :data:`NAMES`; a method is given back as it is.
     macs : float, optional
         Ratio, in (0, 1], of the MACs that can shrink, that is kept; left out, the
-        method's own.
+        method's own. For names only.
 
     Returns
     -------
