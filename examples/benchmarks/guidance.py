@@ -27,7 +27,7 @@ from flwr_autoflip.graph.layout import Layout
 from flwr_autoflip.graph.tracing.trace import trace
 from flwr_autoflip.methods.guidance import Normalization, Report, deviation
 from flwr_autoflip.server.store import ReportStore
-from flwr_autoflip.wire.half import from_half, to_half
+from flwr_autoflip.wire.encoding import from_half, to_half
 
 from ..paper.models import FemnistCNN
 from .guidance_memory import Row, draw, make_plan
