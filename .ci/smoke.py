@@ -4,7 +4,9 @@
 one line.
 """
 
+import sys
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +16,9 @@ from torch import nn
 
 import flwr_autoflip
 from flwr_autoflip import AutoFlip, AutoFlipClient, client_app, load_pruned, save_pruned
-from flwr_autoflip.server.inprocess import InProcessGrid
+
+sys.path.append(str(Path(__file__).parents[1] / "examples"))
+from inprocess import InProcessGrid
 
 NODES = 3
 

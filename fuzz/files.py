@@ -8,10 +8,11 @@ import struct
 import tempfile
 import zlib
 from base64 import b64encode
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
-from flwr.app import ArrayRecord
+from flwr.app import ArrayRecord, ConfigRecord
 from safetensors.numpy import save
 
 from flwr_autoflip.cli.inspect import describe
@@ -22,10 +23,11 @@ from flwr_autoflip.graph.save import load_pruned, save_pruned
 from flwr_autoflip.graph.storage import read_arrays, write_arrays
 from flwr_autoflip.ledger.ledger import Ledger, Mark
 from flwr_autoflip.ledger.rows import NodeRow
+from flwr_autoflip.methods.base import State
 from flwr_autoflip.server.checkpoint import FORMAT as CHECKPOINT
-from flwr_autoflip.server.checkpoint import CheckpointFolder
-from flwr_autoflip.server.report_file import StoredReport, open_report, write_report
-from flwr_autoflip.server.snapshot import KINDS
+from flwr_autoflip.server.checkpoint import Checkpoints
+from flwr_autoflip.server.reports import find_report, store_report
+from flwr_autoflip.server.state import RunState
 from flwr_autoflip.server.tree import TreeWriter
 
 from .draw import Draw, change_bytes, change_json
@@ -46,49 +48,51 @@ NODE = 7
 REPORT = {t.name: np.square(ARRAYS[t.name]) for t in LAYOUT.tensors if t.trainable}
 
 
-def _report_bytes() -> tuple[bytes, int]:
-    stored = write_report(HERE / "seed.guidance", REPORT, layout_digest(LAYOUT), NODE)
-    return stored.path.read_bytes(), stored.checksum
-
-
-REPORT_BYTES, CHECKSUM = _report_bytes()
+STORED = store_report(HERE / "seed", NODE, REPORT)
 
 
 def fuzz_report_file(data: bytes) -> bool:
-    """Open a guidance file: what was written, or damaged."""
-    path = HERE / "node.guidance"
-    path.write_bytes(data)
-    try:
-        report = open_report(path, layout_digest(LAYOUT), NODE, CHECKSUM)
-    except DamagedFileError:
+    """Open a report's file: what was written, or damaged."""
+    name = STORED.path.name
+    (HERE / name).write_bytes(data)
+    found = find_report(HERE, name, STORED.checksum)
+    if found is None:
         return False
-    written = StoredReport(HERE / "seed.guidance", report.head)
+    assert list(found) == list(REPORT)
     for name, expected in REPORT.items():
-        found = report.read(name, slice(0, expected.size))
-        np.testing.assert_array_equal(found, written.read(name, slice(0, found.size)))
-        np.testing.assert_allclose(found, expected.ravel(), rtol=3e-3, atol=1e-12)
+        np.testing.assert_array_equal(found[name], expected, strict=True)
     return True
 
 
 def seed_report_file() -> list[bytes]:
     """Give a real file."""
-    return [REPORT_BYTES]
+    return [STORED.path.read_bytes()]
 
 
-TREE = TreeWriter(KINDS).write(
-    {
-        "plain": [None, True, 1, -2.5, "x", b"abc", (1, 2), {3}],
-        "arrays": {"a": np.arange(3.0), "b": np.float32(2)},
-        "kinds": [ArrayRecord({}), np.random.default_rng(0)],
-    }
-)
+FRESH = RunState(State(DENSE), ArrayRecord({}), ConfigRecord({}), ConfigRecord({}))
+SETTINGS = TreeWriter().write({"model": layout_digest(LAYOUT).hex()})
+TREE = [
+    SETTINGS,
+    TreeWriter().write(asdict(Ledger().mark())),
+    None,
+    TreeWriter(layout=LAYOUT).write_fields(
+        replace(
+            FRESH,
+            inner={
+                "plain": [None, True, 1, -2.5, "x", b"abc", (1, 2), {3}],
+                "arrays": {"a": np.arange(3.0), "b": np.float32(2)},
+                "kinds": [ArrayRecord({}), np.random.default_rng(0), SMALL],
+            },
+        )
+    ),
+]
 
 
 def fuzz_checkpoint(data: bytes) -> bool:
     """Load a checkpoint: any bytes, or a whole file around any tree."""
-    folder = CheckpointFolder(HERE / "checkpoints", KINDS)
-    folder.path.mkdir(exist_ok=True)
-    path = folder.path / "checkpoint-000001.safetensors"
+    folder = HERE / "checkpoints"
+    folder.mkdir(exist_ok=True)
+    path = folder / "checkpoint-000001.safetensors"
     if data[:1] == b"\xff":
         path.write_bytes(data[1:])
     else:
@@ -101,7 +105,7 @@ def fuzz_checkpoint(data: bytes) -> bool:
         arrays = {"0": np.arange(3.0), "1": np.float32(2), "2": np.zeros(0, np.uint8)}
         write_arrays(path, arrays, {"format": CHECKPOINT, "state": text})
     try:
-        folder.load(lambda state: state)
+        Checkpoints(folder, {}, LAYOUT, noisy=False)._read(path, FRESH)
     except AutoFlipError:
         return False
     return True

@@ -19,23 +19,21 @@ from torch import nn
 
 from flwr_autoflip import AutoFlipClient
 from flwr_autoflip.graph.shrink import arrays_of, load_arrays_inplace
+from flwr_autoflip.methods import Guided, Random
 
 EXAMPLE = torch.zeros(1, 1, 8, 8)
+RANDOM = Random(threshold="2x", rescale=False)
+"""A method whose plan nothing decides but a seed."""
 
 
-def guided(mass: float = 0.7, **options: Any) -> dict[str, Any]:
+def exploring(cumulative: float = 0.5, **options: Any) -> dict[str, Any]:
     """Make options so that nodes explore and values travel exactly.
 
-    Exact values can be compared to the last digit. A preset of the test's own stays
-    as it is; units that hold ``mass`` stay, where the policy asks.
+    Units that hold the ``cumulative`` score are kept; exact values can be compared to
+    the last digit.
     """
-    if "preset" in options:
-        return options
-    exactly = {"preset": "guided", "value_dtype": "float32"}
-    policy = options.get("policy", "")
-    if isinstance(policy, str) and policy != "dense":
-        exactly["threshold"] = f"mass:{mass}"
-    return {**exactly, **options}
+    method = Guided(threshold=f"cumulative:{cumulative}")
+    return {"method": method, "value_dtype": "float32", **options}
 
 
 class TinyNet(nn.Module):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from flwr.app import Message
 from flwr.clientapp import ClientApp
 
-from flwr_autoflip.server.inprocess import InProcessGrid
+from examples.inprocess import InProcessGrid
 
 Fault = Callable[[int, Message], Message | None]
 

@@ -17,8 +17,8 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
 from torch import Tensor, nn
 
+from examples.inprocess import InProcessGrid
 from flwr_autoflip import AutoFlip, AutoFlipClient, client_app
-from flwr_autoflip.server.inprocess import InProcessGrid
 
 SIZES = (400, 2, 4, 9, 40, 0)
 """Examples of each node."""
@@ -168,7 +168,7 @@ class Case:
         Model and batch to logits, classes last.
     macs : int
         Forward multiply-accumulates of one example in the dense model, by hand.
-    exclude : tuple of str (default: ())
+    ignored_layers : tuple of str (default: ())
     axes : mapping of str to int (default: all 0)
         Axis of examples where it is not the first.
     """
@@ -178,7 +178,7 @@ class Case:
     make: Callable[[int, int], Batch]
     call: Callable[[nn.Module, Batch], Tensor]
     macs: int
-    exclude: tuple[str, ...] = ()
+    ignored_layers: tuple[str, ...] = ()
     axes: Mapping[str, int] | None = None
 
 
@@ -209,7 +209,7 @@ CASES: dict[str, Case] = {
             "logits"
         ],
         LENGTH * (8 * 16 + 16 * 8 + 8 * WORDS),
-        exclude=("embed",),
+        ignored_layers=("embed",),
     ),
     "signals": Case(
         Signals,
@@ -277,7 +277,7 @@ def build(name: str, inner: Strategy | None = None, **options: Any) -> AutoFlip:
     case = CASES[name]
     torch.manual_seed(0)
     inner = FedAvg(min_available_nodes=len(SIZES)) if inner is None else inner
-    options = {"exclude": case.exclude, **options}
+    options = {"ignored_layers": case.ignored_layers, **options}
     return AutoFlip(inner, case.model_fn(), case.example, **options)
 
 

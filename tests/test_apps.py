@@ -8,7 +8,7 @@ import flwr.client.mod as older_mods
 import numpy as np
 import pytest
 import torch
-from federation import EXAMPLE, Client, TinyNet, initial, plain_app, sgd
+from federation import EXAMPLE, RANDOM, Client, TinyNet, initial, plain_app, sgd
 from flwr.app import ArrayRecord, Context, Error, Message, MetricRecord
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
@@ -24,9 +24,10 @@ from flwr_autoflip import (
     autoflip_mod,
     client_app,
 )
+from flwr_autoflip.graph.layout import Layout
 from flwr_autoflip.graph.plan import Plan
 from flwr_autoflip.ledger.ledger import node_rows
-from flwr_autoflip.methods import Policy
+from flwr_autoflip.methods import L1, Method, Round, State
 
 NODES = 2
 
@@ -119,7 +120,7 @@ def test_a_forgotten_mod_is_named() -> None:
     assert "ClientApp(mods=[autoflip_mod])" in reason
 
     app = ClientApp(client_fn=lambda context: Usual().to_client())
-    (reason,) = reasons(app, build(client_api="numpy"))
+    (reason,) = reasons(app, build())
     assert "mods=[autoflip_mod]" in reason
 
 
@@ -150,7 +151,9 @@ def test_flowers_engine_says_it_in_other_words(said: str, hint: str) -> None:
 
 
 def test_a_strategy_of_the_older_api_is_called_so() -> None:
-    with pytest.raises(AutoFlipError, match=r"FedAvg is of Flower's older API.*server"):
+    with pytest.raises(
+        AutoFlipError, match=r"FedAvg is of Flower's legacy API.*server"
+    ):
         build(OlderFedAvg())
 
 
@@ -226,7 +229,7 @@ def test_a_node_may_keep_its_head_if_it_returns_all(whole: bool) -> None:
     grid = LocalGrid(head_app(), NODES)
     for context in grid.contexts.values():
         context.run_config["whole"] = whole
-    strategy = build(policy="random", threshold="2x")
+    strategy = build(method=RANDOM)
 
     try:
         strategy.start(grid, initial(), num_rounds=3)
@@ -252,25 +255,27 @@ class OwnHead(Client):
         return found
 
 
-class Narrower(Policy):
+class Narrower(Method[State]):
     """One unit less in every group and round."""
 
-    renewed = "round"  # type: ignore[assignment]
-
-    def __call__(  # type: ignore[no-untyped-def]
-        self, server_round, layout, weights, reports, previous=None
-    ) -> Plan:
-        sizes = {g.name: g.size - server_round for g in layout.groups}
+    def _plan(self, layout: Layout, number: int) -> Plan:
+        sizes = {group.name: group.size - number for group in layout.groups}
         return Plan(layout, {name: np.arange(n) for name, n in sizes.items()})
+
+    def begin(self, layout: Layout, weights: Any) -> tuple[State, Any]:
+        return State(self._plan(layout, 1)), weights
+
+    def learn(self, state: State, done: Round) -> tuple[State, Any]:
+        return State(self._plan(state.plan.layout, done.number + 1)), done.weights
 
 
 def test_a_head_of_its_own_needs_a_layer_before_it_that_stays() -> None:
-    lost = reasons(client_app(OwnHead), build(policy=Narrower()), 2)
-    strategy = build(policy=Narrower(), exclude=("fc1",))
+    lost = reasons(client_app(OwnHead), build(method=Narrower()), 2)
+    strategy = build(method=Narrower(), ignored_layers=("fc1",))
     kept = reasons(client_app(OwnHead), strategy, 2)
 
     assert kept == {""}
-    assert any("exclude=(...) what stands before" in reason for reason in lost)
+    assert any("ignored_layers=(...) what stands before" in why for why in lost)
 
 
 def test_sizes_are_torchs_own_words() -> None:
@@ -343,13 +348,13 @@ def test_a_mod_that_would_train_another_network_refuses() -> None:
         strategy.start(LocalGrid(sigmoid_app(), NODES), start, num_rounds=1)
     (reason,) = {row["reason"] for row in node_rows(strategy.ledger.rows)}
     assert "removed units of first still answer" in reason
-    assert "exclude=(...), or use AutoFlipClient" in reason
+    assert "ignored_layers=(...), or use AutoFlipClient" in reason
 
 
 def test_with_the_way_out_mod_and_client_train_the_same() -> None:
-    excluded = {"exclude": ("first",), "policy": "l1", "threshold": "2x"}
+    ignored = {"ignored_layers": ("first",), "method": L1(threshold="2x")}
     found = [
-        sigmoid_run(app, **excluded)[0].arrays
+        sigmoid_run(app, **ignored)[0].arrays
         for app in (sigmoid_app(), client_app(SigmoidClient))
     ]
     for name, array in found[0].items():

@@ -74,3 +74,26 @@ def test_files_are_short(path: Path) -> None:
     count = len(path.read_text().splitlines())
 
     assert count < MAX_FILE, f"{path.name} has {count} lines"
+
+
+def test_graph_and_methods_work_without_flower() -> None:
+    code = (
+        "import sys; sys.modules['flwr'] = None\n"
+        "import torch\n"
+        "from flwr_autoflip import Layout, Plan, expand, methods, shrink, trace\n"
+        "model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))\n"
+        "layout = trace(model, torch.zeros(1, 3))\n"
+        "plan = Plan(layout, {'0': torch.tensor([0, 2]).numpy()})\n"
+        "print(shrink(model, plan)[0].out_features, methods.__name__)\n"
+    )
+
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT.parent,
+        timeout=120,
+        check=False,
+    )
+
+    assert run.stdout.strip() == "2 flwr_autoflip.methods", run.stderr

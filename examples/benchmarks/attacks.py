@@ -26,9 +26,9 @@ from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp.strategy import FedAvg, FedMedian, FedTrimmedAvg, Krum, Strategy
 from torch import Tensor, nn
 
+from examples.inprocess import InProcessGrid
 from flwr_autoflip import AutoFlip, AutoFlipClient, client_app
-from flwr_autoflip.server.drift import FACTOR
-from flwr_autoflip.server.inprocess import InProcessGrid
+from flwr_autoflip.server.outliers import FACTOR
 
 from .explored import DATASET, LAST
 from .robustness import write_table

@@ -23,9 +23,9 @@ from flwr.serverapp.strategy import FedAvg
 from numpy.typing import NDArray
 from torch import nn
 
+from examples.inprocess import InProcessGrid
 from flwr_autoflip import AutoFlip, AutoFlipClient, client_app, wire
 from flwr_autoflip.graph.pack import pack
-from flwr_autoflip.server.inprocess import InProcessGrid
 
 from ..simulation import flwr_run, superlink
 

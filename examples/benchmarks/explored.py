@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from examples.inprocess import InProcessGrid
 from flwr_autoflip import AutoFlip, AutoFlipClient, client_app
-from flwr_autoflip.server.inprocess import InProcessGrid
 
 APP = Path(__file__).parents[1] / "quickstart"
 if str(APP) not in sys.path:

@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 import torch
 from flwr.clientapp import ClientApp
 
-from flwr_autoflip.server.inprocess import InProcessGrid
+from examples.inprocess import InProcessGrid
 
 from ..paper.models import FemnistCNN
 from .server import Round, autoflip_round, fedavg_round, measure

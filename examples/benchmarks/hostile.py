@@ -28,11 +28,11 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 from numpy.typing import NDArray
 
+from examples.inprocess import InProcessGrid
 from flwr_autoflip import AutoFlip, wire
 from flwr_autoflip.client.client import receipt_of
 from flwr_autoflip.graph.pack import pack
 from flwr_autoflip.ledger.cost import CostOf
-from flwr_autoflip.server.inprocess import InProcessGrid
 from flwr_autoflip.wire.exploration import encode_report
 
 from .churn import EXAMPLE, Net, resident_mb

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from flwr.app import ArrayRecord
 
-from flwr_autoflip.server.inprocess import InProcessGrid
+from examples.inprocess import InProcessGrid
 
 from ..paper.federation import Setting, make_client_app, make_strategy
 from ..paper.training import train

@@ -29,10 +29,10 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 from torch import nn
 
+from examples.inprocess import InProcessGrid
 from flwr_autoflip import AutoFlip, wire
 from flwr_autoflip.graph.codec import VERSION, encode_plan, plan_digest
 from flwr_autoflip.ledger.ledger import node_rows
-from flwr_autoflip.server.inprocess import InProcessGrid
 
 from ..paper.models import FemnistCNN, ResNet50
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from flwr.clientapp import ClientApp
 
-from flwr_autoflip.server.inprocess import InProcessGrid
+from examples.inprocess import InProcessGrid
 
 from .server import MODELS, autoflip_round, fedavg_round
 

@@ -23,9 +23,9 @@ from flwr.app import ArrayRecord, Context
 from flwr.serverapp.strategy import FedAvg
 from torch import Tensor, nn
 
+from examples.inprocess import FIRST_NODE, InProcessGrid
 from flwr_autoflip import AutoFlip, AutoFlipClient, client_app
 from flwr_autoflip.ledger.ledger import node_rows
-from flwr_autoflip.server.inprocess import FIRST_NODE, InProcessGrid
 
 FEATURES, CLASSES, BATCH = 12, 4, 50
 FEWEST, MOST = 10, 10_000

@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from examples.inprocess import InProcessGrid
 from flwr_autoflip import AutoFlipError
 from flwr_autoflip.ledger.ledger import node_rows, read_ledger
 from flwr_autoflip.ledger.page.curves import curve
 from flwr_autoflip.ledger.page.runs import Run as Ran
 from flwr_autoflip.ledger.page.runs import failures
 from flwr_autoflip.ledger.provenance import provenance
-from flwr_autoflip.server.inprocess import InProcessGrid
 
 from .federation import HeldOut, Setting, device_name, make_client_app, run_server
 from .method import Method

@@ -108,8 +108,7 @@ def batch_size(args: Any, kwargs: Any, axis: int = 0) -> int | None:
 def find_batch_axis(model: nn.Module, one: Arguments, other: Arguments) -> int | None:
     """Find the axis of the first tensor along which examples lie.
 
-    An axis fits if the model makes of both batches at once what it makes of each. The
-    lowest that fits is taken.
+    The lowest such that the model makes of both batches at once what it makes of each.
 
     Parameters
     ----------
@@ -126,11 +125,11 @@ def find_batch_axis(model: nn.Module, one: Arguments, other: Arguments) -> int |
     pairs = list(zip(tensors_in(one), tensors_in(other), strict=True))
     if not pairs:
         return None
-    shapes = [tuple(x.shape) for x, _ in pairs]
+    first, *rest = (tuple(x.shape) for x, _ in pairs)
     with torch.random.fork_rng(devices=[]):  # forward may draw: not from the caller's
         alone = _outputs(model, one)
-        for axis, length in enumerate(shapes[0]):
-            for axes in _ways(shapes[1:], axis, length):
+        for axis, length in enumerate(first):
+            for axes in _ways(rest, axis, length):
                 if alone and _fits(model, one, pairs, (axis, *axes), alone):
                     return axis
     return None
@@ -176,29 +175,28 @@ def _replaced(new: Mapping[int, torch.Tensor], tensor: torch.Tensor) -> torch.Te
 
 def _outputs(model: nn.Module, given: Arguments) -> list[torch.Tensor]:
     """Run a model; no outputs if it fails."""
-    args, kwargs = given
     try:
         with torch.no_grad():
-            return list(tensors_in(model(*args, **kwargs)))
+            return list(tensors_in(model(*given[0], **given[1])))
     except Exception:
         return []
 
 
 def _joins(one: torch.Tensor, other: torch.Tensor, both: torch.Tensor) -> bool | None:
-    """Tell outputs that stand side by side from one that is always the same.
-
-    None if they are neither.
-    """
+    """Tell outputs side by side from one that is always the same; None if neither."""
     if one.shape == both.shape:
-        same = _close(one, both) and _close(other, both)
+        same = same_values(one, both) and same_values(other, both)
         return False if same else None
     for axis in range(one.dim()):
-        if one.shape == other.shape and _close(torch.cat([one, other], axis), both):
+        if one.shape == other.shape and same_values(
+            torch.cat([one, other], axis), both
+        ):
             return True
     return None
 
 
-def _close(one: torch.Tensor, other: torch.Tensor) -> bool:
+def same_values(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Tell whether tensors are alike, but for the order of sums."""
     if one.shape != other.shape or not one.is_floating_point():
         return torch.equal(one, other)
     tolerance = (1e-6, 1e-9) if one.dtype == torch.float64 else (1e-3, 1e-5)

@@ -241,19 +241,11 @@ def _check_ties(tensors: Sequence[TensorSpec]) -> None:
 def check_arrays(layout: Layout, arrays: Arrays, *, whose: str) -> None:
     """Check that dense arrays are those of the layout's model.
 
-    Parameters
-    ----------
-    layout : Layout
-        The expected model.
-    arrays : mapping of str to ndarray
-        Dense arrays.
-    whose : str
-        Where they come from, for the error's first words.
-
     Raises
     ------
     AutoFlipError
-        With every missing, unknown and misshapen tensor in one message.
+        With every missing, unknown and misshapen tensor in one message, which begins
+        with ``whose`` they are.
     """
     have = {name: f"{np.shape(array)}" for name, array in arrays.items()}
     want = {spec.name: f"{spec.shape}" for spec in layout.tensors}
@@ -267,11 +259,7 @@ def check_arrays(layout: Layout, arrays: Arrays, *, whose: str) -> None:
 def difference(have: Mapping[str, str], want: Mapping[str, str]) -> str:
     """Say how a node's tensors differ from the server's, by what is said of each.
 
-    Returns
-    -------
-    str
-        With every missing, surplus and other tensor; empty if they are the same, in the
-        same order.
+    Empty if they are the same, in the same order.
     """
     if list(have.items()) == list(want.items()):
         return ""

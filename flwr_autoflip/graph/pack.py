@@ -1,12 +1,12 @@
 """Arrays + plan <-> one flat array of values, in the layout's order of tensors."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import WireError
+from ..errors import AutoFlipError, WireError
 from .layout import Arrays, TensorSpec
 from .plan import Plan
 
@@ -65,7 +65,7 @@ def _fill(
 
 
 def unpack_small(values: NDArray[Any], plan: Plan) -> dict[str, NDArray[Any]]:
-    """Rebuild a small model's arrays; single weights that went are 0.
+    """Rebuild a small model's arrays; pruned single weights are 0.
 
     Parameters
     ----------
@@ -95,6 +95,71 @@ def unpack_small(values: NDArray[Any], plan: Plan) -> dict[str, NDArray[Any]]:
             small[spec.name] = np.zeros(mask.shape, spec.dtype)
             small[spec.name][mask] = part
     return plan.layout.tie(small)
+
+
+def expand(
+    base: Arrays,
+    values: NDArray[Any] | Arrays,
+    plan: Plan,
+    out: dict[str, NDArray[Any]] | None = None,
+) -> dict[str, NDArray[Any]]:
+    """Put a small model's values back into full shape; the rest is ``base``.
+
+    On kept coordinates the inverse of :func:`pack`, and of cutting a small model with
+    :func:`.shrink.shrink`.
+
+    Parameters
+    ----------
+    base : mapping of str to ndarray
+        Dense arrays; left untouched.
+    values : ndarray, or mapping of str to ndarray
+        ``(plan.num_values,)`` float32, or the small model's arrays.
+    plan : Plan
+    out : dict of str to ndarray, optional
+        Dense arrays of the base's shapes and dtypes, to be filled.
+
+    Returns
+    -------
+    dict of str to ndarray
+        ``out``, or new dense arrays in the base's dtypes.
+
+    Raises
+    ------
+    AutoFlipError
+        If arrays are not the small model's; :class:`WireError` as
+        :func:`unpack_small`.
+    """
+    if isinstance(values, Mapping):
+        small = values
+        _check_small(small, plan)
+    else:
+        small = unpack_small(values, plan)
+    full = {n: np.empty_like(a) for n, a in base.items()} if out is None else out
+    for spec in plan.layout.distinct:
+        np.copyto(full[spec.name], base[spec.name])
+        part = small[spec.name]
+        mask = plan.small_mask.get(spec.name)
+        if mask is not None:
+            part = np.where(mask, part, plan.take(spec.name, full[spec.name]))
+        plan.put(spec.name, full[spec.name], part)
+    for spec in plan.layout.tensors:
+        if spec.same_as:
+            np.copyto(full[spec.name], full[spec.same_as])
+    return full
+
+
+def _check_small(small: Arrays, plan: Plan) -> None:
+    for spec in plan.layout.tensors:
+        shape, array = plan.small_shape(spec.name), small.get(spec.name)
+        got = "nothing" if array is None else np.shape(array)
+        if got != shape:
+            raise AutoFlipError(
+                f"tensor {spec.name!r}: the plan's model has shape {shape}, got {got}; "
+                "give the arrays of the model that shrink() built from this plan."
+            )
+
+
+# --- What values may be ---
 
 
 def check_values(values: NDArray[Any], plan: Plan) -> None:
@@ -138,55 +203,19 @@ def cast_exactly(values: NDArray[Any], dtype: str) -> NDArray[Any]:
     return values.astype(target, copy=False)
 
 
-def expand(
-    base: Arrays,
-    values: NDArray[Any],
-    plan: Plan,
-    out: dict[str, NDArray[Any]] | None = None,
-) -> dict[str, NDArray[Any]]:
-    """Put values back into full shape; everything else is ``base``, bit for bit.
-
-    The inverse of :func:`pack` on kept coordinates (DESIGN: shrink / expand).
-
-    Parameters
-    ----------
-    base : mapping of str to ndarray
-        Dense arrays; left untouched.
-    values : ndarray
-        ``(plan.num_values,)``.
-    plan : Plan
-    out : dict of str to ndarray, optional
-        Dense arrays of the base's shapes and dtypes, to be filled.
-
-    Returns
-    -------
-    dict of str to ndarray
-        ``out``, or new dense arrays in the base's dtypes.
-    """
-    small = unpack_small(values, plan)
-    full = {n: np.empty_like(a) for n, a in base.items()} if out is None else out
-    for spec in plan.layout.tensors:
-        if spec.same_as:
-            np.copyto(full[spec.name], full[spec.same_as])
-            continue
-        np.copyto(full[spec.name], base[spec.name])
-        part = small[spec.name]
-        mask = plan.small_mask.get(spec.name)
-        if mask is not None:
-            part = np.where(mask, part, plan.take(spec.name, full[spec.name]))
-        plan.put(spec.name, full[spec.name], part)
-    return full
+def is_variance(spec: TensorSpec) -> bool:
+    """Tell a normalisation's running variance from other tensors."""
+    return not spec.trainable and spec.name.rpartition(".")[2] == "running_var"
 
 
 def clear_rounding_inplace(
     spec: TensorSpec, values: NDArray[np.floating], rounding: float
 ) -> None:
-    """Take away what rounding of an update left of a variance below 0.
+    """Take away what rounding of an update left of a running variance below 0.
 
     Parameters
     ----------
     spec : TensorSpec
-        Only normalisations' running variances are changed.
     values : ndarray
         Of this tensor.
     rounding : float
@@ -194,8 +223,3 @@ def clear_rounding_inplace(
     """
     if is_variance(spec) and values.size:
         values[(values < 0) & (values > -rounding * values.max())] = 0
-
-
-def is_variance(spec: TensorSpec) -> bool:
-    """Tell a normalisation's running variance from other tensors."""
-    return not spec.trainable and spec.name.rpartition(".")[2] == "running_var"

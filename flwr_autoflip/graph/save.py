@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
 from safetensors.numpy import save
 from torch import nn
 from torch.utils._pytree import tree_leaves
@@ -19,7 +18,7 @@ from .codec import decode_layout, decode_plan, encode_layout, encode_plan
 from .layout import Arrays
 from .plan import Plan
 from .shrink import arrays_of, build_small, load_arrays_inplace
-from .storage import UNREADABLE, write_whole
+from .storage import UNREADABLE, read_safetensors, write_whole
 
 FORMAT = "flwr-autoflip 1"
 
@@ -76,7 +75,7 @@ def read_pruned(path: str | Path) -> tuple[Plan, dict[str, NDArray[Any]]]:
     plan : Plan
         With the dense model's layout.
     arrays : dict of str to ndarray
-        The small model's; single weights that went are 0.
+        The small model's; pruned single weights are 0.
 
     Raises
     ------
@@ -84,9 +83,7 @@ def read_pruned(path: str | Path) -> tuple[Plan, dict[str, NDArray[Any]]]:
         If the file is damaged or of another kind.
     """
     try:
-        with safe_open(path, "numpy") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        arrays, metadata = read_safetensors(Path(path))
         if metadata.get("format") != FORMAT:
             raise AutoFlipError(
                 f"{path}: expected format {FORMAT!r}, got {metadata.get('format')!r}; "

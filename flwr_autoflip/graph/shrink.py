@@ -23,15 +23,12 @@ _RESIZERS: dict[type[nn.Module], Resize] = {}
 def register_resize(*kinds: type[nn.Module]) -> Callable[[Resize], Resize]:
     """Register how a layer type mends its size attributes after its tensors shrank.
 
+    Decorates a ``function(layer) -> None``.
+
     Parameters
     ----------
     *kinds : type
         Layer classes; subclasses are served too.
-
-    Returns
-    -------
-    callable
-        Decorator for ``function(layer) -> None``.
     """
 
     def register(function: Resize) -> Resize:
@@ -110,17 +107,7 @@ def _resize_batch_norm(layer: Any) -> None:
 
 
 def arrays_of(model: nn.Module) -> dict[str, NDArray[Any]]:
-    """Copy a model's ``state_dict`` into NumPy arrays.
-
-    Parameters
-    ----------
-    model : nn.Module
-        On any device.
-
-    Returns
-    -------
-    dict of str to ndarray
-    """
+    """Copy the ``state_dict`` of a model, on any device, into NumPy arrays."""
     return {
         name: np.array(tensor.detach().cpu().numpy())
         for name, tensor in model.state_dict().items()
@@ -146,13 +133,7 @@ def describe(model: nn.Module) -> tuple[Described, ...]:
 
 
 def check_model(model: nn.Module, layout: Layout) -> None:
-    """Check that a model has the layout's tensors.
-
-    Raises
-    ------
-    AutoFlipError
-        With every missing, surplus and misshapen tensor.
-    """
+    """Raise :class:`AutoFlipError` unless a model has the layout's tensors."""
     have = {name: f"{shape}" for name, shape, *_ in describe(model)}
     want = {spec.name: f"{spec.shape}" for spec in layout.tensors}
     if fault := difference(have, want):
@@ -196,20 +177,7 @@ def shrink(model: nn.Module, plan: Plan) -> nn.Module:
 
 
 def shrink_with(model: nn.Module, plan: Plan, arrays: Arrays) -> nn.Module:
-    """Build a plan's model with other values than the dense model's.
-
-    Parameters
-    ----------
-    model : nn.Module
-        As :func:`shrink`.
-    plan : Plan
-    arrays : mapping of str to ndarray
-        Dense.
-
-    Returns
-    -------
-    nn.Module
-    """
+    """Build a plan's model with these dense arrays' values instead of the model's."""
     small, values = shrink(model, plan), plan.apply(arrays)
     load_arrays_inplace(small, {n: plan.take(n, a) for n, a in values.items()})
     return small
@@ -232,7 +200,7 @@ def _cut(tensor: torch.Tensor, plan: Plan, name: str) -> torch.Tensor:
 
 
 def hold_mask(small: nn.Module, plan: Plan) -> AbstractContextManager[Any]:
-    """Keep single weights that went at 0 while any optimizer trains the model.
+    """Keep pruned single weights at 0 while any optimizer trains the model.
 
     Their gradients are zeroed as they are computed; from 0 with gradient 0 neither
     momentum nor weight decay moves them.
@@ -253,8 +221,7 @@ def hold_mask(small: nn.Module, plan: Plan) -> AbstractContextManager[Any]:
     for name, mask in plan.small_mask.items():
         hook = _GradientMask(torch.as_tensor(mask))
         parameter: Any = parameters[name]  # torch leaves its hooks untyped
-        handle = parameter.register_post_accumulate_grad_hook(hook)
-        stack.callback(handle.remove)
+        stack.callback(parameter.register_post_accumulate_grad_hook(hook).remove)
     return stack
 
 
@@ -265,33 +232,19 @@ class _GradientMask:
         self.mask = mask
 
     def __call__(self, parameter: torch.Tensor) -> None:
-        grad = parameter.grad
-        if grad is None:
-            return
-        if self.mask.device != grad.device or self.mask.dtype != grad.dtype:
-            self.mask = self.mask.to(grad)
-        grad.mul_(self.mask)  # in place: a second buffer would cost as much again
+        if parameter.grad is not None:
+            self.mask = self.mask.to(parameter.grad)  # once
+            parameter.grad.mul_(self.mask)  # in place: no second buffer
 
 
 # --- Without ever allocating the dense model ---
 
 
 def build_dense(model_fn: Callable[[], nn.Module]) -> nn.Module:
-    """Build a dense model on ``meta``, where tensors have no memory.
+    """Call ``model_fn`` on ``meta``, where tensors have no memory; for :func:`shrink`.
 
     A model whose constructor cannot run there, or that keeps tensors outside its
     ``state_dict``, is built for real.
-
-    Parameters
-    ----------
-    model_fn : callable
-        Gives the dense model. It is called every time: what it gives may depend on what
-        has changed since.
-
-    Returns
-    -------
-    nn.Module
-        For :func:`shrink`.
     """
     try:
         with torch.device("meta"):
@@ -304,16 +257,7 @@ def build_dense(model_fn: Callable[[], nn.Module]) -> nn.Module:
 def build_small(model_fn: Callable[[], nn.Module], plan: Plan) -> nn.Module:
     """Build a plan's model on the CPU; its values are whatever memory held.
 
-    Parameters
-    ----------
-    model_fn : callable
-        Gives the dense model, which gets no memory if :func:`build_dense` can help it.
-    plan : Plan
-
-    Returns
-    -------
-    nn.Module
-        To be loaded with :func:`load_arrays_inplace`.
+    ``model_fn`` gives the dense model, which :func:`build_dense` keeps out of memory.
     """
     return shrink(build_dense(model_fn), plan)
 

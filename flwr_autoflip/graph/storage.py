@@ -6,7 +6,7 @@ from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from secrets import token_hex
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,15 +27,7 @@ NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 def make_private(folder: Path) -> None:
     """Make a folder, and missing ones above it, that its owner alone can open.
 
-    Parameters
-    ----------
-    folder : Path
-        Left as it is if it exists.
-
-    Raises
-    ------
-    OSError
-        If it cannot be made.
+    A folder that exists is left as it is. Raises ``OSError`` if it cannot be made.
     """
     if folder.is_dir():
         return
@@ -50,18 +42,7 @@ def make_private(folder: Path) -> None:
 
 
 def open_private(path: Path, mode: Literal["xb", "ab"]) -> BinaryIO:
-    """Open a file to write, never through a link; a new one is its owner's alone.
-
-    Parameters
-    ----------
-    path : Path
-    mode : {"xb", "ab"}
-        ``open``'s.
-
-    Returns
-    -------
-    file
-    """
+    """Open a file to write, never through a link; a new one is its owner's alone."""
     return open(path, mode, opener=_open_private)
 
 
@@ -88,7 +69,7 @@ def write_whole(path: Path, *data: bytes | memoryview, private: bool = True) -> 
     Raises
     ------
     OSError
-        If the folder cannot be written or is full; what was begun is taken away.
+        If the folder cannot be written or is full; what was begun is removed.
     """
     # A name that nobody can foretell, and that must not exist: whoever can write into
     # the folder cannot have us write elsewhere.
@@ -103,21 +84,15 @@ def write_whole(path: Path, *data: bytes | memoryview, private: bool = True) -> 
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    if os.name == "posix":  # make the rename last
+        handle = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename last; only POSIX lets a folder be opened for that."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_arrays(path: Path, arrays: Arrays, metadata: Mapping[str, str]) -> None:
+def write_arrays(path: Path, arrays: Arrays, metadata: Mapping[str, str]) -> str:
     """Write arrays and texts as safetensors, with a checksum of all of it.
 
     Parameters
@@ -127,15 +102,21 @@ def write_arrays(path: Path, arrays: Arrays, metadata: Mapping[str, str]) -> Non
         Numbers or bools, any shape.
     metadata : mapping of str to str
         Without the name ``"checksum"``.
+
+    Returns
+    -------
+    str
+        The checksum.
     """
     # safetensors writes memory as it lies, so an array that is not in C order would
     # come back transposed.
     ordered = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     checksum = _checksum(ordered, metadata)
     write_whole(path, save(ordered, {**metadata, "checksum": checksum}))
+    return checksum
 
 
-def read_arrays(path: Path) -> tuple[dict[str, NDArray[np.generic]], dict[str, str]]:
+def read_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     """Read what :func:`write_arrays` wrote.
 
     Parameters
@@ -146,6 +127,7 @@ def read_arrays(path: Path) -> tuple[dict[str, NDArray[np.generic]], dict[str, s
     -------
     arrays : dict of str to ndarray
     metadata : dict of str to str
+        With the checksum.
 
     Raises
     ------
@@ -153,24 +135,27 @@ def read_arrays(path: Path) -> tuple[dict[str, NDArray[np.generic]], dict[str, s
         If the file is missing, cut short, or a single bit of its content changed.
     """
     try:
-        with safe_open(path, "numpy") as file:
-            metadata = dict(file.metadata() or {})
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            _refuse_foreign(arrays)
+        arrays, metadata = read_safetensors(path)
     except UNREADABLE as error:
-        raise DamagedFileError(
-            f"{path} cannot be read: {visible(str(error))}"
-        ) from error
-    if metadata.pop("checksum", None) != _checksum(arrays, metadata):
+        text = f"{path} cannot be read: {visible(str(error))}"
+        raise DamagedFileError(text) from error
+    texts = {name: text for name, text in metadata.items() if name != "checksum"}
+    if metadata.get("checksum") != _checksum(arrays, texts):
         raise DamagedFileError(f"{path} does not have its checksum.")
     return arrays, metadata
 
 
-def _refuse_foreign(arrays: Arrays) -> None:
-    """Refuse dtypes that NumPy lacks, also where another package taught it them."""
+def read_safetensors(
+    path: Path,
+) -> tuple[dict[str, NDArray[np.generic]], dict[str, str]]:
+    """Read arrays and texts, or raise one of :data:`UNREADABLE`."""
+    with safe_open(path, "numpy") as file:
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = dict(file.metadata() or {})
     for name, array in arrays.items():
-        if array.dtype.kind not in "biufc":
+        if array.dtype.kind not in "biufc":  # another package may have taught NumPy it
             raise TypeError(f"{name} is of dtype {array.dtype}.")
+    return arrays, metadata
 
 
 def _checksum(arrays: Arrays, metadata: Mapping[str, str]) -> str:

@@ -79,7 +79,7 @@ class Ledger:
         self._append(row | {"seconds": time.monotonic() - self._opened})
 
     def add_plan(self, server_round: int, plan: Mapping[str, Any]) -> None:
-        """Append what is kept from a round on; see :mod:`flwr_autoflip.server.live`."""
+        """Append what is kept from a round on; see :mod:`.server.progress`."""
         self._append({"round": server_round, "phase": "plan", **plan})
 
     def _append(self, row: dict[str, Any]) -> None:

@@ -1,22 +1,21 @@
 """What a method is: it says what a round asks of its nodes, and learns from it.
 
-A method decides which units are pruned, which weights train, who takes part and what
-comes back; the server carries that out and knows no method by name. Both values that
-pass between them, :class:`Order` and :class:`Round`, are plain and frozen, and so is
-the method's own state: a run can be stopped between any two of them and go on.
+The server carries out each :class:`Order` and hands back a :class:`Round`; it knows no
+method by name. Both, and the method's state, are plain frozen values, so that a run
+can stop between any two of them and go on.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypeVar, get_args
 
-import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import AutoFlipError
 from ..graph.layout import Arrays, Layout
 from ..graph.plan import Plan
-from .guidance import Report, unit_scores
+from .guidance import Report, l1_scores
 
 Payload = Literal["values", "gradients", "deviations", "units"]
 """What nodes send back. ``"values"``: what they trained, the ordinary reply.
@@ -37,12 +36,14 @@ class Order:
     ----------
     plan : Plan
         What travels and trains.
-    who : {"round", "all"} or int (default: "round")
-        The nodes that the inner strategy samples, every node that is connected, or so
-        many of the sampled ones.
+    who : {"round", "all"}, int or tuple of int (default: "round")
+        The nodes that the inner strategy samples, every node that is connected, so
+        many of the sampled ones, or the nodes of these ids.
     payload : {"values", "gradients", "deviations", "units"} (default: "values")
         What comes back. The last two leave the global model as it is: the round goes
         on, once the method has learned from them, with its next order.
+    weights : mapping of str to ndarray, optional
+        The dense model that the round starts from, in place of the global one.
     epochs : int, optional
         Sent to nodes as ``config["local-epochs"]``; None leaves the app's own.
     dtype : {"float32", "float16", "int8"}, optional
@@ -52,18 +53,41 @@ class Order:
     untrained : {"keep", "zero"} (default: "keep")
         What becomes of global weights that no node trained.
     whole : bool (default: False)
-        Only nodes that carry the whole plan take part, others in weak ones' place; no
-        node gets a part of it. Where no node can, the method learns from no results.
+        Only nodes that carry the whole plan take part, others in weak ones' place
+        unless ``who`` names nodes; no node gets a part of it. Where no node can, the
+        method learns from no results, and the round goes on with its next order.
+
+    Raises
+    ------
+    AutoFlipError
+        If ``who`` or one of the words is none of these.
     """
 
     plan: Plan
-    who: Literal["round", "all"] | int = "round"
+    who: Literal["round", "all"] | int | tuple[int, ...] = "round"
     payload: Payload = "values"
+    weights: Arrays | None = None
     epochs: int | None = None
     dtype: ValueDtype | None = None
     regrow: bool = False
     untrained: Literal["keep", "zero"] = "keep"
     whole: bool = False
+
+    def __post_init__(self) -> None:
+        who = self.who
+        if not (who in ("round", "all") if isinstance(who, str) else who):
+            raise AutoFlipError(
+                f"an order's who must be 'round', 'all', a number of nodes above 0 or "
+                f"a tuple of their ids, got {who!r}."
+            )
+        words = {"payload": get_args(Payload), "untrained": ("keep", "zero")}
+        words["dtype"] = (None, *get_args(ValueDtype))
+        for name, allowed in words.items():
+            if getattr(self, name) not in allowed:
+                raise AutoFlipError(
+                    f"an order's {name} must be one of {allowed}, got "
+                    f"{getattr(self, name)!r}."
+                )
 
 
 @dataclass(frozen=True)
@@ -99,8 +123,9 @@ class Round:
         From 1 on.
     order : Order
     results : sequence of Result
-        In the order of the requests; at least one, unless no node carries the whole
-        plan of an order that asks for it.
+        In the order of the requests. Empty only where an order that leaves the global
+        model as it is got no valid reply, or no node carries the whole plan of one
+        that asks for it; a lost round is not learned from.
     weights : mapping of str to ndarray
         The dense global model after it.
     """
@@ -122,9 +147,24 @@ class State:
     ----------
     plan : Plan
         What a device would run now.
+    scores : mapping of str to ndarray (default: empty)
+        Of units, that the plan rests on.
     """
 
     plan: Plan
+    scores: Scores = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Explored(State):
+    """State of a method that explores once.
+
+    Parameters
+    ----------
+    explored : bool (default: False)
+    """
+
+    explored: bool = False
 
 
 S = TypeVar("S", bound=State)
@@ -132,6 +172,9 @@ S = TypeVar("S", bound=State)
 
 class Method(ABC, Generic[S]):
     """A pruning method; a frozen dataclass whose fields are its options.
+
+    Its functions are pure: the same arguments give the same answers, random draws
+    included.
 
     Attributes
     ----------
@@ -197,7 +240,8 @@ class Method(ABC, Generic[S]):
     def importance(self, state: S, weights: Arrays) -> Scores:
         """Score units, for nodes that carry less than the plan, and for a look.
 
-        By default the mean absolute value of a unit's own parameters.
+        By default the state's scores; without any, the mean absolute value of a unit's
+        own parameters.
 
         Parameters
         ----------
@@ -209,6 +253,4 @@ class Method(ABC, Generic[S]):
         -------
         mapping of str to ndarray
         """
-        layout = state.plan.layout
-        sizes = {t.name: np.abs(weights[t.name]) for t in layout.tensors if t.trainable}
-        return unit_scores(layout, sizes)
+        return state.scores or l1_scores(state.plan.layout, weights)

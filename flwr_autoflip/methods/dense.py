@@ -1,25 +1,16 @@
-"""Everybody stays: the inner strategy as it is, on our wire and in our ledger."""
+"""Nothing is pruned: what only compresses values or leaves weak nodes less."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..graph.layout import Arrays, Layout
-from ..graph.plan import Plan, dense_plan
-from .guidance import Report
-from .policy import Policy, Previous
+from ..graph.plan import dense_plan
+from .base import Method, State
 
 
 @dataclass(frozen=True)
-class Dense(Policy):
-    """Keep every unit and weight."""
+class Dense(Method[State]):
+    """Keep everything."""
 
-    def __call__(
-        self,
-        server_round: int,
-        layout: Layout,
-        weights: Arrays,
-        reports: Sequence[Report],
-        previous: Previous | None = None,
-    ) -> Plan:
-        """Make the plan that prunes nothing; see :class:`.base.Policy`."""
-        return dense_plan(layout)
+    def begin(self, layout: Layout, weights: Arrays) -> tuple[State, Arrays]:
+        """Make the plan that prunes nothing; see :meth:`.Method.begin`."""
+        return State(dense_plan(layout)), weights

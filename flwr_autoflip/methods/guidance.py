@@ -1,22 +1,23 @@
-"""From what explorers report to guidance: Eqs. 7 and 10 of arXiv:2405.10271v3.
+"""From how far parameters moved to guidance: Eqs. 7 and 10 of arXiv:2405.10271v3."""
 
-A *report* maps names to deviations of one explorer; names are those of trainable
-tensors, or of groups when the explorer summed its deviations per unit.
-"""
-
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import AutoFlipError
 from ..graph.layout import Arrays, Layout
-from .statistics import Report as Report
-from .statistics import Spread, parts, size_of, statistics_of
 
-Normalization = Literal["client", "layer"]
-ClientScale = Literal["tensor", "raw"]
+Report = Mapping[str, NDArray[np.floating]]
+"""One node's deviations by tensor name, or their sums by unit under groups' names.
+
+Float32, at least 0. Each array may be made when it is looked up: what follows goes
+tensor by tensor and node by node, so that many reports never lie in memory at once.
+"""
+
+STACK = 1 << 26
+"""Deviations of all nodes that are sorted at once: 256 MB."""
 
 
 def deviation(initial: NDArray[Any], final: NDArray[Any]) -> NDArray[np.float32]:
@@ -41,116 +42,180 @@ def deviation(initial: NDArray[Any], final: NDArray[Any]) -> NDArray[np.float32]
     return np.square(moved)
 
 
-def normalize(
-    reports: Sequence[Report],
-    normalization: Normalization = "layer",
-    client_scale: ClientScale = "raw",
-    trim: float = 0.0,
-) -> dict[str, NDArray[np.float32]]:
-    """Combine explorers' deviations into guidance in [0, 1] (Eq. 10).
+def client_guidance(reports: Sequence[Report]) -> dict[str, NDArray[np.float32]]:
+    """Compare nodes at each coordinate: Eq. 10, min-max over nodes, then the mean.
 
     Parameters
     ----------
     reports : sequence of Report
-        At least one explorer's deviations, all with the same names and shapes. They
-        are read a chunk at a time: K reports on disk need no more memory than one.
-    normalization : {"client", "layer"} (default: "layer")
-        ``"client"`` is the paper's: min-max of every coordinate over the explorers,
-        then the mean. ``"layer"`` is the authors' code: the mean over explorers, then
-        min-max over each tensor. 0/0 is 0 in both.
-    client_scale : {"raw", "tensor"} (default: "raw")
-        ``"tensor"`` brings every explorer's deviations to mean 1 in each tensor first,
-        so that none decides by its scale.
-    trim : float (default: 0)
-        Instead of the mean, one without this share of the lowest and of the highest
-        values at every coordinate; see :func:`.robust.trimmed_mean`.
+        Of K >= 2 nodes, all with the same names and shapes.
 
     Returns
     -------
     dict of str to ndarray
-        Guidance in the reports' shapes, float32, in [0, 1].
+        Guidance in the reports' shapes, float32: in [1/K, 1 - 1/K] where nodes differ,
+        as one of them is 0 and one is 1 there, and 0 (for 0/0) where they do not.
 
     Raises
     ------
     AutoFlipError
-        If there is no report, or an unknown normalization.
+        If there are fewer than two reports.
 
-    Notes
-    -----
-    With ``"client"`` over K explorers one of them is 0 and one is 1 at every
-    coordinate, so guidance lies in [1/K, 1 - 1/K] wherever explorers differ at all.
+    Examples
+    --------
+    >>> a, b = {"w": np.float32([0, 2])}, {"w": np.float32([1, 2])}
+    >>> client_guidance([a, b])["w"]
+    array([0.5, 0. ], dtype=float32)
+    """
+    if len(reports) < 2:
+        raise AutoFlipError(
+            f"Eq. 10 compares nodes, and {len(reports)} reported; explore on two or "
+            "more, or use method='autoflip'."
+        )
+    guidance = {}
+    for name in reports[0]:
+        low = high = np.asarray(reports[0][name])
+        total = low.astype(np.float64)
+        for report in reports[1:]:
+            values = report[name]
+            total += values
+            low, high = np.minimum(low, values), np.maximum(high, values)
+        span = np.subtract(high, low, dtype=np.float64)
+        mean = (total / len(reports) - low) / np.where(span > 0, span, 1)
+        guidance[name] = np.asarray(np.clip(mean, 0, 1), np.float32)
+    return guidance
+
+
+def layer_guidance(
+    reports: Sequence[Report], aggregator: str = "mean", equal_scale: bool = False
+) -> dict[str, NDArray[np.float32]]:
+    """Average deviations over nodes, then min-max each tensor: the authors' code.
+
+    Parameters
+    ----------
+    reports : sequence of Report
+        At least one, all with the same names and shapes.
+    aggregator : str (default: "mean")
+        Over nodes; see :func:`parse_aggregator`.
+    equal_scale : bool (default: False)
+        Divide each node's deviations of a tensor by their mean first, so that none
+        decides by its scale. Ours.
+
+    Returns
+    -------
+    dict of str to ndarray
+        Guidance in the reports' shapes, float32, in [0, 1]; 0/0 is 0.
+
+    Raises
+    ------
+    AutoFlipError
+        If there is no report, or on an unknown aggregator.
 
     Examples
     --------
     >>> a, b = {"w": np.float32([0, 2])}, {"w": np.float32([1, 6])}
-    >>> normalize([a, b], "layer")["w"]
+    >>> layer_guidance([a, b])["w"]
     array([0., 1.], dtype=float32)
-    >>> normalize([a, b], "client")["w"]
-    array([0.5, 0.5], dtype=float32)
     """
     if not reports:
-        raise AutoFlipError("guidance needs at least one explorer's report, got none.")
-    if normalization not in ("client", "layer"):
-        raise AutoFlipError(
-            f"normalization must be 'client' or 'layer', got {normalization!r}."
-        )
-    extremes, scaled = normalization == "client", client_scale == "tensor"
-    known = statistics_of(reports, extremes, scaled, trim)
+        raise AutoFlipError("guidance needs at least one node's report, got none.")
+    trim = parse_aggregator(aggregator)
     guidance = {}
-    for name, shape in known.shapes.items():
-        if normalization == "layer":
-            flat = _minmax(known.totals(name), shape, known.count)
-        else:
-            flat = _minmax_clients(known.spreads(name), shape, known.count)
-        guidance[name] = flat.reshape(shape)
+    for name in reports[0]:
+        mean = _aggregate(reports, name, trim, equal_scale)
+        above = mean - mean.min(initial=np.inf)
+        guidance[name] = np.asarray(above / (above.max(initial=0) or 1), np.float32)
     return guidance
 
 
-def _minmax(
-    totals: Iterable[tuple[slice, NDArray[np.float64]]],
-    shape: tuple[int, ...],
-    count: int,
-) -> NDArray[np.float32]:
-    """Min-max the means of one tensor over its coordinates.
+def _aggregate(
+    reports: Sequence[Report], name: str, trim: float, equal_scale: bool
+) -> NDArray[np.float64]:
+    first, count = np.asarray(reports[0][name]), len(reports)
+    shape, size = first.shape, first.size
+    if not trim:
+        total = np.zeros(shape)
+        for report in reports:
+            total += _scaled(report, name, equal_scale)
+        return total / count
+    mean, length = np.zeros(size), max(1, STACK // count)
+    for start in range(0, size, length):
+        part = slice(start, min(start + length, size))
+        stack = np.empty((count, part.stop - start), np.float32)
+        for row, report in zip(stack, reports, strict=True):
+            row[:] = _scaled(report, name, equal_scale).ravel()[part]
+        mean[part] = trimmed_mean(stack, trim)
+    return mean.reshape(shape)
 
-    A factor cancels. So sums are divided by a power of two, which rounds nothing and
-    keeps them within float32; in float64 they would take two models' memory.
+
+def _scaled(report: Report, name: str, equal_scale: bool) -> NDArray[np.floating]:
+    values = np.asarray(report[name])
+    mean = float(values.mean(dtype=np.float64)) if equal_scale and values.size else 0.0
+    return values * np.float32(min(1 / mean, 1e30)) if mean > 0 else values
+
+
+def parse_aggregator(value: str) -> float:
+    """Read ``"mean"`` (0), ``"median"`` (0.5) or ``"trimmed-mean:0.2"``.
+
+    Gives what :func:`trimmed_mean` leaves out at either end; raises ``AutoFlipError``
+    on anything else.
     """
-    guidance = np.zeros(size_of(shape), np.float32)
-    divisor = 2.0 ** (count - 1).bit_length()
-    for part, total in totals:
-        guidance[part] = total / divisor
-    low, high = float(guidance.min(initial=np.inf)), float(guidance.max(initial=0))
-    for part in parts(guidance.size):
-        above = guidance[part].astype(np.float64) - low
-        guidance[part] = above / ((high - low) or 1.0)
-    return guidance
+    if value in ("mean", "median"):
+        return 0.0 if value == "mean" else 0.5
+    kind, _, number = value.partition(":") if isinstance(value, str) else ("",) * 3
+    try:
+        trim = float(number)
+    except ValueError:
+        trim = 0.0
+    if kind != "trimmed-mean" or not 0 < trim < 0.5:
+        raise AutoFlipError(
+            "aggregator must be 'mean', 'median' or 'trimmed-mean:0.2', a ratio below "
+            f"0.5, got {value!r}."
+        )
+    return trim
 
 
-def _minmax_clients(
-    spreads: Iterable[Spread], shape: tuple[int, ...], count: int
-) -> NDArray[np.float32]:
-    """Min-max each coordinate over reports, then take the mean."""
-    guidance = np.zeros(size_of(shape), np.float32)
-    for part, total, low, high in spreads:
-        span = np.subtract(high, low, dtype=np.float64)
-        np.maximum(span, np.finfo(np.float64).tiny, out=span)  # 0/0 is 0
-        above = total / count
-        above -= low
-        above /= span
-        guidance[part] = np.clip(above, 0, 1, out=above)
-    return guidance
+def trimmed_mean(values: NDArray[np.floating], trim: float) -> NDArray[np.float64]:
+    """Average every coordinate without its lowest and highest values.
+
+    Parameters
+    ----------
+    values : ndarray
+        ``(num_nodes, size)``.
+    trim : float
+        Ratio left out at either end, rounded down; at 0.5 one or two values are left,
+        whose mean is the median.
+
+    Returns
+    -------
+    ndarray
+        ``(size,)`` float64.
+
+    Examples
+    --------
+    >>> values = np.array([[1.0], [2.0], [6.0], [99.0]])
+    >>> trimmed_mean(values, 0.25), trimmed_mean(values, 0.5)
+    (array([4.]), array([4.]))
+    """
+    count = len(values)
+    out = min(int(trim * count + 1e-9), (count - 1) // 2)
+    if out:
+        values = np.partition(values, (out, count - out - 1), axis=0)
+    middle: NDArray[np.float64] = values[out : count - out].mean(axis=0, dtype=float)
+    return middle
+
+
+# --- From single parameters to units ---
 
 
 def sum_by_unit(layout: Layout, values: Arrays) -> NDArray[np.float64]:
-    """Add up every unit's own parameters: its slices, not the columns it feeds.
+    """Add up every unit's own parameters: its slices, not the columns that read it.
 
     Parameters
     ----------
     layout : Layout
     values : mapping of str to ndarray
-        Dense arrays of trainable tensors; names the layout lacks are an error,
-        tensors that are absent count nothing.
+        Dense arrays; absent tensors and buffers count nothing.
 
     Returns
     -------
@@ -186,7 +251,7 @@ def unit_sizes(layout: Layout) -> NDArray[np.float64]:
 
 
 def report_by_unit(layout: Layout, report: Report) -> dict[str, NDArray[np.float32]]:
-    """Sum an explorer's deviations per unit: a few kB instead of a model.
+    """Sum deviations by unit: a few kB instead of a model.
 
     Parameters
     ----------
@@ -226,3 +291,21 @@ def unit_scores(layout: Layout, guidance: Arrays) -> dict[str, NDArray[np.float6
         return {g.name: guidance[g.name].astype(np.float64) for g in layout.groups}
     mean = sum_by_unit(layout, guidance) / unit_sizes(layout)
     return split_by_group(layout, mean)
+
+
+def l1_scores(layout: Layout, weights: Arrays) -> dict[str, NDArray[np.float64]]:
+    """Score units by the mean absolute value of their own parameters.
+
+    Parameters
+    ----------
+    layout : Layout
+    weights : mapping of str to ndarray
+        Dense arrays.
+
+    Returns
+    -------
+    dict of str to ndarray
+        Group name to ``(group.size,)`` float64.
+    """
+    sizes = {t.name: np.abs(weights[t.name]) for t in layout.tensors if t.trainable}
+    return unit_scores(layout, sizes)

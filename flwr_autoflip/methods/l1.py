@@ -1,38 +1,29 @@
-"""Units with the largest weights, without exploration."""
+"""The units with the largest weights, without exploration."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..graph.layout import Arrays, Layout
-from ..graph.plan import Plan
-from .guidance import Report
-from .policy import Policy, Previous, UnitCounts, unit_plan
-from .threshold import Threshold
+from .base import State
+from .guidance import l1_scores
+from .rescale import rescale_fan_in
+from .units import UnitMethod
 
 
-@dataclass(frozen=True)
-class L1Units(Policy):
-    """Keep units by the mean absolute value of their own parameters.
+@dataclass(frozen=True, kw_only=True)
+class L1(UnitMethod[State]):
+    """Keep units by the mean absolute value of their own initial parameters.
 
     Parameters
     ----------
-    threshold : Threshold or mapping of str to int
-        How many: a target such as ``Compression`` or ``MacShare``, or a count a group.
-    round_to : int (default: 1)
-        Keep a multiple of this many units a group.
+    macs, threshold, round_to
+        How many; see :class:`.UnitMethod`.
+    rescale : bool (default: True)
+        Make up for lost inputs; see :func:`.rescale_fan_in`.
     """
 
-    threshold: Threshold | UnitCounts
-    round_to: int = 1
+    rescale: bool = True
 
-    def __call__(
-        self,
-        server_round: int,
-        layout: Layout,
-        weights: Arrays,
-        reports: Sequence[Report],
-        previous: Previous | None = None,
-    ) -> Plan:
-        """Make the plan of the weights at hand; see :class:`.base.Policy`."""
-        scores = self.rank_units(server_round, layout, weights, reports)
-        return unit_plan(layout, scores, self.threshold, self.round_to)
+    def begin(self, layout: Layout, weights: Arrays) -> tuple[State, Arrays]:
+        """Make the run's plan; see :meth:`.Method.begin`."""
+        plan = self.choose(layout, l1_scores(layout, weights))
+        return State(plan), rescale_fan_in(weights, plan) if self.rescale else weights

@@ -1,54 +1,55 @@
-"""Random units, without exploration: what any guidance has to beat."""
+"""Random units, without exploration: what any score has to beat."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..errors import AutoFlipError
 from ..graph.layout import Arrays, Layout
-from ..graph.plan import Plan
-from .guidance import Report
-from .policy import Policy, Previous, UnitCounts, unit_plan
-from .threshold import Threshold
+from .base import Scores, State
+from .rescale import rescale_fan_in
+from .threshold import Cumulative
+from .units import UnitMethod
 
 
-@dataclass(frozen=True)
-class RandomUnits(Policy):
+@dataclass(frozen=True, kw_only=True)
+class Random(UnitMethod[State]):
     """Keep units drawn at random, once for the whole run.
 
     Parameters
     ----------
-    threshold : Threshold or mapping of str to int
-        How many: a target such as ``Compression`` or ``MacShare``, or a count a group.
     seed : int (default: 0)
-    round_to : int (default: 1)
-        Keep a multiple of this many units a group.
+    macs, threshold, round_to
+        How many; see :class:`.UnitMethod`.
+    rescale : bool (default: True)
+        Make up for lost inputs; see :func:`.rescale_fan_in`.
     """
 
-    threshold: Threshold | UnitCounts
     seed: int = 0
-    round_to: int = 1
+    rescale: bool = True
 
-    def __call__(
-        self,
-        server_round: int,
-        layout: Layout,
-        weights: Arrays,
-        reports: Sequence[Report],
-        previous: Previous | None = None,
-    ) -> Plan:
-        """Draw the plan; see :class:`.base.Policy`."""
-        scores = self.rank_units(server_round, layout, weights, reports)
-        return unit_plan(layout, scores, self.threshold, self.round_to)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_random(self.target)
 
-    def rank_units(
-        self,
-        server_round: int,
-        layout: Layout,
-        weights: Arrays,
-        reports: Sequence[Report],
-    ) -> dict[str, NDArray[np.float64]]:
-        """Draw scores, the same every time; see :class:`.base.Policy`."""
-        generator = np.random.default_rng(self.seed)
-        return {group.name: generator.random(group.size) for group in layout.groups}
+    def begin(self, layout: Layout, weights: Arrays) -> tuple[State, Arrays]:
+        """Draw the run's plan; see :meth:`.Method.begin`."""
+        scores = draw(layout, self.seed)
+        plan = self.choose(layout, scores)
+        after = rescale_fan_in(weights, plan) if self.rescale else weights
+        return State(plan, scores), after
+
+
+def draw(layout: Layout, *seed: int) -> Scores:
+    """Draw a score in [0, 1) for each unit."""
+    generator = np.random.default_rng(seed)
+    return {group.name: generator.random(group.size) for group in layout.groups}
+
+
+def check_random(target: object) -> None:
+    """Raise ``AutoFlipError`` if a target is no number of units, but needs scores."""
+    if isinstance(target, Cumulative):
+        raise AutoFlipError(
+            f"random scores have no meaning to accumulate, so {target} cannot choose "
+            "units; give macs=0.25, threshold='2x' or units a group."
+        )

@@ -1,25 +1,24 @@
-"""Who stays, given scores: Eq. 11's threshold and its kinder relatives.
+"""How much is kept, given scores: Eq. 11's threshold, and targets for what it costs.
 
-Scores come as one array a layer; larger means more needed. Every rule answers with
-boolean arrays of the same shapes, True = kept. Ties are broken by position, so equal
-scores give the same plan everywhere.
+Scores come as one array a group or tensor; larger means more important. Every rule
+answers with boolean arrays of the same shapes, True = kept. Ties are broken by
+position, so that equal scores give the same plan everywhere.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import AutoFlipError
+from ..graph.layout import Arrays, Layout
 
-Scores = Mapping[str, NDArray[Any]]
 Kept = dict[str, NDArray[np.bool_]]
-_BINS = 1024
-
 Cost = Callable[[Kept], float]
-"""Share, in (0, 1], that a choice has of the dense cost, as far as that can shrink."""
+"""Ratio, in (0, 1], of what a choice costs to the dense cost, of what can shrink."""
 
 
 @dataclass(frozen=True)
@@ -31,53 +30,59 @@ class Absolute:
 
 @dataclass(frozen=True)
 class Quantile:
-    """Drop the lowest share, in each layer (``"layer"``) or over all (``"global"``).
+    """Prune the lowest ``ratio``, of each group (``"layer"``) or of all (``"global"``).
 
     The global form is the authors' code: what does not lie strictly above the
-    quantile's value goes, ties included.
+    quantile's value is pruned, ties included.
     """
 
-    share: float = 0.3
+    ratio: float = 0.3
     scope: Literal["layer", "global"] = "layer"
 
 
 @dataclass(frozen=True)
 class Compression:
-    """Keep the largest even share of each layer within 1/``factor`` of parameters.
+    """Keep the largest even part of each group within 1/``factor`` of the parameters.
 
-    Parameters of layers that cannot shrink, such as excluded ones, are not counted.
+    Parameters of layers that cannot shrink, such as ignored ones, are not counted.
     """
 
     factor: float = 2.0
 
 
 @dataclass(frozen=True)
-class MacShare:
-    """Keep at most ``share`` of the MACs that can shrink.
+class MacRatio:
+    """Keep at most ``ratio`` of the MACs that can shrink.
 
-    Those of layers that no prunable unit touches, such as excluded ones, come on top.
-    Layers share the cut by what it saves, see :func:`.allocate.allocate`; the larger
-    the exponent, the more alike, and with an infinite one all keep the largest share
-    of theirs that fits.
+    Those of layers without prunable units, such as ignored ones, come on top. Groups
+    share the cut by what it saves, see :func:`allocate`; with an infinite ``exponent``
+    all keep the same part of theirs, the largest that fits.
     """
 
-    share: float = 0.5
+    ratio: float = 0.25
     exponent: float = 1.0
 
 
 @dataclass(frozen=True)
-class Mass:
-    """Per layer, keep the smallest set that holds ``share`` of the scores' sum."""
+class Cumulative:
+    """Of each group, keep the smallest set with ``ratio`` of the scores' sum."""
 
-    share: float = 0.7
+    ratio: float = 0.7
 
 
-Threshold = Absolute | Quantile | Compression | MacShare | Mass
+Threshold = Absolute | Quantile | Compression | MacRatio | Cumulative
 ThresholdLike = Threshold | float | str
 
-_WAYS = (
-    "'macs:0.25', 'even-macs:0.25', '2x' (parameters), 'mass:0.7', 0.3 (absolute T_p), "
-    "'quantile:0.3' or 'global-quantile:0.3'"
+_KINDS: Mapping[str, Callable[[float], Threshold]] = {
+    "macs": MacRatio,
+    "even-macs": partial(MacRatio, exponent=np.inf),
+    "cumulative": Cumulative,
+    "quantile": Quantile,
+    "global-quantile": partial(Quantile, scope="global"),
+}
+_FORMS = (
+    "'macs:0.25', 'even-macs:0.25', '2x' (parameters), 'cumulative:0.7', "
+    "0.3 (absolute T_p), 'quantile:0.3' or 'global-quantile:0.3'"
 )
 
 
@@ -87,12 +92,8 @@ def parse_threshold(value: ThresholdLike) -> Threshold:
     Parameters
     ----------
     value : Threshold, float or str
-        ``"macs:SHARE"``, ``"even-macs:SHARE"``, ``"FACTORx"``, ``"mass:SHARE"``, a
-        float for T_p, ``"quantile:SHARE"`` or ``"global-quantile:SHARE"``.
-
-    Returns
-    -------
-    Threshold
+        ``"macs:0.25"``, ``"even-macs:0.25"``, ``"2x"``, ``"cumulative:0.7"``, a float
+        for T_p, ``"quantile:0.3"`` or ``"global-quantile:0.3"``.
 
     Raises
     ------
@@ -103,8 +104,6 @@ def parse_threshold(value: ThresholdLike) -> Threshold:
     --------
     >>> parse_threshold("2x")
     Compression(factor=2.0)
-    >>> parse_threshold("mass:0.5")
-    Mass(share=0.5)
     """
     threshold = _parse_text(value) if isinstance(value, str) else value
     if isinstance(threshold, (int, float)) and not isinstance(threshold, bool):
@@ -112,80 +111,64 @@ def parse_threshold(value: ThresholdLike) -> Threshold:
     match threshold:
         case Absolute(number) | Quantile(number):
             inside, bounds = 0 <= number < 1, "[0, 1)"
-        case MacShare(_, exponent) if not exponent > 0:
+        case MacRatio(_, exponent) if not exponent > 0:
             raise AutoFlipError(f"exponent of {value!r} must be above 0.")
-        case MacShare(number) | Mass(number):
+        case MacRatio(number) | Cumulative(number):
             inside, bounds = 0 < number <= 1, "(0, 1]"
         case Compression(number):
             inside, bounds = 1 <= number < np.inf, "[1, inf)"
         case _:
-            raise AutoFlipError(f"threshold must be {_WAYS}, got {value!r}.")
+            raise AutoFlipError(f"threshold must be {_FORMS}, got {value!r}.")
     if not inside:
-        raise AutoFlipError(f"threshold {value!r} must lie in {bounds}; use {_WAYS}.")
+        raise AutoFlipError(f"threshold {value!r} must lie in {bounds}; use {_FORMS}.")
     return threshold
 
 
 def _parse_text(text: str) -> Threshold | float:
-    kind, _, number = text.partition(":")
+    kind, colon, number = text.partition(":")
     try:
-        if not number and kind.endswith("x"):
-            return Compression(float(kind[:-1]))
-        match kind:
-            case "mass":
-                return Mass(float(number))
-            case "quantile":
-                return Quantile(float(number))
-            case "global-quantile":
-                return Quantile(float(number), "global")
-            case "macs":
-                return MacShare(float(number))
-            case "even-macs":
-                return MacShare(float(number), exponent=np.inf)
-            case _:
-                return float(text)
-    except ValueError:
-        raise AutoFlipError(f"threshold must be {_WAYS}, got {text!r}.") from None
+        if colon:
+            return _KINDS[kind](float(number))
+        return Compression(float(text[:-1])) if text.endswith("x") else float(text)
+    except (KeyError, ValueError):
+        raise AutoFlipError(f"threshold must be {_FORMS}, got {text!r}.") from None
 
 
 def select(
-    scores: Scores,
+    scores: Arrays,
     threshold: Threshold,
     cost: Mapping[type, Cost],
     least: Mapping[str, int] | None = None,
 ) -> Kept:
-    """Choose what stays.
+    """Choose what is kept, True in the result.
 
     Parameters
     ----------
     scores : mapping of str to ndarray
-        One array a layer, any shape, in [0, 1].
+        One array a group, any shape, in [0, 1].
     threshold : Threshold
     cost : mapping of type to Cost
-        What ``Compression`` (parameters) and ``MacShare`` (MACs) mean for a choice.
+        What ``Compression`` (parameters) and ``MacRatio`` (MACs) mean for a choice.
     least : mapping of str to int, optional
         For those two; see :func:`keep_even`.
-
-    Returns
-    -------
-    dict of str to ndarray
-        True where kept.
     """
     match threshold:
         case Absolute(value):
             return {name: s >= value for name, s in scores.items()}
-        case Quantile(share, "layer"):
-            return {
-                n: keep_top(s, s.size - int(share * s.size + 1e-9))
-                for n, s in scores.items()
-            }
-        case Quantile(share, _):
-            return _above_global_quantile(scores, share)
-        case Mass(share):
-            return {n: keep_top(s, mass_count(s, share)) for n, s in scores.items()}
+        case Quantile(ratio, "layer"):
+            counts = {n: s.size - int(ratio * s.size + 1e-9) for n, s in scores.items()}
+            return {name: keep_top(s, counts[name]) for name, s in scores.items()}
+        case Quantile(ratio, _):
+            every = np.concatenate([s.ravel() for s in scores.values()])
+            value = np.quantile(every, ratio)
+            return {name: s > value for name, s in scores.items()}
+        case Cumulative(ratio):
+            counts = {n: cumulative_count(s, ratio) for n, s in scores.items()}
+            return {name: keep_top(s, counts[name]) for name, s in scores.items()}
         case Compression(factor):
             return keep_even(scores, cost[Compression], 1 / factor, least=least)
-        case MacShare(share):
-            return keep_even(scores, cost[MacShare], share, least=least)
+        case MacRatio(ratio):
+            return keep_even(scores, cost[MacRatio], ratio, least=least)
 
 
 def keep_top(scores: NDArray[Any], count: int) -> NDArray[np.bool_]:
@@ -196,59 +179,35 @@ def keep_top(scores: NDArray[Any], count: int) -> NDArray[np.bool_]:
     >>> keep_top(np.array([0.1, 0.5, 0.5]), 1)
     array([False,  True, False])
     """
-    flat = scores.ravel()
-    kept = np.zeros(flat.size, np.bool_)
-    if count >= flat.size:
-        kept[:] = True
-    elif count > 0:
-        edge = np.partition(flat, flat.size - count)[flat.size - count]
-        np.greater(flat, edge, out=kept)
-        missing = count - int(np.count_nonzero(kept))
-        kept[np.flatnonzero(flat == edge)[:missing]] = True
+    kept = np.zeros(scores.size, np.bool_)
+    kept[np.argsort(-scores.ravel(), kind="stable")[: max(0, count)]] = True
     return kept.reshape(scores.shape)
 
 
-def mass_count(scores: NDArray[Any], share: float) -> int:
-    """Size of the smallest set that holds ``share`` of the scores' sum.
+def cumulative_count(scores: NDArray[Any], ratio: float) -> int:
+    """Size of the smallest set that holds ``ratio`` of the scores' sum.
 
     All of them if the sum is 0: a layer that did not move has no boundary to find.
 
     Examples
     --------
-    >>> mass_count(np.array([0.6, 0.3, 0.1]), 0.7)
+    >>> cumulative_count(np.array([0.6, 0.3, 0.1]), 0.7)
     2
     """
-    rest = scores.ravel().astype(np.float64)
-    goal = share * rest.sum() * (1 - 1e-12)
-    if not goal > 0:
-        return int(rest.size)
-    count, mass = 0, 0.0
-    # Sorting millions for one boundary is waste: look in which of many intervals of
-    # scores it lies, and go on inside.
-    while rest.size > _BINS and rest.min() < rest.max():
-        bins = ((rest - rest.min()) * ((_BINS - 1) / np.ptp(rest))).astype(np.intp)
-        falling = np.cumsum(np.bincount(bins, rest, _BINS)[::-1])
-        edge = _BINS - 1 - int(np.argmax(mass + falling >= goal))
-        above = bins > edge
-        count, mass = count + int(np.count_nonzero(above)), mass + rest[above].sum()
-        rest = rest[bins == edge]
-    reached = mass + np.cumsum(np.sort(rest)[::-1]) >= goal
-    return count + (int(np.argmax(reached)) + 1 if reached.any() else int(rest.size))
-
-
-def _above_global_quantile(scores: Scores, share: float) -> Kept:
-    value = np.quantile(np.concatenate([s.ravel() for s in scores.values()]), share)
-    return {name: s > value for name, s in scores.items()}
+    falling = np.cumsum(np.sort(scores.ravel().astype(np.float64))[::-1])
+    if not falling[-1] > 0:
+        return scores.size
+    return int(np.argmax(falling >= ratio * falling[-1] * (1 - 1e-12))) + 1
 
 
 def keep_even(
-    scores: Scores,
+    scores: Arrays,
     cost: Cost,
     target: float,
     multiple: int = 1,
     least: Mapping[str, int] | None = None,
 ) -> Kept:
-    """Keep the same share of every layer, as large as the target allows.
+    """Keep the same part of every group, as large as the target allows.
 
     Choices for different targets are nested.
 
@@ -258,16 +217,16 @@ def keep_even(
     cost : Cost
         Grows with every unit that is added.
     target : float
-        Largest share of the dense cost, in (0, 1].
+        Largest ratio of the dense cost, in (0, 1].
     multiple : int (default: 1)
-        Keep a multiple of this many a layer, fewer rather than more.
+        Keep a multiple of this many a group, fewer rather than more.
     least : mapping of str to int, optional
-        The fewest of each layer; left out, 1.
+        The fewest of each group; left out, 1.
 
     Returns
     -------
     dict of str to ndarray
-        Exact to the last unit; at least ``least`` a layer, rounded up to a multiple if
+        Exact to the last unit; at least ``least`` a group, rounded up to a multiple if
         it has so many, even above the target.
     """
     sizes = {scores[name].size for name in scores}
@@ -292,3 +251,145 @@ def keep_even(
         else:
             high = middle - 1
     return choose(steps[low])
+
+
+# --- How many units each group keeps when all together may cost so much ---
+
+
+def floors(layout: Layout) -> dict[str, int]:
+    """Say how many units of each group are kept whatever a threshold asks for.
+
+    A tenth, rounded up: a layer that is left with a unit or two lets nothing through.
+    """
+    return {group.name: -(-group.size // 10) for group in layout.groups}
+
+
+def unit_costs(layout: Layout) -> dict[type, Cost]:
+    """Say what a choice of units costs, relative to what can shrink."""
+    costs, sizes = _Costs(layout), _sizes(layout)
+
+    def count(kept: Kept) -> NDArray[np.float64]:
+        return np.array([kept[group.name].sum() for group in layout.groups], np.float64)
+
+    def macs(kept: Kept) -> float:
+        if not costs.macs(sizes):
+            raise AutoFlipError(
+                "no layer that can shrink multiplies, so a ratio of the MACs chooses "
+                "nothing; give a number of parameters such as threshold='2x'."
+            )
+        return costs.macs(count(kept)) / costs.macs(sizes)
+
+    def parameters(kept: Kept) -> float:
+        return costs.parameters(count(kept)) / costs.parameters(sizes)
+
+    return {Compression: parameters, MacRatio: macs}
+
+
+def allocate(
+    layout: Layout, ratio: float, exponent: float, least: Mapping[str, int]
+) -> dict[str, int]:
+    """Cut each group as far as what that saves is worth.
+
+    Of all networks within this ratio of the MACs that can shrink, look for the one
+    that loses least, where a group that keeps k of its n units loses
+    ``(n / k) ** exponent``, and saved parameters count as much as saved MACs (both
+    relative to the dense model). So a narrow layer that costs next to nothing, such as
+    an embedding, is kept whole, and wide, expensive ones are cut first.
+
+    Parameters
+    ----------
+    layout : Layout
+    ratio : float
+        In (0, 1]; MACs of layers that no unit touches come on top.
+    exponent : float
+        Above 0, finite. The larger, the nearer all groups come to an even cut.
+    least : mapping of str to int
+        Group name to its fewest units, at least 1; see :func:`floors`.
+
+    Returns
+    -------
+    dict of str to int
+        Group name to how many units are kept, ``least`` even above the target. A
+        larger ratio never keeps fewer.
+    """
+    costs, sizes = _Costs(layout), _sizes(layout)
+    fewest = np.array([least[group.name] for group in layout.groups], np.float64)
+    target = ratio * costs.macs(sizes) * (1 + 1e-12)
+    counts = sizes if ratio >= 1 else fewest
+    low, high = -60.0, 60.0  # widths, as powers of 2
+    while ratio < 1 and high - low > 1e-12:
+        middle = (low + high) / 2
+        wanted = costs.best(fewest, sizes, 2.0**middle, exponent)
+        found = np.floor(wanted + 1e-9)
+        if costs.macs(found) <= target:
+            low, counts = middle, found
+        else:
+            high = middle
+    return {g.name: int(n) for g, n in zip(layout.groups, counts, strict=True)}
+
+
+def _sizes(layout: Layout) -> NDArray[np.float64]:
+    return np.array([group.size for group in layout.groups], np.float64)
+
+
+class _Costs:
+    """MACs and parameters as sums over tensors of products over their axes."""
+
+    def __init__(self, layout: Layout) -> None:
+        sizes = _sizes(layout)
+        group_of = np.repeat(np.arange(len(sizes)), sizes.astype(int))
+        tensor, per_unit, fixed = [], [], []
+        for number, spec in enumerate(layout.tensors):
+            for length, owner in zip(spec.shape, spec.owners, strict=True):
+                known = np.zeros(0, np.int64) if owner is None else owner[owner >= 0]
+                counts = np.bincount(group_of[known], minlength=len(sizes))
+                tensor.append(number)
+                per_unit.append(counts / sizes)
+                fixed.append(length - len(known))
+        # Of each axis, indices that one unit of each group owns, and that nobody owns.
+        self.tensor, self.per_unit = np.array(tensor), np.array(per_unit)
+        self.fixed = np.array(fixed)
+        macs = np.array([t.macs_per_weight for t in layout.tensors])
+        values = np.array([t.size for t in layout.tensors], np.float64)
+        trained = np.array([t.trainable for t in layout.tensors], np.float64)
+        # What an element costs, relative to the dense model.
+        self.weight = macs / np.maximum(macs @ values, 1) + trained / (trained @ values)
+        # Layers that no unit touches cost the same whatever is chosen.
+        can_shrink = np.array([t.name not in layout.fixed for t in layout.tensors])
+        self.macs_per_weight, self.trained = macs * can_shrink, trained * can_shrink
+
+    def values(self, counts: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Count each tensor's elements."""
+        values = np.ones(len(self.weight))
+        np.multiply.at(values, self.tensor, self.per_unit @ counts + self.fixed)
+        return values
+
+    def macs(self, counts: NDArray[np.float64]) -> float:
+        """Count the MACs of layers that can shrink."""
+        return float(self.macs_per_weight @ self.values(counts))
+
+    def parameters(self, counts: NDArray[np.float64]) -> float:
+        """Count the parameters of layers that can shrink."""
+        return float(self.trained @ self.values(counts))
+
+    def best(
+        self,
+        fewest: NDArray[np.float64],
+        sizes: NDArray[np.float64],
+        width: float,
+        exponent: float,
+    ) -> NDArray[np.float64]:
+        """Minimise the sum of (n / k)**p plus cost at a price that ``width`` says.
+
+        There n**p / k**(p + 1) is as many times the cost's slope in every group, so
+        that k = width * n**(p / (p + 1)) / slope**(1 / (p + 1)).
+        """
+        counts, root = sizes, 1 / (exponent + 1)
+        for _ in range(60):
+            lengths = self.per_unit @ counts + self.fixed
+            terms = (self.weight * self.values(counts))[self.tensor]
+            slopes = (terms / lengths) @ self.per_unit + 1e-300
+            wanted = width * sizes ** (1 - root) / slopes**root
+            # Halfway on a logarithmic scale: layers' wishes depend on each other.
+            counts = np.clip(np.sqrt(counts * wanted), fewest, sizes)
+        return counts

@@ -1,199 +1,255 @@
-"""Nodes of different strength: what each can carry, and the part of a plan that fits.
+"""Budgets: what each node can carry, and the part of a plan that fits.
 
 A node is asked before it is given anything, by a message without values, so that no
 node ever gets a model that it cannot carry. Nodes that do not answer, or whose answer
-cannot be read, sit the round out and are asked again; so are those whose last reply
-failed, since a node that was restarted may have another budget.
+cannot be read, sit the round out and are asked again.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from logging import INFO, WARNING, getLogger
 from typing import Any
 
+import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from .. import wire
-from ..errors import AutoFlipError, WireError
-from ..graph.budget import Budget, parse_budget
+from ..errors import AutoFlipError, KeepError, WireError
+from ..graph.budget import Resource, parse_budget
 from ..graph.layout import Arrays, Layout
 from ..graph.plan import Plan, dense_plan
-from ..methods.nested import below_floor, cut_plan
+from ..methods.allocate import floors
+from ..methods.threshold import Kept, keep_even
 from .exchange import Exchange
 
 LOGGER = getLogger("flwr")
 
+Scores = Mapping[str, NDArray[Any]]
+Known = Mapping[int, str]
+"""Node id to its budget, as :func:`.parse_budget` reads it; "" is the dense model."""
 
-@dataclass
-class Budgets:
-    """Ask nodes what they can carry, and cut plans to it.
+
+# --- Asking ---
+
+
+def ask_budgets(
+    exchange: Exchange,
+    layout: Layout,
+    server_round: int,
+    grid: Grid,
+    templates: Sequence[Message],
+) -> dict[int, str]:
+    """Ask nodes what they can carry.
 
     Parameters
     ----------
     exchange : Exchange
     layout : Layout
-    rank : callable
-        Global dense arrays to scores of units; the lowest go first.
-    asks : bool
-        False: every node gets the whole plan, and none is asked.
-    multiple : int
-        Sub-plans keep a multiple of this many units a group.
-    known : dict of int to (Budget or None)
-        Node id to its budget; None for nodes that carry the dense model.
+    server_round : int
+        For the ledger.
+    grid : Grid
+    templates : sequence of Message
+        One a node; only their keys and config are used.
+
+    Returns
+    -------
+    dict of int to str
+        Node id to its budget, of the nodes whose answer could be read.
+    """
+    if not templates:
+        return {}
+    orders = wire.Orders("budget", dense_plan(layout), np.zeros(0, np.float32))
+    messages = exchange.requests(server_round, [(t, orders) for t in templates])
+    replies = grid.send_and_receive(messages, timeout=exchange.timeout)
+    told = {
+        answer.message.metadata.src_node_id: answer.made
+        for answer in exchange.replies(replies, _read_budget)
+    }
+    counts = Counter(budget or "none" for budget in told.values())
+    text = "\t└──> budgets of %d of %d nodes: %s"
+    LOGGER.log(INFO, text, len(told), len(templates), dict(counts))
+    return told
+
+
+def _read_budget(reply: wire.Reply, orders: wire.Orders) -> str:
+    try:
+        budget = parse_budget(reply.receipt.get(wire.KEY_BUDGET), whose="its metadata")
+    except AutoFlipError as error:
+        raise WireError(str(error)) from error
+    return str(budget or "")
+
+
+# --- Cutting ---
+
+
+@dataclass
+class Parts:
+    """The parts of a plan that fit budgets; each is cut once.
+
+    Parameters
+    ----------
+    plan : Plan
+    scores : mapping of str to ndarray
+        Group name to ``(group.size,)``: units' importance.
+    share : callable
+        Plan and resource to the share of the dense model's cost in (0, 1]; grows with
+        every unit. :meth:`.CostOf.ratio`.
+    multiple : int (default: 1)
+        Parts keep a multiple of this many units a group.
     """
 
-    exchange: Exchange
-    layout: Layout
-    rank: Callable[[Arrays], Mapping[str, NDArray[Any]]]
-    asks: bool
-    multiple: int
-    known: dict[int, Budget | None] = field(default_factory=dict)
-    _cut_from: Plan | None = None
-    _scores: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-    _cuts: dict[Budget, Plan | None] = field(default_factory=dict)
+    plan: Plan
+    scores: Scores
+    share: Callable[[Plan, Resource], float]
+    multiple: int = 1
+    _cut: dict[str, Plan | None] = field(default_factory=dict)
 
-    def ask(self, server_round: int, grid: Grid, templates: Iterable[Message]) -> None:
-        """Ask nodes that are new, or that failed since they were asked.
+    def fit(self, budget: str) -> Plan | None:
+        """Give the part that a budget can carry: the plan itself if it fits.
 
         Parameters
         ----------
-        server_round : int
-            For the ledger.
-        grid : Grid
-        templates : iterable of Message
-            One a node; only their keys and config are used.
-        """
-        new = [t for t in templates if not self._knows(t.metadata.dst_node_id)]
-        if not new:
-            return
-        orders = wire.Instructions.for_budget(dense_plan(self.layout))
-        work = [(template, orders) for template in new]
-        messages = self.exchange.requests(server_round, work)
-        answers = grid.send_and_receive(messages, timeout=self.exchange.timeout)
-        for answer in self.exchange.replies(answers, _read_budget):
-            self.known[answer.message.metadata.src_node_id] = answer.made
-        told = [self.known.get(t.metadata.dst_node_id) for t in new]
-        counts = Counter(str(budget or "none") for budget in told)
-        LOGGER.log(INFO, "\t└──> budgets of %d nodes: %s", len(new), dict(counts))
-
-    def _knows(self, node: int) -> bool:
-        # What a node holds is forgotten when its reply fails: then ask again.
-        return node in self.known and node not in self.exchange.lost
-
-    def able(
-        self, server_round: int, grid: Grid, templates: Sequence[Message]
-    ) -> list[Message]:
-        """Give the messages whose nodes carry the dense model.
-
-        Parameters
-        ----------
-        server_round : int
-        grid : Grid
-        templates : sequence of Message
-            One a node; those not known yet are asked.
+        budget : str
+            As :func:`.parse_budget` reads it.
 
         Returns
         -------
-        list of Message
+        Plan or None
+            Of any two parts the larger one holds the smaller one's units. None, with a
+            warning in the log, if nothing fits.
         """
-        if not self.asks:
-            return list(templates)
-        self.ask(server_round, grid, templates)
-        nodes = [template.metadata.dst_node_id for template in templates]
-        return [
-            template
-            for template, node in zip(templates, nodes, strict=True)
-            if self._knows(node) and self.known[node] is None
-        ]
+        if budget not in self._cut:
+            self._cut[budget] = self._fit(budget)
+        return self._cut[budget]
 
-    def share_out(
-        self,
-        server_round: int,
-        grid: Grid,
-        templates: Sequence[Message],
-        orders: wire.Instructions,
-        weights: Arrays,
-    ) -> list[tuple[Message, wire.Instructions]]:
-        """Give each node what it can carry of a plan.
-
-        Parameters
-        ----------
-        server_round : int
-        grid : Grid
-        templates : sequence of Message
-            One a node, from the inner strategy; those not known yet are asked.
-        orders : Orders
-            For nodes that carry the whole plan, which alone are probed.
-        weights : mapping of str to ndarray
-            Global dense arrays.
-
-        Returns
-        -------
-        list of (Message, Orders)
-            Without nodes that did not answer or cannot carry anything.
-        """
-        if not self.asks:
-            return [(template, orders) for template in templates]
-        self.ask(server_round, grid, templates)
-        made: dict[Budget | None, wire.Instructions | None] = {None: orders}
-        work = []
-        for template in templates:
-            node = template.metadata.dst_node_id
-            if not self._knows(node):
-                continue
-            budget = self.known[node]
-            if budget not in made and budget is not None:
-                made[budget] = self._cut(orders, budget, weights)
-            if (own := made[budget]) is not None:
-                work.append((template, own))
-        return work
-
-    def _cut(
-        self, orders: wire.Instructions, budget: Budget, weights: Arrays
-    ) -> wire.Instructions | None:
-        """Cut orders to a budget; None if nothing fits."""
-        plan = self._part(orders.plan, budget, weights)
-        if plan is None:
+    def _fit(self, budget: str) -> Plan | None:
+        wanted = parse_budget(budget, whose="a node")
+        if wanted is None:
+            return self.plan
+        resource, most = wanted.resource, wanted.share
+        try:
+            part = cut_plan(
+                self.plan,
+                self.scores,
+                most,
+                lambda plan: self.share(plan, resource),
+                self.multiple,
+            )
+        except AutoFlipError as error:
+            text = "\t> nodes with budget '%s' take no part: %s Raise it."
+            LOGGER.log(WARNING, text, budget, error)
             return None
-        if plan is orders.plan:
-            return replace(orders, budget=str(budget))
-        own = wire.Instructions.of(orders.phase, plan, weights, orders.encoding)
-        return replace(own, regrow=orders.regrow, budget=str(budget))
-
-    def _part(self, plan: Plan, budget: Budget, weights: Arrays) -> Plan | None:
-        # Scores are taken once as long as the plan is the same object, so that its
-        # parts travel once, too.
-        if self._cut_from is not plan:
-            self._cut_from, self._scores, self._cuts = plan, self.rank(weights), {}
-        if budget not in self._cuts:
-            cost = partial(self.exchange.cost_of.ratio, resource=budget.resource)
-            part: Plan | None = None
-            try:
-                part = cut_plan(plan, self._scores, budget.share, cost, self.multiple)
-            except AutoFlipError as error:
-                text = "\t> nodes with budget '%s' take no part: %s Raise it."
-                LOGGER.log(WARNING, text, budget, error)
-            else:
-                self._say_if_narrow(plan, part, budget)
-            self._cuts[budget] = part
-        return self._cuts[budget]
-
-    def _say_if_narrow(self, plan: Plan, part: Plan, budget: Budget) -> None:
-        if narrow := [
-            name for name in below_floor(part) if name not in below_floor(plan)
-        ]:
+        before = below_floor(self.plan)
+        if narrow := [name for name in below_floor(part) if name not in before]:
             text = (
                 "\t> nodes with budget '%s' keep less than a tenth of %s: no more fits"
             )
             LOGGER.log(WARNING, text, budget, narrow)
+        return part
 
 
-def _read_budget(reply: wire.Reply, orders: wire.Instructions) -> Budget | None:
-    try:
-        return parse_budget(reply.metadata.get(wire.KEY_BUDGET), whose="its receipt")
-    except AutoFlipError as error:
-        raise WireError(str(error)) from error
+def cut_orders(
+    orders: wire.Orders,
+    weights: Arrays,
+    nodes: Sequence[int],
+    known: Known,
+    parts: Parts,
+) -> dict[int, wire.Orders]:
+    """Give each node what it can carry of a round's orders.
+
+    Parameters
+    ----------
+    orders : Orders
+        For nodes that carry the whole plan, which alone are asked for gradients.
+    weights : mapping of str to ndarray
+        Dense global arrays.
+    nodes : sequence of int
+    known : mapping of int to str
+    parts : Parts
+        Of the orders' plan.
+
+    Returns
+    -------
+    dict of int to Orders
+        In the order of ``nodes``, without those that are not known or cannot carry
+        anything. Nodes with one budget share an object.
+    """
+    made: dict[str, wire.Orders | None] = {"": orders}
+    for budget in dict.fromkeys(known[node] for node in nodes if node in known):
+        plan = parts.fit(budget) if budget else orders.plan
+        if plan is None:
+            made[budget] = None
+        elif plan is orders.plan:
+            made[budget] = replace(orders, budget=budget)
+        else:
+            own = wire.Orders.of(orders.phase, plan, weights, orders.encoding)
+            made[budget] = replace(own, regrow=orders.regrow, budget=budget)
+    own_of = {node: made[known[node]] for node in nodes if node in known}
+    return {node: own for node, own in own_of.items() if own is not None}
+
+
+def cut_plan(
+    plan: Plan,
+    scores: Scores,
+    share: float,
+    cost: Callable[[Plan], float],
+    multiple: int = 1,
+) -> Plan:
+    """Keep of a plan as many units as fit, those with the best scores first.
+
+    Every group keeps the same ratio of its ranking, so that cuts are nested.
+
+    Parameters
+    ----------
+    plan : Plan
+        The largest that may come out; pruned single weights stay pruned.
+    scores : mapping of str to ndarray
+        Group name to ``(group.size,)``; larger means needed more.
+    share : float
+        Largest share of the dense model's cost, in (0, 1].
+    cost : callable
+        Plan to its share of the dense model's cost; grows with every unit.
+    multiple : int (default: 1)
+        Keep a multiple of this many units a group, fewer rather than more.
+
+    Returns
+    -------
+    Plan
+        ``plan`` itself if it fits. A group falls below its floor, see
+        :func:`.allocate.floors`, only if the plan has it there or nothing else fits.
+
+    Raises
+    ------
+    KeepError
+        If even the fewest units cost more.
+    """
+    if cost(plan) <= share:
+        return plan
+
+    def cut_to(whole: Plan, least: Mapping[str, int] | None) -> Plan:
+        def part(kept: Kept) -> Plan:
+            keep = {name: whole.keep[name][choice] for name, choice in kept.items()}
+            return Plan(whole.layout, keep, whole.mask)
+
+        ranked = {name: scores[name][kept] for name, kept in whole.keep.items()}
+        kept = keep_even(ranked, lambda k: cost(part(k)), share, multiple, least)
+        return part(kept)
+
+    cut = cut_to(plan, floors(plan.layout))
+    if cost(cut) > share:  # a part of the fewest, so that cuts stay nested
+        cut = cut_to(cut, None)
+    if (least := cost(cut)) > share:
+        raise KeepError(
+            f"the fewest units of every group cost {least:.3g} of the dense model, "
+            f"which is above {share:g}."
+        )
+    return cut
+
+
+def below_floor(plan: Plan) -> list[str]:
+    """Name the groups of which a plan keeps fewer units than their floor."""
+    least = floors(plan.layout)
+    return [name for name, kept in plan.keep.items() if len(kept) < least[name]]

@@ -1,9 +1,11 @@
-"""Small dealings with Flower's strategies, grids and messages."""
+"""Flower's strategies, grids and messages: what a strategy around others must know."""
 
+import inspect
 import time
-from collections.abc import Iterator
-from logging import INFO, getLogger
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from logging import ERROR, INFO, getLogger
+from typing import Any, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -13,20 +15,28 @@ from flwr.serverapp.strategy import (
     DifferentialPrivacyServerSideAdaptiveClipping,
     DifferentialPrivacyServerSideFixedClipping,
     FedAvg,
+    Result,
     Strategy,
 )
 from numpy.typing import NDArray
 
 from .. import wire
-from ..errors import AutoFlipError
+from ..errors import AutoFlipError, WireError, visible
+from ..ledger.ledger import Ledger
 
 LOGGER = getLogger("flwr")
+T = TypeVar("T")
 _PRIVATE = (
     DifferentialPrivacyClientSideAdaptiveClipping,
     DifferentialPrivacyClientSideFixedClipping,
     DifferentialPrivacyServerSideAdaptiveClipping,
     DifferentialPrivacyServerSideFixedClipping,
 )
+_SHOWN = 3
+"""Reasons in an error."""
+
+
+# --- Strategies around strategies ---
 
 
 def layers(strategy: Strategy) -> Iterator[Any]:
@@ -39,21 +49,19 @@ def layers(strategy: Strategy) -> Iterator[Any]:
 
 def find_attribute(strategy: Strategy, name: str, default: Any) -> Any:
     """Look an attribute up through strategies that wrap strategies."""
-    for layer in layers(strategy):
-        if hasattr(layer, name):
-            return getattr(layer, name)
-    return default
+    found = (getattr(layer, name) for layer in layers(strategy) if hasattr(layer, name))
+    return next(found, default)
 
 
 def check_inner(strategy: Strategy, budgets: bool) -> None:
     """Raise ``AutoFlipError`` if a strategy cannot work inside AutoFlip.
 
-    With budgets a node's reply is completed by the others' average, which Flower's
+    With budgets a node's reply is filled with the others' average, which Flower's
     differential privacy, if it is among the wrappers, does not bound.
     """
     if hasattr(strategy, "configure_fit"):
         raise AutoFlipError(
-            f"{type(strategy).__name__} is of Flower's older API: take its namesake "
+            f"{type(strategy).__name__} is of Flower's legacy API: take its namesake "
             "from flwr.serverapp.strategy, or serve the whole app by "
             "autoflip_server(server_fn, ...)."
         )
@@ -66,7 +74,7 @@ def check_inner(strategy: Strategy, budgets: bool) -> None:
         raise AutoFlipError("fraction_train is 0: no node would ever train.")
     if budgets and any(isinstance(layer, _PRIVATE) for layer in layers(strategy)):
         raise AutoFlipError(
-            "budgets=True puts others' average where a node did not train, so that "
+            "budgets=True fills in others' average where a node did not train, so that "
             "clipping a reply no longer bounds what one node contributes: leave "
             "budgets or differential privacy out."
         )
@@ -76,7 +84,7 @@ def check_started(started: bool) -> None:
     """Raise ``AutoFlipError`` if another strategy runs the rounds of ours."""
     if not started:
         raise AutoFlipError(
-            "AutoFlip explores before round 1 and so has to be the outermost strategy: "
+            "AutoFlip has to be the outermost strategy: "
             "AutoFlip(DifferentialPrivacy...(FedAvg())), not the other way round; and "
             "start it with its own start()."
         )
@@ -96,15 +104,23 @@ def weight_key(strategy: Strategy) -> str:
     return str(find_attribute(strategy, "weighted_by_key", wire.NUM_EXAMPLES))
 
 
-def needed_metrics(strategy: Strategy) -> tuple[str, ...]:
-    """Names of metrics without which a strategy cannot aggregate a node's training.
+def check_metrics(strategy: Strategy, reply: wire.Reply) -> None:
+    """Raise ``WireError`` if a strategy cannot aggregate a reply for want of a metric.
 
     q-FedAvg weighs nodes by their loss; adaptive clipping asks each whether it clipped.
     """
     loss = find_attribute(strategy, "train_loss_key", None)
     adaptive = DifferentialPrivacyClientSideAdaptiveClipping
     clips = any(isinstance(layer, adaptive) for layer in layers(strategy))
-    return (*([] if loss is None else [str(loss)]), *(["norm_bit"] if clips else []))
+    for name in (loss, "norm_bit" if clips else None):
+        if name is not None and not isinstance(reply.metrics.get(name), (int, float)):
+            raise WireError(
+                f"the inner strategy needs the metric {name!r} of every node, a "
+                f"finite number. {reply.unusable}"
+            )
+
+
+# --- Grids and messages ---
 
 
 def wait_for_nodes(grid: Grid, minimum: int, timeout: float | None) -> None:
@@ -154,3 +170,189 @@ def update_inplace(record: ArrayRecord, arrays: dict[str, NDArray[Any]]) -> None
     """
     for name, array in wire.to_arrayrecord(arrays).items():
         record[name] = array
+
+
+# --- Rounds that come to nothing ---
+
+
+@dataclass
+class Rounds:
+    """Calls the inner strategy: what it raises costs a round, never the run.
+
+    A run in which no node's training counted must not look like one that saved bytes.
+
+    Parameters
+    ----------
+    ledger : Ledger
+    """
+
+    ledger: Ledger
+    _trained: bool = False
+    _faults: list[str] = field(default_factory=list)
+
+    def begin(self) -> None:
+        """Begin a run, or go on with the one whose rows the ledger holds."""
+        self._trained, self._faults = "ok" in self._statuses(), []
+
+    def attempt(self, what: str, instead: T, work: Callable[..., T], *args: Any) -> T:
+        """Call the inner strategy's method ``what``; give ``instead`` if it raises."""
+        try:
+            return work(*args)
+        except Exception as error:
+            fault = visible(f"{what} raised {type(error).__name__}: {error}")
+            LOGGER.log(ERROR, "\t> this round is lost, the model stays: %s", fault)
+            if what.endswith("_train") and fault not in self._faults:
+                self._faults.append(fault)
+            return instead
+
+    def choose(self, inner: Strategy, phase: str, *args: Any) -> list[Message]:
+        """Let the inner strategy choose a phase's nodes; none if it raises."""
+        what, none = f"configure_{phase}", list[Message]()
+        configure = getattr(inner, what)
+        return self.attempt(what, none, lambda: list(configure(*args)))
+
+    def note_trained(self) -> None:
+        """Remember that a round changed the model."""
+        self._trained = True
+
+    def check(self) -> None:
+        """Raise ``AutoFlipError`` if nodes were to train, and nothing came of it."""
+        statuses = self._statuses()
+        counted = self._trained or ("ok" in statuses and not self._faults)
+        if counted or not (statuses or self._faults):
+            return
+        reasons = [*self._faults, *self.ledger.reasons("train")]
+        more = len(reasons) - _SHOWN
+        raise AutoFlipError(
+            "no node's training counted in any round, the model is the one that the "
+            f"run began with: {'; '.join(reasons[:_SHOWN])}"
+            f"{f'; and {more} other reasons' if more > 0 else ''}"
+        )
+
+    def _statuses(self) -> set[str]:
+        return {row["status"] for row in self.ledger.rows if row["phase"] == "train"}
+
+
+# --- A strategy's own start() ---
+
+STEPS = (
+    *("configure_train", "aggregate_train", "configure_evaluate"),
+    *("aggregate_evaluate", "summary"),
+)
+
+
+def find_own_start(strategy: Strategy) -> Strategy | None:
+    """Find the outermost of strategies around strategies that overrides ``start``."""
+    for layer in layers(strategy):
+        if getattr(type(layer), "start", Strategy.start) is not Strategy.start:
+            return layer  # type: ignore[no-any-return]
+    return None
+
+
+def check_can_resume(strategy: Strategy) -> None:
+    """Raise ``AutoFlipError`` if a stop would make a strategy's ``start`` go wrong."""
+    if own := find_own_start(strategy):
+        raise AutoFlipError(
+            f"{type(own).__name__} overrides start(), which after a stop would see the "
+            "rounds that are done again, with the last one's model: leave "
+            "checkpoint_dir out, or move what it does into evaluate_fn."
+        )
+
+
+def bind_start(
+    strategy: Strategy, grid: Grid, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Bind what ``start`` was given.
+
+    Parameters
+    ----------
+    strategy : Strategy
+        The inner one; if it overrides ``start``, that one's defaults hold.
+    grid : Grid
+    args : tuple
+        ``initial_arrays`` first.
+    kwargs : dict of str to object
+
+    Returns
+    -------
+    given : dict of str to object
+        Arguments of Flower's ``Strategy.start``, complete, without ``self``.
+    more : dict of str to object
+        What only the override knows.
+
+    Raises
+    ------
+    TypeError
+        As Python does, if ``start`` does not take them.
+    """
+    own, standard = find_own_start(strategy), inspect.signature(Strategy.start)
+    parameters = dict(standard.parameters)
+    if own is not None:
+        override = inspect.signature(type(own).start)
+        override.bind(own, grid, *args, **kwargs)
+        parameters |= {
+            name: p
+            for name, p in override.parameters.items()
+            if name in parameters and p.default is not p.empty
+        }
+    known = {k: v for k, v in kwargs.items() if own is None or k in parameters}
+    bound = standard.bind(strategy, grid, *args, **known).arguments
+    given = {name: p.default for name, p in parameters.items()} | bound
+    del given["self"]
+    return given, {k: v for k, v in kwargs.items() if k not in known}
+
+
+def run_own_start(
+    own: Strategy, steps: Strategy, given: dict[str, Any], more: dict[str, Any]
+) -> Result:
+    """Run a strategy's own ``start`` around the steps of another.
+
+    People put into ``start()`` what a run does besides its rounds: save the best model,
+    write a table. It runs on a *view*: an object of a subclass that shares all
+    attributes with the strategy, and whose steps are ours. So ``super().start(...)`` in
+    it, or a copy of Flower's loop, calls AutoFlip.
+
+    Parameters
+    ----------
+    own : Strategy
+        From :func:`find_own_start`; its attributes change as its ``start`` says.
+    steps : Strategy
+        Runs the rounds.
+    given, more : dict of str to object
+        From :func:`bind_start`.
+
+    Returns
+    -------
+    Result
+        Whatever it returns.
+
+    Raises
+    ------
+    AutoFlipError
+        If its rounds went past ``steps``.
+    """
+    asked: list[int] = []
+
+    def configure_train(
+        server_round: int, *args: Any, **kwargs: Any
+    ) -> Iterable[Message]:
+        asked.append(server_round)
+        return steps.configure_train(server_round, *args, **kwargs)
+
+    kind = type(own)
+    ours = {name: staticmethod(getattr(steps, name)) for name in STEPS}
+    ours["configure_train"] = staticmethod(configure_train)
+    view: Any = object.__new__(type(f"AutoFlip{kind.__name__}", (kind,), ours))
+    view.__dict__ = own.__dict__
+    takes = inspect.signature(kind.start).parameters
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in takes.values())
+    rest = {**given, **more}
+    grid, arrays = rest.pop("grid"), rest.pop("initial_arrays")
+    taken = {name: v for name, v in rest.items() if takes_all or name in takes}
+    result: Result = view.start(grid, arrays, **taken)
+    if given["num_rounds"] and not asked:
+        raise AutoFlipError(
+            f"{kind.__name__}.start never asked AutoFlip for a round's messages: its "
+            "rounds have to call self.configure_train, or super().start(...)."
+        )
+    return result

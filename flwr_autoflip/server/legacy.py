@@ -1,4 +1,4 @@
-"""Apps with a ``server_fn``: strategies of Flower's older API inside ``AutoFlip``.
+"""Apps with a ``server_fn``: strategies of Flower's legacy API inside ``AutoFlip``.
 
 The only module that knows ``flwr.server``, where that API lives on beside the message
 API that everything else here speaks.
@@ -25,7 +25,7 @@ from flwr.server import ServerAppComponents, ServerConfig
 from flwr.server.client_manager import SimpleClientManager
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import FedAvg
-from flwr.server.strategy import Strategy as OlderStrategy
+from flwr.server.strategy import Strategy as LegacyStrategy
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 from torch import nn
@@ -80,19 +80,19 @@ def autoflip_server(
                 "server_fn gives a Server of its own, which AutoFlip would replace; "
                 "leave it out, or move what it does into the strategy."
             )
-        older, config = parts.strategy or FedAvg(), parts.config or ServerConfig()
+        legacy, config = parts.strategy or FedAvg(), parts.config or ServerConfig()
         model = model_fn()
-        names = list(model.state_dict())
-        given = older.initialize_parameters(SimpleClientManager())
-        arrays = (
-            ArrayRecord(model.state_dict()) if given is None else _named(given, names)
-        )
+        arrays = ArrayRecord(model.state_dict())
+        given = legacy.initialize_parameters(SimpleClientManager())
+        if given is not None:
+            arrays = _named(given, list(arrays))
 
         def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-            found = older.evaluate(server_round, _parameters(arrays))
+            found = legacy.evaluate(server_round, _parameters(arrays))
             return None if found is None else _with_loss(*found)
 
-        strategy = AutoFlip(Older(older), model, example_input, **options)
+        inner = Legacy(legacy)
+        strategy = AutoFlip(inner, model, example_input, client_api="numpy", **options)
         strategy.start(
             grid,
             arrays,
@@ -104,8 +104,8 @@ def autoflip_server(
     return app
 
 
-class Older(Strategy):
-    """A strategy of Flower's older API, seen as one of the message API.
+class Legacy(Strategy):
+    """A strategy of Flower's legacy API, seen as one of the message API.
 
     Parameters
     ----------
@@ -114,30 +114,30 @@ class Older(Strategy):
 
     weighted_by_key = wire.NUM_EXAMPLES
 
-    def __init__(self, strategy: OlderStrategy) -> None:
-        self.older = strategy
+    def __init__(self, strategy: LegacyStrategy) -> None:
+        self.legacy = strategy
 
     @property
     def fraction_train(self) -> float:
         """Share of nodes that train in a round."""
-        return float(getattr(self.older, "fraction_fit", 1.0))
+        return float(getattr(self.legacy, "fraction_fit", 1.0))
 
     @property
     def fraction_evaluate(self) -> float:
         """Share of nodes that evaluate in a round."""
-        return float(getattr(self.older, "fraction_evaluate", 1.0))
+        return float(getattr(self.legacy, "fraction_evaluate", 1.0))
 
     @property
     def min_available_nodes(self) -> int:
         """How many nodes have to be there."""
-        return int(getattr(self.older, "min_available_clients", 1))
+        return int(getattr(self.legacy, "min_available_clients", 1))
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Ask the nodes that ``configure_fit`` chooses, with its configuration."""
-        parameters = _parameters(arrays)
-        work = self.older.configure_fit(server_round, parameters, _manager(grid))
+        choose, parameters = self.legacy.configure_fit, _parameters(arrays)
+        work = choose(server_round, parameters, _manager(grid))
         return _messages(work, parameters, config, "train")
 
     def aggregate_train(
@@ -151,7 +151,7 @@ class Older(Strategy):
             names, (count, metrics) = list(record), _counted(message)
             answer = FitRes(_DONE, _parameters(record, floats=True), count, metrics)
             results.append((_Node(message.metadata.src_node_id), answer))
-        found, metrics = self.older.aggregate_fit(server_round, results, [])
+        found, metrics = self.legacy.aggregate_fit(server_round, results, [])
         arrays = None if found is None else _named(found, names)
         return arrays, MetricRecord(_numbers(metrics))
 
@@ -159,8 +159,8 @@ class Older(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Ask the nodes that the strategy's own ``configure_evaluate`` chooses."""
-        parameters = _parameters(arrays)
-        work = self.older.configure_evaluate(server_round, parameters, _manager(grid))
+        choose, parameters = self.legacy.configure_evaluate, _parameters(arrays)
+        work = choose(server_round, parameters, _manager(grid))
         return _messages(work, parameters, config, "evaluate")
 
     def aggregate_evaluate(
@@ -172,11 +172,11 @@ class Older(Strategy):
             count, metrics = _counted(message)
             answer = EvaluateRes(_DONE, float(metrics.pop("loss")), count, metrics)
             results.append((_Node(message.metadata.src_node_id), answer))
-        loss, metrics = self.older.aggregate_evaluate(server_round, results, [])
+        loss, metrics = self.legacy.aggregate_evaluate(server_round, results, [])
         return None if loss is None else _with_loss(loss, metrics)
 
     def summary(self) -> None:
-        """Say nothing: strategies of the older API have no summary."""
+        """Say nothing: strategies of the legacy API have no summary."""
 
 
 class _Node(ClientProxy):
@@ -220,15 +220,12 @@ def _messages(
         if id(ins) not in contents:
             own = ConfigRecord({**config, **ins.config})
             contents[id(ins)] = Records({"arrays": ArrayRecord(), "config": own})
-        content = contents[id(ins)]
-        messages.append(
-            Message(content, dst_node_id=int(node.cid), message_type=message_type)
-        )
+        messages.append(Message(contents[id(ins)], int(node.cid), message_type))
     return messages
 
 
 def _parameters(record: ArrayRecord, *, floats: bool = False) -> Parameters:
-    """List arrays in order; as floats, since the older FedAvg makes 0 of integers."""
+    """List arrays in order; as floats, since the legacy FedAvg makes 0 of integers."""
     arrays = list(wire.from_arrayrecord(record).values())
     if floats:
         arrays = [a.astype(np.float64) if a.dtype.kind in "iu" else a for a in arrays]

@@ -1,49 +1,34 @@
-"""AutoFlip: a Flower strategy around any other one. Explore, plan, ship, aggregate."""
+"""AutoFlip: a Flower strategy around any other one. Order, ship, aggregate, learn."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import replace
 from logging import INFO, getLogger
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, get_args
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
-from numpy.typing import NDArray
 from torch import nn
 
 from .. import wire
-from ..graph.codec import layout_digest
+from ..errors import AutoFlipError
 from ..graph.layout import Layout, check_arrays
-from ..graph.plan import Plan, dense_plan
+from ..graph.plan import Plan
 from ..graph.shrink import shrink_with
 from ..graph.tracing.trace import trace
 from ..graph.tracing.verify import answering_groups
 from ..ledger.cost import CostOf
 from ..ledger.ledger import Ledger
-from ..methods.guidance import Report
-from ..methods.names import check_used, resolve_policy
-from ..methods.rescale import rescale_fan_in
-from ..wire.encoding import Encoding
-from .aggregation import NOTHING, Meter, aggregate, hold_buffers, refuse_diverged
-from .beginning import Beginning
-from .budgets import Budgets
-from .checkpoint import CheckpointFolder
-from .claim import GUIDANCE, claimed
-from .exchange import Exchange
-from .explorer import Explorer
-from .hosts import check_inner, check_started, update_inplace, weight_key
-from .keeper import Keeper
-from .live import Live
-from .options import Options, resolve_options
-from .own_start import bind_start, check_can_resume, find_own_start, run_own_start
-from .planner import Planner
-from .resume import Resumable
-from .rounds import Rounds
-from .snapshot import KINDS
-from .store import ReportStore
+from ..methods import Method, named
+from ..methods.base import Order, ValueDtype
+from .checkpoint import Checkpoints
+from .hosts import check_inner, wait_for_nodes
+from .state import RunState
+from .steps import Steps
 
 LOGGER = getLogger("flwr")
-
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
@@ -59,26 +44,30 @@ class AutoFlip(Strategy):
     example_input : Tensor, tuple or mapping of str to object
         What its ``forward`` takes, a batch of one: one argument, positional ones (a
         dict among them is one of them), or arguments by keyword.
-    preset : {"default", "guided", "paper", "authors-code"} (default: "default")
-        Where options that are not given come from.
-    exclude : sequence of str (default: ())
+    method : str or Method (default: "l1")
+        Which units are pruned and what trains; see :mod:`flwr_autoflip.methods`.
+    macs : float, optional
+        Ratio of the MACs that the deployed model keeps, of those that can shrink; for
+        a method that is given by its name. None is the method's own.
+    ignored_layers : sequence of str (default: ())
         Modules whose units all stay; ratios are of the rest.
+    value_dtype : {"int8", "float16", "float32"} (default: "int8")
+        Weights on the wire, both ways; 8 and 16 bits with error feedback. Buffers
+        travel in float32.
+    budgets : bool (default: False)
+        Ask each node what it can carry, and send it that part of the plan.
     ledger_dir : path, optional
         Folder for ``ledger.jsonl``.
     checkpoint_dir : path, optional
         Folder from which the same command goes on after a stop. The ledger lies in
         it, too, unless it has a folder of its own.
-    evaluate_dense : bool (default: False)
-        Call ``evaluate_fn`` a second time a round, with the dense model's arrays; its
-        metrics get the prefix ``dense-``.
-    **options
-        See :class:`flwr_autoflip.Options`.
 
     Attributes
     ----------
     layout : Layout
     ledger : Ledger
         What every round really cost; also without ``ledger_dir``.
+    method : Method
 
     Raises
     ------
@@ -88,7 +77,7 @@ class AutoFlip(Strategy):
     Notes
     -----
     With Flower's central DP inside, ``AutoFlip(DP...(FedAvg()))``, what is aggregated
-    is clipped and noised. Guidance is noised by nodes that want that; see
+    is clipped and noised. Nodes may noise what they report when they explore; see
     :mod:`flwr_autoflip.wire.privacy`.
     """
 
@@ -98,66 +87,58 @@ class AutoFlip(Strategy):
         model: nn.Module,
         example_input: Any,
         *,
-        preset: str = "default",
-        exclude: Iterable[str] = (),
+        method: str | Method[Any] = "l1",
+        macs: float | None = None,
+        ignored_layers: Iterable[str] = (),
+        value_dtype: ValueDtype = "int8",
+        budgets: bool = False,
         ledger_dir: str | Path | None = None,
         checkpoint_dir: str | Path | None = None,
-        evaluate_dense: bool = False,
-        **options: Unpack[Options],
     ) -> None:
         self.strategy = strategy
-        self.options = resolve_options(preset, options)
-        self.policy = resolve_policy(self.options)
-        check_used(self.policy, self.options, options)
-        self.encoding = Encoding(self.options["value_dtype"])
-        check_inner(strategy, self.options["budgets"])
-        if checkpoint_dir is not None:
-            check_can_resume(strategy)
-        self.layout: Layout = trace(model, example_input, tuple(exclude))
+        self.method = named(method, macs)
+        if value_dtype not in get_args(ValueDtype):
+            raise AutoFlipError(
+                f"value_dtype must be one of {get_args(ValueDtype)}, got "
+                f"{value_dtype!r}."
+            )
+        check_inner(strategy, budgets, resumes=checkpoint_dir is not None)
+        self.value_dtype, self.budgets = value_dtype, budgets
+        self.layout: Layout = trace(model, example_input, tuple(ignored_layers))
         answer = answering_groups(model, example_input, self.layout)
-        self._cost_of = CostOf(model, example_input, self.layout.batch_axis, answer)
-        self._evaluate_dense = evaluate_dense
-        self._checkpoint_dir = None if checkpoint_dir is None else Path(checkpoint_dir)
-        folder = self._checkpoint_dir if ledger_dir is None else Path(ledger_dir)
+        self.cost_of = CostOf(model, example_input, self.layout.batch_axis, answer)
+        self.checkpoint_dir = None if checkpoint_dir is None else Path(checkpoint_dir)
+        folder = self.checkpoint_dir if ledger_dir is None else Path(ledger_dir)
         self.ledger = Ledger(None if folder is None else folder / "ledger.jsonl")
-        self._folders = [f for f in (self._checkpoint_dir, folder) if f is not None]
-        self._beginning = Beginning(strategy)
-        self._begin()
-
-    def _begin(self) -> None:
-        """Build all that a run remembers: nothing of a run before is in it."""
-        kept = None if self._checkpoint_dir is None else self._checkpoint_dir / GUIDANCE
-        reports = ReportStore(layout_digest(self.layout), kept, self.policy.running)
-        key, layout, options = weight_key(self.strategy), self.layout, self.options
-        self._live = Live(self.ledger, self._cost_of)
-        self._rounds = Rounds(self.ledger)
-        exchange = Exchange(self.ledger, self._cost_of, key)
-        planner = Planner(self.policy, layout, reports)
-        asks, multiple = options["budgets"], options["round_to"]
-        budgets = Budgets(exchange, layout, planner.rank_units, asks, multiple)
-        self._exchange, self._planner, self._budgets = exchange, planner, budgets
-        self._explorer = Explorer(
-            self.strategy, exchange, budgets, layout, options, self.encoding, reports
-        )
-        self._weights: dict[str, NDArray[Any]] = {}
-        self._round_plan = dense_plan(self.layout)
-        self._evaluated: Plan | None = None
 
     def start(
-        self, grid: Grid, initial_arrays: ArrayRecord, *args: Any, **kwargs: Any
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int | None = None,
+        timeout: float | None = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: EvaluateFn | None = None,
+        **own: Any,
     ) -> Result:
-        """Explore, then run the rounds; see Flower's ``Strategy.start``.
+        """Run the rounds, or go on with them; see Flower's ``Strategy.start``.
 
         Parameters
         ----------
         grid : Grid
         initial_arrays : ArrayRecord
             The dense model's ``state_dict``.
-        *args, **kwargs
-            Flower's: ``num_rounds``, ``timeout``, ``train_config``,
-            ``evaluate_config``, ``evaluate_fn``. The last is called once a round, with
-            the deployable model's arrays: zeros where it has nothing. If the inner
-            strategy overrides ``start``, that one runs, and may take more.
+        num_rounds : int (default: 3, or what an inner ``start`` of its own says)
+        timeout : float or None (default: 3600)
+            Seconds to wait for replies; None waits for ever.
+        train_config, evaluate_config : ConfigRecord, optional
+            Sent to nodes.
+        evaluate_fn : callable, optional
+            Called before the rounds and once a round, with the deployable model's
+            arrays: dense, zeros where it has nothing.
+        **own
+            What an inner strategy's own ``start`` takes besides; that one runs then.
 
         Returns
         -------
@@ -167,89 +148,189 @@ class AutoFlip(Strategy):
         Raises
         ------
         AutoFlipError
-            If ``initial_arrays`` are not the model's, no explorer answered, another
-            run holds the folder, or it holds another run or nothing whole.
+            If ``initial_arrays`` are not the model's, no node's training counted,
+            another run holds the folder, or it holds another run or nothing whole.
         """
-        args = (initial_arrays, *args)
-        given, more = bind_start(self.strategy, grid, args, kwargs)
-        arrays = wire.from_arrayrecord(initial_arrays)
-        check_arrays(self.layout, arrays, whose="initial arrays")
-        given["initial_arrays"] = wire.to_arrayrecord(arrays)  # the caller's stays
-        if given["evaluate_fn"] is not None:
-            given["evaluate_fn"] = self._evaluate_deployable(given["evaluate_fn"])
-        with claimed(self._folders), self._beginning.restored():
-            self._begin()
-            return self._run(given, more)
-
-    def _run(self, given: dict[str, Any], more: dict[str, Any]) -> Result:
-        """Explore and run the rounds, or go on with them."""
-        self._exchange.timeout, num_rounds = given["timeout"], given["num_rounds"]
-        run = None
-        if self._checkpoint_dir is None:
-            self.ledger.clear()
-        else:
-            folder = CheckpointFolder(self._checkpoint_dir, KINDS)
-            run = Resumable(self, Keeper(folder, self._explorer, self._planner), given)
-        last_round = 0 if run is None else run.last_round
-        if last_round < num_rounds:  # else nothing is run
-            self.ledger.add_run(last_round)
-        if run is None or not run.planned:
-            self._explore_and_plan(given)
-        record = given["initial_arrays"]
-        self._weights = wire.from_arrayrecord(record)
-        self._live.begin(num_rounds, waits=given["evaluate_fn"] is not None)
-        self._rounds.begin()
-        if own := find_own_start(self.strategy):
-            result = run_own_start(own, self, given, more)
-        else:
-            result = super().start(**given) if run is None else run.start(**given)
-        self._rounds.check()
+        weights = wire.from_arrayrecord(initial_arrays)
+        check_arrays(self.layout, weights, whose="initial arrays")
+        method, weights = self.method.begin(self.layout, weights)
+        fresh = RunState(
+            method,
+            wire.to_arrayrecord(weights),  # the caller's stay as they are
+            ConfigRecord(dict(train_config or {})),
+            ConfigRecord(dict(evaluate_config or {})),
+        )
+        if num_rounds is None:
+            num_rounds = rounds_of(self.strategy)
+        noisy = draws_noise(self.strategy) or nodes_draw_noise(grid)
+        with claimed(self._folders), self._beginning.restored(noisy):
+            state = self._open(fresh, noisy, num_rounds)
+            self._steps = self._build(timeout, num_rounds, evaluate_fn is not None)
+            wait_for_nodes(grid, self.strategy, timeout)
+            result = run_start(
+                self.strategy,
+                self,
+                own,
+                grid,
+                state.arrays,
+                num_rounds=num_rounds,
+                timeout=timeout,
+                train_config=state.train_config,
+                evaluate_config=state.evaluate_config,
+                evaluate_fn=evaluate_fn and self._evaluate(evaluate_fn),
+            )
+            self._steps.attempts.check()
         if isinstance(result, Result) and not len(result.arrays):
-            result.arrays = record
+            result.arrays = self.state.arrays
         return result
 
-    def _explore_and_plan(self, given: dict[str, Any]) -> None:
-        """Make the plan before round 1, unless participants decide round by round."""
-        record = given["initial_arrays"]
-        if self.policy.explores:
-            config = given["train_config"] or ConfigRecord()
-            record = self._explorer.first(given["grid"], record, config, self.policy)
-            given["initial_arrays"] = record
-        arrays = wire.from_arrayrecord(record)
-        if self.policy.per_round:
-            return
-        if self.policy.on_change == "restart":
-            self._planner.initial = arrays
-        plan = self._planner.start(arrays)
-        if self.options["rescale"] and self.policy.rescales:
-            update_inplace(record, rescale_fan_in(arrays, plan))
-        self._live.plan_made(0, plan, self._planner.guidance, log=True)
-        if not self.options["budgets"]:
-            self._explorer.reports.release()
+    # --- One run ----------------------------------------------------------------------
+
+    def _open(self, fresh: RunState, noisy: bool, num_rounds: int) -> RunState:
+        """Begin a run, or go on with the folder's."""
+        found = None
+        if self.checkpoint_dir is not None:
+            settings = {
+                "method": repr(self.method),
+                "value_dtype": self.value_dtype,
+                "budgets": repr(self.asks_budgets),
+                "train_config": repr(dict(fresh.train_config)),
+                "evaluate_config": repr(dict(fresh.evaluate_config)),
+                **settings_of(self.strategy, noisy),
+            }
+            self._checkpoints = Checkpoints(
+                self.checkpoint_dir, settings, self.layout, noisy
+            )
+            found = self._checkpoints.open(
+                fresh, self.strategy, self.ledger, num_rounds
+            )
+        self._state = found or fresh
+        if found is None:
+            self.ledger.clear()
+            self._save()
+        if self._state.done < num_rounds:  # else nothing is run
+            self.ledger.add_run(self._state.done)
+        return self._state
+
+    def _build(self, timeout: float | None, num_rounds: int, evaluates: bool) -> Steps:
+        key = weight_key(self.strategy)
+        exchange = Exchange(self.ledger, self.cost_of, key, timeout)
+        progress = Progress(self.ledger, self.cost_of)
+        progress.begin(num_rounds)
+        self._order, self._evaluates = None, evaluates
+        return Steps(
+            self.strategy,
+            self.method,
+            self.value_dtype,
+            exchange,
+            Budgets(exchange, self.layout, self.asks_budgets),
+            Attempts(self.ledger),
+            progress,
+            self._checkpoints and self._checkpoints.reports,
+        )
+
+    def _save(self) -> None:
+        if self._checkpoints is not None:
+            self._checkpoints.save(self._state, self.strategy, self.ledger)
+
+    # --- Steps of Flower's loop -------------------------------------------------------
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Send the nodes of a round what the method asks; nobody if it is done."""
+        check_started(self._state)
+        before = self._state
+        if server_round <= before.trained:
+            return []
+        self._state, self._order, messages = self._steps.configure_train(
+            before, server_round, arrays, config, grid
+        )
+        if self._state.method is not before.method:  # exploring is not done twice
+            self._save()
+        return messages
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> Aggregated:
+        """Average what came back, and let the method learn from it.
+
+        It is saved before any node sees it, so that noise of differential privacy is
+        never drawn twice for one round.
+        """
+        if server_round <= self._state.trained:
+            return None, self._state.train.get(server_round)
+        self._state, aggregated = self._steps.aggregate_train(
+            self._state, self._order, server_round, replies
+        )
+        self._save()
+        return aggregated
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Send the sampled nodes the deployable model; nobody if the round is done."""
+        if server_round <= self._state.done:
+            return []
+        self._state, messages = self._steps.configure_evaluate(
+            self._state, server_round, arrays, config, grid
+        )
+        return messages
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Average the nodes' metrics."""
+        if server_round <= self._state.done:
+            return self._state.evaluate.get(server_round)
+        self._state, metrics = self._steps.aggregate_evaluate(
+            self._state, server_round, replies
+        )
+        if not self._evaluates:
+            self._end_round(server_round, metrics)
+        return metrics
+
+    def _evaluate(self, evaluate_fn: EvaluateFn) -> EvaluateFn:
+        """Let the app evaluate the deployable model, once a round."""
+
+        def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+            state = self._state
+            if state.trained and server_round <= state.done:
+                return state.server.get(server_round)
+            metrics = self._steps.evaluate(state, server_round, arrays, evaluate_fn)
+            if metrics is not None:
+                server = {**state.server, server_round: metrics}
+                self._state = replace(state, server=server)
+            self._end_round(server_round, metrics)
+            return metrics
+
+        return evaluate
+
+    def _end_round(self, server_round: int, metrics: MetricRecord | None) -> None:
+        if server_round:
+            self._state = replace(self._state, done=server_round)
+            self._steps.progress.end_round(server_round, metrics)
+            self._save()
+
+    def summary(self) -> None:
+        """Log the settings, then the inner strategy's."""
+        LOGGER.log(INFO, "\t├──> AutoFlip settings:")
+        LOGGER.log(INFO, "\t│\t├── Method: %s", self.method)
+        LOGGER.log(INFO, "\t│\t└── Values: %s", self.value_dtype)
+        self.strategy.summary()
+
+    # --- What comes out ---------------------------------------------------------------
 
     @property
-    def reports(self) -> Mapping[int, Report]:
-        """Deviations (Eq. 7) of nodes, from disk: node id to tensor name to array."""
-        return self._explorer.reports
+    def state(self) -> RunState:
+        """All that the run knows now."""
+        check_started(self._state)
+        return self._state
 
-    def deployable_plan(self, arrays: ArrayRecord | None = None) -> Plan:
-        """Give the plan of what a device will run in the end.
-
-        Parameters
-        ----------
-        arrays : ArrayRecord, optional
-            Dense weights that it is for; left out, those that were evaluated last.
-            Only policies with ``renewed="weights"`` look at them.
-
-        Returns
-        -------
-        Plan
-        """
-        if self.policy.renewed != "weights":
-            return self._planner.deployable(self._weights)
-        if arrays is not None:
-            return self._planner.deployable(wire.from_arrayrecord(arrays))
-        return self._evaluated or self._planner.deployable(self._weights)
+    @property
+    def deployable_plan(self) -> Plan:
+        """The plan of what a device would run now."""
+        return self.state.method.plan
 
     def deployable_model(self, arrays: ArrayRecord) -> nn.Module:
         """Build the small model for deployment.
@@ -264,130 +345,5 @@ class AutoFlip(Strategy):
         nn.Module
             In evaluation mode.
         """
-        plan, values = self.deployable_plan(arrays), wire.from_arrayrecord(arrays)
-        return shrink_with(self._cost_of.model, plan, values).eval()
-
-    def _evaluate_deployable(self, evaluate_fn: EvaluateFn) -> EvaluateFn:
-        def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-            plan = self._evaluated = self.deployable_plan(arrays)
-            masked = plan.apply(wire.from_arrayrecord(arrays))
-            metrics = dict(evaluate_fn(server_round, wire.to_arrayrecord(masked)) or {})
-            if self._evaluate_dense:
-                whole = plan.num_parameters == self.layout.num_parameters
-                dense = metrics if whole else evaluate_fn(server_round, arrays) or {}
-                metrics |= {f"dense-{key}": value for key, value in dense.items()}
-            self.ledger.add_server(server_round, metrics, self._cost_of.shape(plan))
-            self._live.end_round(server_round, self._round_plan, metrics)
-            return MetricRecord(metrics) if metrics else None
-
-        return evaluate
-
-    # --- One round --------------------------------------------------------------------
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> list[Message]:
-        """Sample as the inner strategy does; ship each node its plan's values."""
-        check_started(bool(self._weights))
-        if self.policy.renewed != "never":
-            self._renew_plan(server_round, arrays)
-        sampling = server_round, arrays, config, grid
-        templates = self._rounds.choose(self.strategy, "train", *sampling)
-        self._weights = wire.from_arrayrecord(arrays)
-        if not templates:
-            return []
-        self._round_plan = self._plan_round(server_round, templates, arrays, grid)
-        orders = wire.Instructions.of(
-            "train",
-            self._round_plan,
-            self._weights,
-            self.encoding,
-            regrow=self.options["regrow"],
-            payload="gradients" if self.policy.probes(server_round) else "values",
-        )
-        work = self._budgets.share_out(
-            server_round, grid, templates, orders, self._weights
-        )
-        return self._exchange.requests(server_round, work)
-
-    def _renew_plan(self, server_round: int, arrays: ArrayRecord) -> None:
-        """Make the round's plan; set the weights in place as it asks for."""
-        weights, planner = wire.from_arrayrecord(arrays), self._planner
-        adapted = planner.renew(server_round, weights, self.options["rescale"])
-        if adapted is not None:
-            update_inplace(arrays, adapted)
-            self._live.plan_made(server_round, planner.held, planner.guidance, log=True)
-
-    def _plan_round(
-        self,
-        server_round: int,
-        templates: list[Message],
-        arrays: ArrayRecord,
-        grid: Grid,
-    ) -> Plan:
-        if self.policy.per_round and self.policy.explores:
-            self._explorer.visit_new(server_round, grid, templates, arrays)
-        nodes = [template.metadata.dst_node_id for template in templates]
-        plan = self._planner.of_round(server_round, self._weights, nodes)
-        self._live.plan_made(server_round, plan, self._planner.guidance)
-        return plan
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Expand valid replies and let the inner strategy average them."""
-        meter = Meter(self.strategy)
-        answers = hold_buffers(self._exchange.replies(replies, meter, refuse_diverged))
-        if not answers:
-            LOGGER.warning("\t> no valid reply: the global model stays as it was")
-            return None, None
-        for a in answers:
-            if a.instructions.payload == "gradients":
-                report = wire.report_of(a.reply, a.instructions)
-                self._planner.add_probe(report, a.reply.num_examples)
-        zero = self.options["untrained"] == "zero"
-        work = self.strategy, server_round, answers, self._weights, zero
-        aggregated, metrics = self._rounds.attempt(
-            "aggregate_train", NOTHING, aggregate, *work
-        )
-        if aggregated is not None:
-            self._weights = wire.from_arrayrecord(aggregated)
-            self._rounds.note_trained()
-        return aggregated, metrics
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> list[Message]:
-        """Send the deployable model, or what fits, to the sampled nodes."""
-        sampling = server_round, arrays, config, grid
-        templates = self._rounds.choose(self.strategy, "evaluate", *sampling)
-        if not templates:
-            return []
-        plan, weights = self.deployable_plan(arrays), wire.from_arrayrecord(arrays)
-        orders = wire.Instructions.of("evaluate", plan, weights, self.encoding)
-        work = self._budgets.share_out(server_round, grid, templates, orders, weights)
-        return self._exchange.requests(server_round, work)
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """Let the inner strategy average the valid replies' metrics."""
-        answers = self._exchange.replies(replies, lambda reply, instructions: None)
-        for answer in answers:
-            key = weight_key(self.strategy)
-            wire.inner_reply(answer.message, None, answer.reply, key)
-        accepted = [answer.message for answer in answers]
-        metrics = None
-        if accepted:
-            average = self.strategy.aggregate_evaluate
-            args = None, average, server_round, accepted
-            metrics = self._rounds.attempt("aggregate_evaluate", *args)
-        self._live.nodes_done(server_round, self._round_plan, metrics)
-        return metrics
-
-    def summary(self) -> None:
-        """Log the settings, then the inner strategy's."""
-        LOGGER.log(INFO, "\t├──> AutoFlip settings:")
-        LOGGER.log(INFO, "\t│\t├── Policy: %s", self.policy)
-        LOGGER.log(INFO, "\t│\t└── Values: %s", self.encoding.dtype)
-        self.strategy.summary()
+        values = wire.from_arrayrecord(arrays)
+        return shrink_with(self.cost_of.model, self.deployable_plan, values).eval()

@@ -1,45 +1,70 @@
-"""Python values <-> JSON and arrays: what a checkpoint's state is made of, no pickle.
+"""Python values <-> JSON and arrays: what a checkpoint is made of, no pickle.
 
-``None``, bools, numbers and strings stand for themselves. Everything else is a list
-that begins with a tag: ``["list", ...]``, ``["array", name]``. An object met twice is
-``["same", n]``, the n-th that was finished, so that it is one object again when read:
-FedAvgM's idea of the global model and ours are one record, and have to stay one.
+``None``, bools, numbers and texts stand for themselves. Everything else is a list that
+begins with a tag: ``["list", ...]``, ``["array", name]``. An object met twice is
+``["same", n]``, the n-th that was finished, so that it is one object again when read.
 """
 
+import random
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
 from numpy.typing import NDArray
 
-from ..graph.layout import Arrays
+from ..errors import AutoFlipError
+from ..graph.codec import decode_plan, encode_plan, layout_digest
+from ..graph.layout import Arrays, Layout
+from ..graph.plan import Plan
+from ..methods.base import State
+from .reports import StoredReport, find_report
+
+T = TypeVar("T")
+_LOST: Any = object()
+"""Stands for a report whose file is not whole."""
 
 
-@dataclass(frozen=True)
-class Kind:
-    """A further type that a tree may hold.
-
-    Parameters
-    ----------
-    tag : str
-    type : type
-        Exactly this one, not its subclasses.
-    to_plain : callable
-        Gives what the tree knows already.
-    from_plain : callable
-        Its inverse.
-    """
-
-    tag: str
-    type: type
-    to_plain: Callable[[Any], Any]
-    from_plain: Callable[[Any], Any]
+def _random_from(state: tuple[Any, ...]) -> random.Random:
+    generator = random.Random()
+    generator.setstate(state)
+    return generator
 
 
-def _is_scalar(value: Any) -> bool:
-    return value is None or type(value) in (bool, int, float, str)
+def _generator_from(state: dict[str, Any]) -> np.random.Generator:
+    kinds = ("MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64")
+    kind = kinds[kinds.index(state["bit_generator"])]
+    generator = np.random.Generator(getattr(np.random, kind)())
+    generator.bit_generator.state = state
+    return generator
+
+
+_KINDS: dict[str, tuple[type, Callable[[Any], Any], Callable[[Any], Any]]] = {
+    "tuple": (tuple, list, tuple),
+    "set": (set, list, set),
+    "bytes": (bytes, lambda data: b64encode(data).decode(), b64decode),
+    "arrays": (
+        ArrayRecord,
+        lambda record: {name: array.numpy() for name, array in record.items()},
+        lambda arrays: ArrayRecord({name: Array(a) for name, a in arrays.items()}),
+    ),
+    "metrics": (MetricRecord, dict, MetricRecord),
+    "config": (ConfigRecord, dict, ConfigRecord),
+    "tensor": (torch.Tensor, lambda t: t.detach().cpu().numpy(), torch.from_numpy),
+    "random": (random.Random, random.Random.getstate, _random_from),
+    "generator": (
+        np.random.Generator,
+        lambda generator: generator.bit_generator.state,
+        _generator_from,
+    ),
+}
+"""Tag to a type, what turns it into simpler values, and the inverse."""
+
+_TAGS = {kind: tag for tag, (kind, _, _) in _KINDS.items()}
 
 
 @dataclass
@@ -48,16 +73,25 @@ class TreeWriter:
 
     Parameters
     ----------
-    kinds : sequence of Kind (default: none)
+    noisy : bool (default: False)
+        Refuse generators.
+    layout : Layout, optional
+        That of every plan.
+    reports : Path, optional
+        Folder of every stored report.
+
+    Attributes
+    ----------
     arrays : dict of str to ndarray
-        Where arrays go; ``"0"``, ``"1"``, ... in the order they come.
+        ``"0"``, ``"1"``, ... in the order they come.
     """
 
-    kinds: Sequence[Kind] = ()
-    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
+    noisy: bool = False
+    layout: Layout | None = None
+    reports: Path | None = None
+    arrays: dict[str, NDArray[Any]] = field(default_factory=dict, init=False)
     # The objects themselves are kept: ids of those that are gone are given away again.
-    _finished: dict[int, tuple[int, Any]] = field(default_factory=dict)
-    _open: set[int] = field(default_factory=set)
+    _finished: dict[int, tuple[int, Any]] = field(default_factory=dict, init=False)
 
     def write(self, value: Any) -> Any:
         """Give a value's JSON.
@@ -65,8 +99,9 @@ class TreeWriter:
         Parameters
         ----------
         value : object
-            Lists, tuples, sets, dicts, bytes, arrays and NumPy scalars, of the exact
-            types, nested in any way, and the further kinds.
+            Lists, tuples, sets, dicts, bytes, arrays, NumPy scalars, Flower's records,
+            tensors, generators, plans, layouts and stored reports, of the exact types,
+            nested in any way.
 
         Returns
         -------
@@ -74,53 +109,64 @@ class TreeWriter:
 
         Raises
         ------
-        TypeError
+        TypeError, RecursionError
             On any other type, or a value that holds itself.
         """
-        if _is_scalar(value):
+        if value is None or type(value) in (bool, int, float, str):
             return value
         if id(value) in self._finished:
             return ["same", self._finished[id(value)][0]]
-        if id(value) in self._open:
-            raise TypeError("it holds itself")
-        before = len(self._finished), len(self.arrays)
-        self._open.add(id(value))
-        try:
-            written = self._write(value)
-        except TypeError:
-            self._forget(*before)
-            raise
-        finally:
-            self._open.discard(id(value))
+        written = self._write(value)
         self._finished[id(value)] = len(self._finished), value
         return written
 
-    def _forget(self, finished: int, arrays: int) -> None:
-        """Go back to where a value began that turned out not to be writable."""
-        while len(self._finished) > finished:
-            self._finished.popitem()
-        while len(self.arrays) > arrays:
-            self.arrays.popitem()
+    def write_fields(self, state: Any) -> list[Any]:
+        """Write a dataclass by its fields; those that are a method's state, too.
+
+        Raises
+        ------
+        AutoFlipError
+            If a field holds what :meth:`write` refuses.
+        """
+        written = []
+        for name in (each.name for each in fields(state)):
+            value = getattr(state, name)
+            write = self.write_fields if isinstance(value, State) else self.write
+            try:
+                written.append([name, write(value)])
+            except (TypeError, RecursionError) as error:
+                raise AutoFlipError(
+                    f"a checkpoint cannot hold the field {name!r} of "
+                    f"{type(state).__name__}: {error}"
+                ) from error
+        return written
 
     def _write(self, value: Any) -> list[Any]:
-        for kind in self.kinds:
-            if type(value) is kind.type:
-                return [kind.tag, self.write(kind.to_plain(value))]
-        if type(value) in (list, tuple, set):
-            return [type(value).__name__, *(self.write(item) for item in value)]
-        if type(value) is dict:
-            pairs = [[self.write(k), self.write(v)] for k, v in value.items()]
-            return ["dict", *pairs]
-        if type(value) is bytes:
-            return ["bytes", b64encode(value).decode()]
-        if isinstance(value, np.generic) or type(value) is np.ndarray:
+        kind = type(value)
+        if kind is list:
+            return ["list", *map(self.write, value)]
+        if kind is dict:
+            return ["dict", *([self.write(k), self.write(v)] for k, v in value.items())]
+        if kind is np.ndarray or isinstance(value, np.generic):
             array = np.asarray(value)
             if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
                 raise TypeError(f"an array of {array.dtype}")
-            name = f"{len(self.arrays)}"
-            self.arrays[name] = array
-            return ["array" if type(value) is np.ndarray else "scalar", name]
-        raise TypeError(type(value).__name__)
+            self.arrays[name := f"{len(self.arrays)}"] = array
+            return ["array" if kind is np.ndarray else "scalar", name]
+        if kind is Plan and self._is_own(value.layout):
+            return ["plan", self.write(encode_plan(value))]
+        if kind is Layout and self._is_own(value):
+            return ["layout"]
+        if kind is StoredReport and value.path.parent == self.reports:
+            return ["report", value.path.name, value.checksum]
+        tag = _TAGS.get(kind)
+        if tag is None or (self.noisy and tag in ("random", "generator")):
+            raise TypeError(kind.__name__)
+        return [tag, self.write(_KINDS[tag][1](value))]
+
+    def _is_own(self, layout: Layout) -> bool:
+        own = self.layout
+        return own is not None and layout_digest(layout) == layout_digest(own)
 
 
 @dataclass
@@ -130,16 +176,21 @@ class TreeReader:
     Parameters
     ----------
     arrays : mapping of str to ndarray
-    kinds : sequence of Kind (default: none)
+    layout, reports
+        As the writer's.
     """
 
     arrays: Arrays
-    kinds: Sequence[Kind] = ()
-    _finished: list[Any] = field(default_factory=list)
+    layout: Layout | None = None
+    reports: Path | None = None
+    _finished: list[Any] = field(default_factory=list, init=False)
 
     def read(self, written: Any) -> Any:
-        """Give the value that was written."""
-        if _is_scalar(written):
+        """Give the value that was written; a dict without reports that are not whole.
+
+        Raises any of Python's errors on what no writer wrote.
+        """
+        if not isinstance(written, list):
             return written
         tag, *body = written
         if tag == "same":
@@ -148,21 +199,40 @@ class TreeReader:
         self._finished.append(value)
         return value
 
+    def read_fields(self, written: Any, like: T) -> T:
+        """Read :meth:`TreeWriter.write_fields` into a dataclass of the same fields."""
+        found: dict[str, Any] = {}
+        for name, body in written:
+            own = getattr(like, name)
+            inside = isinstance(own, State)
+            found[name] = self.read_fields(body, own) if inside else self.read(body)
+        return replace(like, **found)  # type: ignore[type-var]
+
     def _read(self, tag: str, body: list[Any]) -> Any:
         match tag:
             case "list":
                 return [self.read(item) for item in body]
-            case "tuple":
-                return tuple(self.read(item) for item in body)
-            case "set":
-                return {self.read(item) for item in body}
             case "dict":
-                return {self.read(key): self.read(value) for key, value in body}
-            case "bytes":
-                return b64decode(body[0], validate=True)
+                pairs = [(self.read(key), self.read(value)) for key, value in body]
+                return {key: value for key, value in pairs if value is not _LOST}
             case "array":
                 return self.arrays[body[0]]
             case "scalar":
                 return self.arrays[body[0]][()]
-        (kind,) = (kind for kind in self.kinds if kind.tag == tag)
-        return kind.from_plain(self.read(body[0]))
+            case "plan" if self.layout:
+                return decode_plan(self.read(body[0]), self.layout)
+            case "layout":
+                return self.layout
+            case "report" if self.reports:
+                found = find_report(self.reports, *body)
+                return _LOST if found is None else found
+        return _KINDS[tag][2](self.read(body[0]))
+
+
+def is_storable(value: Any, noisy: bool = False) -> bool:
+    """Tell whether a tree can hold a value."""
+    try:
+        TreeWriter(noisy).write(value)
+    except (TypeError, RecursionError):
+        return False
+    return True

@@ -1,4 +1,4 @@
-"""The guide, followed: its policy and its layer type, added to a copy of the house."""
+"""The guide, followed: its method and its layer type, added to a copy of the house."""
 
 import shutil
 import subprocess
@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from pages import ROOT, blocks
 
 PAGE = ROOT / "CONTRIBUTING.md"
-POLICY, POLICY_TEST, RULE, RESIZE, CASE = range(5)
+METHOD, METHOD_TEST, RULE, RESIZE, CASE = range(5)
 
 
 def copy_of_the_house(folder: Path) -> Path:
@@ -40,14 +40,14 @@ def pytest_in(folder: Path, *arguments: str) -> str:
 
 
 @pytest.mark.slow
-def test_a_policy_and_a_layer_type_are_added_as_the_guide_says(tmp_path: Path) -> None:
+def test_a_method_and_a_layer_type_are_added_as_the_guide_says(tmp_path: Path) -> None:
     code = [b.text for b in blocks(PAGE) if b.language == "python"]
     house = copy_of_the_house(tmp_path / "house")
     core = house / "flwr_autoflip" / "core"
-    policies, tests = house / "flwr_autoflip" / "policies", house / "tests"
+    methods, tests = house / "flwr_autoflip" / "methods", house / "tests"
 
-    (policies / "largest.py").write_text(code[POLICY])
-    (tests / "policies" / "test_largest.py").write_text(code[POLICY_TEST])
+    (methods / "largest.py").write_text(code[METHOD])
+    (tests / "methods" / "test_largest.py").write_text(code[METHOD_TEST])
     for path, text in ((core / "layers.py", RULE), (core / "shrink.py", RESIZE)):
         path.write_text(f"{path.read_text()}\n\n{code[text]}")
     cases = tests / "core" / "test_layers.py"
@@ -55,7 +55,7 @@ def test_a_policy_and_a_layer_type_are_added_as_the_guide_says(tmp_path: Path) -
     cases.write_text(f"{before}\n\n{code[CASE]}{mark}{after}")
 
     said = pytest_in(
-        house, "tests/policies/test_largest.py", "tests/core/test_layers.py", "-k",
+        house, "tests/methods/test_largest.py", "tests/core/test_layers.py", "-k",
         "largest or embedding",
     )  # fmt: skip
     assert "6 passed" in said

@@ -40,7 +40,7 @@ def test_python_blocks_run(
 
 
 def test_there_are_pages_with_code() -> None:
-    assert {"wire.md", "policy.md", "model.md"} <= {path.name for path in WITH_CODE}
+    assert {"wire.md", "method.md", "model.md"} <= {path.name for path in WITH_CODE}
 
 
 def test_the_wire_page_names_every_key() -> None:
@@ -68,7 +68,8 @@ def test_the_ledger_page_names_every_column() -> None:
 def test_the_reference_has_every_public_name() -> None:
     page = (DOCS / "api.md").read_text()
     errors = set(vars(importlib.import_module("flwr_autoflip.errors")))
-    public = set(flwr_autoflip.__all__) - errors - {"PRESETS", "__version__"}
+    public = set(flwr_autoflip.__all__) - errors
+    public -= {"PRESETS", "__version__", "methods"}
 
     named = set(re.findall(r"^.. auto\w+:: flwr_autoflip\.(\w+)$", page, re.MULTILINE))
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from flwr.app import Context, RecordDict
 
-from flwr_autoflip.server.inprocess import InProcessGrid
+from examples.inprocess import InProcessGrid
 
 sys.path.insert(0, str(Path(__file__).parent))
 from pages import DOCS, ROOT, blocks, run_python

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from examples.benchmarks import churn
-from flwr_autoflip.server.inprocess import InProcessGrid
+from examples.inprocess import InProcessGrid
 
 
 def test_a_tenth_drops_out_and_not_always_the_same() -> None:

@@ -29,6 +29,7 @@ from examples.deploy.__main__ import EVERY_NODE, main, measure
 from examples.deploy.deployment import PARTITIONS, Deployment, deployment, why_refused
 from examples.deploy.network import network_rows, network_table, round_seconds
 from examples.deploy.timing import describe
+from examples.inprocess import InProcessGrid
 from examples.processes import (
     descendants,
     flower_environment,
@@ -38,7 +39,6 @@ from examples.processes import (
 )
 from examples.quickstart import compare as quickstart
 from flwr_autoflip.ledger.ledger import node_rows, read_ledger
-from flwr_autoflip.server.inprocess import InProcessGrid
 
 pytest.importorskip("mlxtend")
 

@@ -11,7 +11,7 @@ import pytest
 from flwr.app import Context, RecordDict
 
 from examples.existing_app.run import HERE, KINDS, assemble, last_numbers
-from flwr_autoflip.server.inprocess import InProcessGrid
+from examples.inprocess import InProcessGrid
 
 pytest.importorskip("mlxtend")
 

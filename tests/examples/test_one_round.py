@@ -12,7 +12,7 @@ def test_it_runs(capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(EXAMPLE), run_name="__main__")
 
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("units kept")
+    assert lines[0].startswith("groups")
     assert float(lines[-1].split()[4].rstrip(",")) > 0.5  # four classes
 
 

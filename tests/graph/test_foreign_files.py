@@ -5,7 +5,6 @@ import struct
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from federation import EXAMPLE, TinyNet
 from safetensors import safe_open
@@ -15,77 +14,12 @@ from flwr_autoflip import AutoFlipError, load_pruned, save_pruned
 from flwr_autoflip.errors import DamagedFileError
 from flwr_autoflip.graph.plan import dense_plan
 from flwr_autoflip.graph.save import read_pruned
-from flwr_autoflip.graph.storage import read_arrays, write_arrays
+from flwr_autoflip.graph.storage import read_arrays
 from flwr_autoflip.graph.tracing.trace import trace
 from flwr_autoflip.ledger.ledger import Ledger
 from flwr_autoflip.ledger.rows import NodeRow
-from flwr_autoflip.server.checkpoint import FORMAT, CheckpointFolder
-from flwr_autoflip.server.report_file import open_report, write_report
-from flwr_autoflip.server.snapshot import KINDS
 
 LAYOUT = trace(TinyNet(), EXAMPLE)
-REPORT = {"w": np.float32([0, 1, 4]), "b": np.float32([9])}
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [(b'"scale": 4096.0', b'"scale": 2048.0'), (b'["w", [3]', b'["v", [3]')],
-)
-def test_a_guidance_file_whose_head_was_changed(
-    tmp_path: Path, old: bytes, new: bytes
-) -> None:
-    stored = write_report(tmp_path / "x", REPORT, b"digest", 7)
-    data = stored.path.read_bytes()
-    assert old in data
-
-    stored.path.write_bytes(data.replace(old, new))
-
-    with pytest.raises(DamagedFileError, match="checksum"):
-        open_report(stored.path, b"digest", 7, stored.checksum)
-
-
-def test_a_length_beyond_the_file_takes_no_memory(tmp_path: Path) -> None:
-    path = tmp_path / "x"
-    path.write_bytes(b"AFLIPGUI" + struct.pack("<II", 2, 2**32 - 8) + b"{}")
-
-    with pytest.raises(DamagedFileError, match=r"cut short|version"):
-        open_report(path, b"digest", 7, 0)
-
-
-PCG = ["dict", ["state", 10**60], ["inc", 1]]
-HALF = [["has_uint32", 10**30], ["uinteger", 0]]
-TREES: list[Any] = [
-    ["same", 5],
-    ["array", "no such"],
-    ["no such kind", 1],
-    ["dict", 1],
-    ["dict", [["list"], 1]],
-    ["bytes", "?"],
-    ["generator", ["dict", ["bit_generator", "test"]]],
-    ["generator", ["dict", ["bit_generator", "seed"]]],
-    ["random", 1],
-    ["generator", ["dict", ["bit_generator", "PCG64"], ["state", PCG], *HALF]],
-    {"a": 1},
-    [],
-]
-
-
-@pytest.mark.parametrize("tree", TREES, ids=str)
-def test_a_tree_that_no_writer_wrote(tmp_path: Path, tree: Any) -> None:
-    metadata = {"format": FORMAT, "state": json.dumps(tree)}
-    write_arrays(tmp_path / "checkpoint-000001.safetensors", {}, metadata)
-
-    with pytest.raises(AutoFlipError, match="holds no state"):
-        CheckpointFolder(tmp_path, KINDS).load(lambda state: state)
-
-
-@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "", "A" * 32])
-def test_a_name_in_a_checkpoint_is_no_path(tmp_path: Path, name: str) -> None:
-    write_arrays(tmp_path / "outside.safetensors", REPORT, {"order": '["w", "b"]'})
-    folder = CheckpointFolder(tmp_path / "checkpoints")
-
-    with pytest.raises(DamagedFileError, match="is no name of arrays"):
-        folder.kept(name)
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F8_E4M3", "F8_E5M2"])

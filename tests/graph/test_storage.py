@@ -3,6 +3,7 @@
 import os
 import stat
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -12,7 +13,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from flwr_autoflip.errors import DamagedFileError
-from flwr_autoflip.graph.storage import read_arrays, write_arrays, write_whole
+from flwr_autoflip.graph.storage import (
+    open_private,
+    read_arrays,
+    write_arrays,
+    write_whole,
+)
 
 DTYPES = st.sampled_from(["f2", "f4", "f8", "i1", "i4", "i8", "u1", "u8", "?"])
 ARRAYS = hnp.arrays(DTYPES, hnp.array_shapes(min_dims=0, min_side=0, max_side=4))
@@ -29,10 +35,10 @@ def test_what_is_written_is_what_is_read(
     path = tmp_path_factory.mktemp("x") / "x"
     arrays = {f"a{name}": array for name, array in arrays.items()}
 
-    write_arrays(path, arrays, {"text": text})
+    checksum = write_arrays(path, arrays, {"text": text})
     found, metadata = read_arrays(path)
 
-    assert metadata == {"text": text}
+    assert metadata == {"text": text, "checksum": checksum}
     assert set(found) == set(arrays)
     for name, array in arrays.items():
         assert found[name].dtype == array.dtype
@@ -66,7 +72,7 @@ def test_no_changed_byte_goes_unnoticed(tmp_path: Path) -> None:
         except DamagedFileError:
             noticed += 1
             continue
-        assert metadata == {"text": "some"}  # a blank of the header, at most
+        assert metadata["text"] == "some"  # a blank of the header, at most
         for name, array in arrays.items():
             np.testing.assert_array_equal(found[name], array)
     assert noticed > 0.9 * len(whole)
@@ -127,3 +133,14 @@ def test_a_link_is_replaced_and_what_it_points_to_stays(
     assert not (tmp_path / "link").is_symlink()
     assert (tmp_path / "link").read_bytes() == b"new"
     assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("mode", ["ab", "xb"])
+def test_nothing_is_written_through_a_link(tmp_path: Path, mode: Any) -> None:
+    (tmp_path / "other").write_bytes(b"precious")
+    (tmp_path / "link").symlink_to(tmp_path / "other")
+
+    with pytest.raises(OSError, match="link"):
+        open_private(tmp_path / "link", mode)
+
+    assert (tmp_path / "other").read_bytes() == b"precious"

@@ -9,12 +9,12 @@ from flwr.app import ArrayRecord, Context
 from flwr.serverapp.strategy import FedAvg
 from torch import Tensor, nn
 
+from examples.inprocess import InProcessGrid
 from flwr_autoflip import AutoFlip, AutoFlipClient, client_app
 from flwr_autoflip.errors import AutoFlipWarning
 from flwr_autoflip.ledger.ledger import node_rows
 from flwr_autoflip.ledger.page.page import render_page
 from flwr_autoflip.ledger.page.runs import Run, summarise
-from flwr_autoflip.server.inprocess import InProcessGrid
 
 Train = Callable[[Any], None]
 STEP = 3

@@ -13,14 +13,16 @@ from torch import nn
 from flwr_autoflip.graph.layout import Layout
 from flwr_autoflip.graph.plan import Plan, dense_plan
 from flwr_autoflip.graph.tracing.trace import trace
-from flwr_autoflip.methods.allocate import allocate as allocate_above
-from flwr_autoflip.methods.allocate import floors
+from flwr_autoflip.methods import threshold
+from flwr_autoflip.methods.threshold import floors
 
 
-def allocate(layout: Layout, share: float, exponent: float) -> dict[str, int]:
-    """Allocate down to one unit a group."""
-    ones = {group.name: 1 for group in layout.groups}
-    return allocate_above(layout, share, exponent, ones)
+def allocate(
+    layout: Layout, ratio: float, exponent: float, least: int = 1
+) -> dict[str, int]:
+    """Allocate down to so many units a group, or all that it has."""
+    fewest = {group.name: min(least, group.size) for group in layout.groups}
+    return threshold.allocate(layout, ratio, exponent, fewest)
 
 
 def linear_layout(*widths: int) -> Layout:
@@ -107,14 +109,11 @@ def test_what_is_cheap_and_narrow_stays_whole() -> None:
     assert all(120 <= count <= 132 for count in wide)
 
 
-def test_a_share_of_one_keeps_all() -> None:
-    layout = linear_layout(3, 5, 7, 2)
-
-    assert list(allocate(layout, 1.0, 3).values()) == [5, 7]
-
-
-def test_one_unit_a_layer_stays_even_above_the_target() -> None:
-    assert list(allocate(linear_layout(3, 5, 7, 2), 0.001, 3).values()) == [1, 1]
+@pytest.mark.parametrize(("ratio", "kept"), [(1.0, [5, 7]), (0.001, [1, 1])])
+def test_all_or_one_unit_a_layer_even_above_the_target(
+    ratio: float, kept: list[int]
+) -> None:
+    assert list(allocate(linear_layout(3, 5, 7, 2), ratio, 3).values()) == kept
 
 
 @settings(deadline=None, max_examples=30)
@@ -147,17 +146,19 @@ def test_a_larger_exponent_is_nearer_to_an_even_share() -> None:
     assert all(np.ptp(later) < np.ptp(earlier) for earlier, later in pairwise(shares))
 
 
+@pytest.mark.parametrize("least", [1, 2])
 @pytest.mark.parametrize("name", ZOO)
-def test_more_never_keeps_fewer_and_fits(name: str) -> None:
+def test_more_never_keeps_fewer_and_fits(name: str, least: int) -> None:
     layout = layout_of(name)
     dense = dense_plan(layout)
-    before = {group.name: 1 for group in layout.groups}
-    for share in np.linspace(0.05, 1, 20):
-        counts = allocate(layout, float(share), 3)
-        fits = plan_of(layout, counts).macs <= share * dense.macs * (1 + 1e-9)
-        assert fits or set(counts.values()) == {1}
+    before = fewest = allocate(layout, 1e-9, 3, least)
+    for ratio in np.linspace(0.05, 1, 20):
+        counts = allocate(layout, float(ratio), 3, least)
+        fits = plan_of(layout, counts).macs <= ratio * dense.macs * (1 + 1e-9)
+        assert fits or counts == fewest
         assert all(counts[group] >= before[group] for group in counts)
         before = counts
+    assert set(fewest.values()) == {least}
     assert before == {group.name: group.size for group in layout.groups}
 
 
@@ -172,9 +173,9 @@ def test_by_hand_no_group_falls_below_its_fewest() -> None:
     layout = linear_layout(4, 4, 4, 4)
 
     # 4a + ab + 4b MACs: 16 at (1, 2) with 4 + 2 + 8 = 14, and 21 at (1, 3) is too many.
-    assert allocate_above(layout, 16 / 48, 1, {"0": 1, "2": 1}) == {"0": 1, "2": 1}
-    assert allocate_above(layout, 16 / 48, 1, {"0": 1, "2": 2}) == {"0": 1, "2": 2}
-    assert allocate_above(layout, 0.01, 1, {"0": 3, "2": 2}) == {"0": 3, "2": 2}
+    assert threshold.allocate(layout, 16 / 48, 1, {"0": 1, "2": 1}) == {"0": 1, "2": 1}
+    assert threshold.allocate(layout, 16 / 48, 1, {"0": 1, "2": 2}) == {"0": 1, "2": 2}
+    assert threshold.allocate(layout, 0.01, 1, {"0": 3, "2": 2}) == {"0": 3, "2": 2}
 
 
 def test_by_hand_layers_that_no_unit_touches_come_on_top() -> None:
@@ -185,14 +186,3 @@ def test_by_hand_layers_that_no_unit_touches_come_on_top() -> None:
     # 60 MACs stay; of 20 units each takes 10 + 5.
     shares = (1, 0.5, 0.25)
     assert [allocate(layout, s, 1)["2"] for s in shares] == [20, 10, 5]
-
-
-@pytest.mark.parametrize("name", ZOO)
-def test_floors_hold_and_a_larger_share_keeps_no_fewer(name: str) -> None:
-    layout = layout_of(name)
-    least = {group.name: -(-group.size // 3) for group in layout.groups}
-    before = least
-    for share in np.linspace(0.02, 1, 20):
-        counts = allocate_above(layout, float(share), 1, least)
-        assert all(counts[group] >= before[group] for group in counts)
-        before = counts

@@ -1,5 +1,7 @@
-"""Eqs. 7 and 10 by hand, and sums by unit against a naive loop."""
+"""Eqs. 7 and 10 by hand, robust means, and sums by unit against a naive loop."""
 
+import weakref
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -7,26 +9,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from models import (
-    ZOO,
-    flat_layout,
-    layout_of,
-    mlp_layout,
-    random_arrays,
-)
+from models import ZOO, flat_layout, layout_of, mlp_layout, random_arrays
 
 from flwr_autoflip.errors import AutoFlipError
 from flwr_autoflip.graph.layout import Layout
 from flwr_autoflip.methods.guidance import (
+    Report,
+    client_guidance,
     deviation,
-    normalize,
+    layer_guidance,
+    parse_aggregator,
     report_by_unit,
-    split_by_group,
     sum_by_unit,
+    trimmed_mean,
     unit_scores,
     unit_sizes,
 )
-from flwr_autoflip.methods.statistics import RunningStatistics, SummedReports
 
 DEVIATIONS = st.floats(0, 1e6, width=32)
 
@@ -42,13 +40,6 @@ def test_deviation_by_hand() -> None:
 
     # (1 - 1.5)^2 = .25, 0, (0.5 + 0.5)^2 = 1, (3 - 1)^2 = 4
     np.testing.assert_array_equal(squared, np.float32([[0.25, 0], [1, 4]]))
-    assert squared.dtype == np.float32
-
-
-def test_deviation_of_float64_is_float32() -> None:
-    squared = deviation(np.array(2.0), np.array(5.0))
-
-    np.testing.assert_array_equal(squared, np.float32(9))
     assert squared.dtype == np.float32
 
 
@@ -75,8 +66,8 @@ THREE = [
 """Three explorers' deviations of two tensors."""
 
 
-def test_client_normalization_by_hand() -> None:
-    guidance = normalize(THREE, "client")
+def test_client_guidance_by_hand() -> None:
+    guidance = client_guidance(THREE)
 
     # Coordinate 0: (0, 1, 5) -> (0, .2, 1), mean .4
     # 1: (4, 2, 0) -> (1, .5, 0), mean .5; 2: nobody differs, 0/0 = 0
@@ -87,46 +78,26 @@ def test_client_normalization_by_hand() -> None:
     assert guidance["w"].dtype == np.float32
 
 
-def test_layer_normalization_by_hand() -> None:
-    guidance = normalize(THREE, "layer")
+def test_layer_guidance_by_hand() -> None:
+    guidance = layer_guidance(THREE)
 
-    # Means (2, 2, 2, 7/3): lowest 2, span 1/3 -> (0, 0, 0, 1)
+    # Means (2, 2, 2, 7/3): lowest 2, span 1/3 -> (0, 0, 0, 1). Were each node's min-max
+    # taken first, the first coordinate would not be 0.
     np.testing.assert_allclose(guidance["w"], [0, 0, 0, 1], atol=1e-6)
     # Means (2, 0) -> (1, 0)
     np.testing.assert_allclose(guidance["b"], [[1], [0]], rtol=1e-6)
     assert guidance["b"].dtype == np.float32
 
 
-def test_layer_normalization_takes_the_mean_first() -> None:
-    reports = [{"w": np.float32([0, 1, 8])}, {"w": np.float32([2, 1, 0])}]
+@pytest.mark.parametrize("function", [client_guidance, layer_guidance])
+def test_what_nobody_moved_or_moves_alike_is_0(function: Any) -> None:
+    reports = [{"w": np.zeros(3, np.float32), "b": np.float32(5)}] * 2
 
-    guidance = normalize(reports, "layer")
+    guidance = function(reports)
 
-    # Means (1, 1, 4) -> (0, 0, 1); the other way round would give (.5, .3, .5).
-    np.testing.assert_array_equal(guidance["w"], np.float32([0, 0, 1]))
-
-
-def test_layer_is_the_default() -> None:
-    np.testing.assert_array_equal(normalize(THREE)["w"], normalize(THREE, "layer")["w"])
-
-
-@pytest.mark.parametrize("normalization", ["client", "layer"])
-def test_nobody_moved_is_0(normalization: str) -> None:
-    reports = [{"w": np.zeros(3, np.float32)}] * 2
-
-    np.testing.assert_array_equal(normalize(reports, normalization)["w"], 0)
-
-
-def test_constant_layer_is_0() -> None:
-    reports = [{"w": np.full(3, 5, np.float32)}]
-
-    np.testing.assert_array_equal(normalize(reports, "layer")["w"], 0)
-
-
-def test_two_explorers_by_client_are_one_half_wherever_they_differ() -> None:
-    reports = [{"w": np.float32([0, 9, 3])}, {"w": np.float32([4, 1, 3])}]
-
-    np.testing.assert_array_equal(normalize(reports, "client")["w"], [0.5, 0.5, 0])
+    np.testing.assert_array_equal(guidance["w"], [0, 0, 0])
+    assert guidance["b"].shape == ()
+    assert guidance["b"] == 0
 
 
 @settings(deadline=None)
@@ -135,7 +106,7 @@ def test_client_guidance_lies_between_1_k_and_1_less_1_k(data: st.DataObject) ->
     k = data.draw(st.integers(2, 8))
     values = data.draw(hnp.arrays(np.float32, (k, 6), elements=DEVIATIONS))
 
-    guidance = normalize([{"w": row} for row in values], "client")["w"]
+    guidance = client_guidance([{"w": row} for row in values])["w"]
 
     differ = np.ptp(values, axis=0) > 0
     np.testing.assert_array_equal(guidance[~differ], 0)
@@ -145,52 +116,120 @@ def test_client_guidance_lies_between_1_k_and_1_less_1_k(data: st.DataObject) ->
 
 @settings(deadline=None)
 @given(st.data())
-def test_normalizations_match_a_naive_loop(data: st.DataObject) -> None:
-    k = data.draw(st.integers(1, 4))
+def test_guidance_matches_a_naive_loop(data: st.DataObject) -> None:
+    k = data.draw(st.integers(2, 5))
     values = data.draw(hnp.arrays(np.float32, (k, 4), elements=st.integers(0, 50)))
+    trim = data.draw(st.sampled_from([0, 0.25, 0.5]))
+    name = {0: "mean", 0.5: "median"}.get(trim, f"trimmed-mean:{trim}")
     reports = [{"w": row} for row in values]
-    by_client, means = np.zeros(4), values.astype(float).mean(0)
-    for i in range(4):
-        column = values[:, i].astype(float)
+    by_client = np.zeros(4)
+    for i, column in enumerate(values.T.astype(float)):
         span = column.max() - column.min()
         by_client[i] = ((column - column.min()) / span).mean() if span else 0
-    span = means.max() - means.min()
-    by_layer = (means - means.min()) / span if span else np.zeros(4)
+    out = min(int(trim * k), (k - 1) // 2)
+    means = np.sort(values.astype(float), axis=0)[out : k - out].mean(axis=0)
+    by_layer = (means - means.min()) / (np.ptp(means) or 1)
 
-    np.testing.assert_allclose(normalize(reports, "client")["w"], by_client, atol=1e-6)
-    np.testing.assert_allclose(normalize(reports, "layer")["w"], by_layer, atol=1e-6)
+    np.testing.assert_allclose(client_guidance(reports)["w"], by_client, atol=1e-6)
+    with patch("flwr_autoflip.methods.guidance.STACK", data.draw(st.integers(1, 20))):
+        found = layer_guidance(reports, name)["w"]
+    np.testing.assert_allclose(found, by_layer, atol=1e-6)
+
+
+def test_reports_are_read_one_array_at_a_time() -> None:
+    read: list[tuple[int, str]] = []
+
+    class Lazy(dict[str, np.ndarray]):
+        """Notes when it is read, and that what was read before is gone."""
+
+        held: list[weakref.ref[np.ndarray]] = []  # noqa: RUF012 - of all
+
+        def __init__(self, node: int) -> None:
+            super().__init__(a=np.float32([1, 2]), b=np.float32([3, 1]))
+            self.node = node
+
+        def __getitem__(self, name: str) -> np.ndarray:
+            assert sum(array() is not None for array in self.held) <= 2
+            made = super().__getitem__(name) * np.float32(self.node)
+            self.held.append(weakref.ref(made))
+            read.append((self.node, name))
+            return made
+
+    layer_guidance([Lazy(node) for node in range(1, 6)], equal_scale=True)
+    layer_guidance([Lazy(node) for node in range(1, 6)], "median", equal_scale=True)
+
+    names = [name for _, name in read]
+    assert names[: len(names) // 2].index("b") > 4  # tensor by tensor
+    assert {node for node, _ in read} == set(range(1, 6))
+
+
+def test_too_few_reports_are_errors() -> None:
+    with pytest.raises(AutoFlipError, match="at least one node's report"):
+        layer_guidance([])
+    with pytest.raises(AutoFlipError, match="compares nodes, and 1 reported"):
+        client_guidance(THREE[:1])
+
+
+# --- Robust means ---
+
+
+def test_trimmed_mean_by_hand() -> None:
+    values = np.float32([[1, 9], [2, 0], [3, 0], [4, 0], [100, 0]])
+
+    np.testing.assert_array_equal(trimmed_mean(values, 0.0), [22, 1.8])
+    np.testing.assert_array_equal(trimmed_mean(values, 0.2), [3, 0])
+    np.testing.assert_array_equal(trimmed_mean(values, 0.19), [22, 1.8])  # none of five
+    np.testing.assert_array_equal(trimmed_mean(values[:4], 0.5), [2.5, 0])
+
+
+@given(st.data())
+def test_what_is_trimmed_cannot_leave_the_honest_values(data: st.DataObject) -> None:
+    honest = data.draw(hnp.arrays(np.float32, (8, 3), elements=st.integers(0, 50)))
+    bad = data.draw(hnp.arrays(np.float32, (2, 3), elements=st.integers(0, 2**20)))
+
+    found = trimmed_mean(np.concatenate([honest, bad]), 0.2)
+
+    assert (honest.min(0) <= found).all()
+    assert (found <= honest.max(0)).all()
+
+
+def test_aggregators() -> None:
+    for text, trim in {"mean": 0.0, "median": 0.5, "trimmed-mean:0.1": 0.1}.items():
+        assert parse_aggregator(text) == trim
+    wrong = ("", "trimmed-mean", "trimmed-mean:0", "trimmed-mean:0.5", "mean:0.1", None)
+    for other in wrong:
+        with pytest.raises(AutoFlipError, match="aggregator must be 'mean'"):
+            parse_aggregator(other)  # type: ignore[arg-type]
+
+
+def test_equal_scale_by_hand() -> None:
+    small, large = {"w": np.float32([1, 3])}, {"w": np.float32([600, 200])}
+    still, tiny = {"w": np.float32([0, 0])}, {"w": np.float32([1e-45, 0])}
+
+    def scaled(*reports: Report) -> list[float]:
+        return layer_guidance(reports, equal_scale=True)["w"].tolist()
+
+    # Means 1: (.5, 1.5) and (1.5, .5), so that both coordinates are alike.
+    assert layer_guidance([small, large])["w"].tolist() == [1, 0]
+    assert scaled(small, large) == [0, 0]
+    assert scaled(small, still) == [0, 1]  # one that did not move counts nothing
+    assert np.isfinite(scaled(tiny, small)).all()
 
 
 @settings(deadline=None)
 @given(st.data())
-def test_chunks_and_running_sums_match_the_plain_formula(data: st.DataObject) -> None:
-    k, size = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 9))
-    values = data.draw(hnp.arrays(np.float32, (k, size), elements=st.integers(0, 50)))
+def test_no_scale_of_one_node_changes_guidance(data: st.DataObject) -> None:
+    values = data.draw(hnp.arrays(np.float32, (4, 6), elements=st.integers(0, 50)))
     reports = [{"w": row} for row in values]
-    low, high = values.min(0), values.max(0)
-    span = np.where(high > low, high - low, 1)
-    by_client = ((values.astype(float) - low) / span).mean(0)
-    means = values.astype(float).mean(0)
-    by_layer = (means - means.min()) / (np.ptp(means) or 1)
+    power = data.draw(st.integers(-20, 40))
+    loud = [*reports[:3], {"w": np.ldexp(values[3], power)}]
+    name = data.draw(st.sampled_from(["mean", "trimmed-mean:0.25", "median"]))
 
-    with patch("flwr_autoflip.methods.statistics.CHUNK", data.draw(st.integers(1, 10))):
-        running = RunningStatistics(extremes=True)
-        for report in reports:
-            running.add(report)
-        for known in (reports, SummedReports(reports, running)):
-            client, layer = (normalize(known, key)["w"] for key in ("client", "layer"))
-            np.testing.assert_allclose(client, by_client, atol=1e-6)
-            np.testing.assert_allclose(layer, by_layer, atol=1e-6)
+    found, expected = (
+        layer_guidance(some, name, equal_scale=True)["w"] for some in (loud, reports)
+    )
 
-
-def test_no_report_is_an_error() -> None:
-    with pytest.raises(AutoFlipError, match="at least one explorer"):
-        normalize([])
-
-
-def test_unknown_normalization_is_an_error() -> None:
-    with pytest.raises(AutoFlipError, match="'client' or 'layer', got 'tensor'"):
-        normalize(THREE, "tensor")  # type: ignore[arg-type]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 # --- By unit ---
@@ -223,7 +262,7 @@ def test_absent_tensors_and_buffers_count_nothing() -> None:
 
 
 def test_unknown_names_are_an_error() -> None:
-    with pytest.raises((AutoFlipError, KeyError)):
+    with pytest.raises(AutoFlipError, match="no tensor named"):
         sum_by_unit(mlp_layout(), {"fc9.weight": np.ones((4, 3), np.float32)})
 
 
@@ -276,13 +315,6 @@ def test_report_by_unit_by_hand() -> None:
     assert list(short) == ["fc1"]
     np.testing.assert_array_equal(short["fc1"], np.float32([7, 0, 5, 1]))
     assert short["fc1"].dtype == np.float32
-
-
-def test_split_by_group_by_hand() -> None:
-    cut = split_by_group(flat_layout(), np.arange(5))
-
-    np.testing.assert_array_equal(cut["conv"], [0, 1])
-    np.testing.assert_array_equal(cut["fc1"], [2, 3, 4])
 
 
 def naive_sums(layout: Layout, arrays: dict[str, np.ndarray]) -> np.ndarray:

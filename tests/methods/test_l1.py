@@ -1,10 +1,14 @@
-"""Units with the largest weights, by hand."""
+"""Methods that explore nothing: L1, random and dense, by hand."""
+
+from typing import Any
 
 import numpy as np
-from models import flat_layout, mlp_layout
+import pytest
+from models import ZOO, flat_layout, layout_of, mlp_layout, random_arrays
+from rounds import carried_out
 
-from flwr_autoflip.methods import L1Units
-from flwr_autoflip.methods.threshold import Compression, MacShare
+from flwr_autoflip.methods import L1, Dense, Method, Random
+from flwr_autoflip.methods.rescale import rescale_fan_in
 
 WEIGHTS = {
     "fc1.weight": np.float32([[1, -1, 1], [0, 0, 0], [-5, 0, 0], [0.5, 0.5, -0.5]]),
@@ -15,19 +19,23 @@ WEIGHTS = {
 """Sizes of neurons: 3 + 0, 0 + 9, 5 + 1, 1.5 + 0, over 4; fc2 does not count."""
 
 
-def test_the_largest_by_mean_absolute_value_stay() -> None:
-    plan = L1Units({"fc1": 2})(1, mlp_layout(), WEIGHTS, [])
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ({"threshold": {"fc1": 2}}, [1, 2]),
+        # n neurons have 6n + 2 of 26 parameters and cost 5n of 20 MACs.
+        ({"threshold": "1.3x"}, [0, 1, 2]),
+        ({"macs": 0.25}, [1]),
+        ({}, [1]),
+        ({"macs": 0.25, "round_to": 3}, [0, 1, 2]),
+    ],
+)
+def test_the_largest_by_mean_absolute_value_are_kept(
+    target: dict[str, Any], expected: list[int]
+) -> None:
+    state, _ = L1(**target).begin(mlp_layout(), WEIGHTS)
 
-    np.testing.assert_array_equal(plan.keep["fc1"], [1, 2])
-
-
-def test_targets_by_hand() -> None:
-    # n neurons have 6n + 2 of 26 parameters and cost 5n of 20 MACs.
-    compressed = L1Units(Compression(1.3))(1, mlp_layout(), WEIGHTS, [])
-    cheaper = L1Units(MacShare(0.25))(1, mlp_layout(), WEIGHTS, [])
-
-    np.testing.assert_array_equal(compressed.keep["fc1"], [0, 1, 2])
-    np.testing.assert_array_equal(cheaper.keep["fc1"], [1])
+    np.testing.assert_array_equal(state.plan.keep["fc1"], expected)
 
 
 def test_all_own_parameters_count_and_buffers_do_not() -> None:
@@ -38,21 +46,93 @@ def test_all_own_parameters_count_and_buffers_do_not() -> None:
     weights["norm.running_mean"][0] = 100
     weights["fc1.weight"][:, :2] = 50  # filter 0's columns, neurons' own
 
-    plan = L1Units({"conv": 1, "fc1": 3})(1, layout, weights, [])
+    state, _ = L1(threshold={"conv": 1, "fc1": 3}).begin(layout, weights)
 
-    np.testing.assert_array_equal(plan.keep["conv"], [1])
+    np.testing.assert_array_equal(state.plan.keep["conv"], [1])
 
 
-def test_plan_follows_the_weights_at_hand() -> None:
+@pytest.mark.parametrize("make", [L1, Random])
+def test_one_plan_for_the_run_and_weights_rescaled_once(make: Any) -> None:
+    layout = layout_of("conv_flat")
+    weights = random_arrays(layout)
+    method: Method[Any] = make(macs=0.5)
+
+    state, start = method.begin(layout, weights)
+    order = method.order(state, 7, [1, 2])
+    after = method.learn(state, carried_out(order, [{}], start, 7))
+
+    assert order.plan is state.plan
+    assert (order.who, order.payload, order.whole) == ("round", "values", False)
+    assert after == (state, start)
+    for name, array in rescale_fan_in(weights, state.plan).items():
+        np.testing.assert_array_equal(start[name], array)
+    assert make(macs=0.5, rescale=False).begin(layout, weights)[1] is weights
+
+
+def test_importance_follows_the_weights_and_random_draws_do_not() -> None:
+    layout = mlp_layout()
+    l1, random = L1(), Random(seed=3)
     later = WEIGHTS | {"fc1.bias": np.float32([50, 0, 0, 40])}
+    one, other = l1.begin(layout, WEIGHTS)[0], random.begin(layout, WEIGHTS)[0]
 
-    plan = L1Units({"fc1": 2})(9, mlp_layout(), later, [])
+    np.testing.assert_allclose(
+        l1.importance(one, WEIGHTS)["fc1"], [3 / 4, 9 / 4, 6 / 4, 1.5 / 4]
+    )
+    assert l1.importance(one, later)["fc1"].argmax() == 0
+    np.testing.assert_array_equal(
+        random.importance(other, WEIGHTS)["fc1"], random.importance(other, later)["fc1"]
+    )
 
-    np.testing.assert_array_equal(plan.keep["fc1"], [0, 3])
+
+# --- Random units ---
 
 
-def test_l1_units_need_no_explorers() -> None:
-    policy = L1Units({"fc1": 2})
+def drawn(method: Random, layout: Any = None) -> tuple[bool, ...]:
+    layout = layout or layout_of("conv_flat")
+    return tuple(method.begin(layout, random_arrays(layout))[0].plan.alive)
 
-    assert not policy.explores
-    assert not policy.per_round
+
+def test_a_seed_gives_one_plan_and_others_give_others() -> None:
+    counts = {"conv1": 2, "conv2": 3, "fc1": 4}
+
+    assert drawn(Random(seed=3)) == drawn(Random(seed=3))
+    assert len({drawn(Random(seed=s, threshold=counts)) for s in range(20)}) > 15
+
+
+def test_every_unit_has_the_same_chance() -> None:
+    one = {"fc1": 1}
+
+    times = sum(
+        np.array(drawn(Random(seed=s, threshold=one), mlp_layout())) * 1
+        for s in range(400)
+    )
+
+    # 100 each; the standard deviation is sqrt(400 * 1/4 * 3/4) = 8.7.
+    assert abs(times - 100).max() < 5 * 8.7
+
+
+@pytest.mark.parametrize("factor", [1.5, 2, 4])
+def test_targets_are_met(factor: float) -> None:
+    layout = layout_of("conv_flat")
+    weights = random_arrays(layout)
+
+    compressed, _ = Random(threshold=f"{factor}x").begin(layout, weights)
+    cheaper, _ = Random(macs=1 / factor).begin(layout, weights)
+
+    assert compressed.plan.num_parameters <= layout.num_parameters / factor
+    assert cheaper.plan.macs <= 5976 / factor  # by hand in test_cost.py
+
+
+# --- Dense ---
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_dense_keeps_everything(name: str) -> None:
+    layout = layout_of(name)
+    weights = random_arrays(layout)
+
+    state, start = Dense().begin(layout, weights)
+
+    assert state.plan.num_parameters == layout.num_parameters
+    assert state.plan.mask == {}
+    assert start is weights

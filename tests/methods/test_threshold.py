@@ -1,6 +1,7 @@
 """Eq. 11 and its relatives: hand-computed choices, and brute-force oracles."""
 
 from itertools import combinations, pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,83 +14,74 @@ from flwr_autoflip.methods.threshold import (
     Absolute,
     Compression,
     Cost,
+    Cumulative,
     Kept,
-    MacShare,
-    Mass,
+    MacRatio,
     Quantile,
     Threshold,
+    cumulative_count,
     keep_even,
     keep_top,
-    mass_count,
     parse_threshold,
     select,
 )
 
-SEEDS = st.integers(0, 2**32 - 1)
 SCORES = st.floats(0, 1, width=32)
 
 
-def chosen(scores: list[float], threshold: Threshold) -> list[int]:
-    """Select in one layer; give the indices that stay."""
-    kept = select({"a": np.float32(scores)}, threshold, {})
-    return np.flatnonzero(kept["a"]).tolist()
-
-
-# --- Eq. 11: absolute ---
-
-
-def test_absolute_drops_below_and_keeps_equal() -> None:
-    # G < T_p goes; G = T_p stays.
-    assert chosen([0.29, 0.3, 0.31, 0.0], Absolute(0.3)) == [1, 2]
-
-
-def test_absolute_0_keeps_all() -> None:
-    assert chosen([0.0, 0.5], Absolute(0.0)) == [0, 1]
-
-
-def test_absolute_may_drop_all() -> None:
-    assert chosen([0.1, 0.2], Absolute(0.9)) == []
-
-
-@settings(deadline=None)
-@given(
-    hnp.arrays(np.float32, (3, 4), elements=SCORES), st.floats(0, 1, exclude_max=True)
+@pytest.mark.parametrize(
+    ("scores", "threshold", "expected"),
+    [
+        # Eq. 11: G < T_p is pruned; G = T_p is kept; all may be pruned, or none.
+        ([0.29, 0.3, 0.31, 0.0], Absolute(0.3), [1, 2]),
+        ([0.0, 0.5], Absolute(0.0), [0, 1]),
+        ([0.1, 0.2], Absolute(0.9), []),
+        # .3 of 5 is 1.5: one is pruned; of ties the later ones.
+        ([0.5, 0.1, 0.4, 0.2, 0.3], Quantile(0.3), [0, 2, 3, 4]),
+        ([0.5, 0.5, 0.5, 0.5], Quantile(0.5), [0, 1]),
+        # Quantile .3 of (0, .2, .4, .6) stands at place .9: .18, so .2 is kept.
+        ([0.0, 0.2, 0.4, 0.6], Quantile(0.3, "global"), [1, 2, 3]),
+        # Place .3 * 5 = 1.5 lies among the four zeros: every zero is pruned.
+        ([0, 0, 0, 0, 0.5, 1], Quantile(0.3, "global"), [4, 5]),
+        # Sum 1: .5 + .25 = .75 >= .7 with two, .5 < .7 with one.
+        ([0.05, 0.5, 0.2, 0.25], Cumulative(0.7), [1, 3]),
+        ([0.5, 0.25, 0.25], Cumulative(0.75), [0, 1]),  # .75 exactly is enough
+        ([0, 0, 0], Cumulative(0.7), [0, 1, 2]),  # a layer that did not move
+    ],
 )
-def test_absolute_matches_a_naive_loop(scores: np.ndarray, value: float) -> None:
-    kept = select({"a": scores}, Absolute(value), {})["a"]
+def test_one_layer_by_hand(
+    scores: list[float], threshold: Threshold, expected: list[int]
+) -> None:
+    kept = select({"a": np.float32(scores)}, threshold, {})
 
-    for place, score in np.ndenumerate(scores):
-        assert kept[place] == (not score < np.float32(value))
-
-
-# --- Quantile ---
+    assert np.flatnonzero(kept["a"]).tolist() == expected
 
 
-def test_layer_quantile_drops_the_same_share_of_every_layer() -> None:
+@pytest.mark.parametrize(
+    ("threshold", "a", "b"),
+    [
+        (Quantile(0.5), [True, True, False, False], [[False, True], [True, False]]),
+        # Sorted 0 .1 .2 .3 .6 .7 .8 .9: the median is .45.
+        (Quantile(0.5, "global"), [True] * 4, [[False] * 2] * 2),
+        # .9 + .8 of 3 is .57, with .7 it is .8; of .6 .3 is a half, with .2 .83.
+        (Cumulative(0.7), [True, True, True, False], [[False, True], [True, False]]),
+    ],
+)
+def test_layers_decide_alone_or_together(threshold: Threshold, a: Any, b: Any) -> None:
     scores = {
         "a": np.array([0.9, 0.8, 0.7, 0.6]),
         "b": np.array([[0.1, 0.2], [0.3, 0.0]]),
     }
 
-    kept = select(scores, Quantile(0.5), {})
+    kept = select(scores, threshold, {})
 
-    # The lowest 2 of 4 go, in each.
-    np.testing.assert_array_equal(kept["a"], [True, True, False, False])
-    np.testing.assert_array_equal(kept["b"], [[False, True], [True, False]])
-
-
-def test_layer_quantile_drops_whole_units_rounded_down() -> None:
-    # .3 of 5 is 1.5: one goes.
-    assert chosen([0.5, 0.1, 0.4, 0.2, 0.3], Quantile(0.3)) == [0, 2, 3, 4]
-
-
-def test_layer_quantile_breaks_ties_by_position() -> None:
-    assert chosen([0.5, 0.5, 0.5, 0.5], Quantile(0.5)) == [0, 1]
+    np.testing.assert_array_equal(kept["a"], a)
+    np.testing.assert_array_equal(kept["b"], b)
 
 
 @settings(deadline=None)
 @given(st.integers(1, 200), st.data())
-def test_layer_quantile_drops_exactly_k_of_n(n: int, data: st.DataObject) -> None:
+def test_layer_quantile_prunes_exactly_k_of_n(n: int, data: st.DataObject) -> None:
     k = data.draw(st.integers(0, n - 1))
 
     kept = select({"a": np.arange(n) / n}, Quantile(k / n), {})["a"]
@@ -97,62 +89,15 @@ def test_layer_quantile_drops_exactly_k_of_n(n: int, data: st.DataObject) -> Non
     assert np.count_nonzero(~kept) == k
 
 
-def test_global_quantile_is_strict_and_one_for_all_layers() -> None:
-    scores = {"a": np.array([0.1, 0.2, 0.3]), "b": np.array([0.4, 0.5])}
-
-    kept = select(scores, Quantile(0.5, "global"), {})
-
-    # Sorted .1 .2 .3 .4 .5: the median is .3, and .3 itself goes.
-    np.testing.assert_array_equal(kept["a"], [False, False, False])
-    np.testing.assert_array_equal(kept["b"], [True, True])
-
-
-def test_global_quantile_interpolates() -> None:
-    # Quantile .3 of (0, .2, .4, .6) stands at place .9: .18, so .2 stays.
-    assert chosen([0.0, 0.2, 0.4, 0.6], Quantile(0.3, "global")) == [1, 2, 3]
-
-
-def test_global_quantile_drops_all_ties() -> None:
-    # Place .3 * 5 = 1.5 lies among the four zeros: every zero goes, .67 not .3.
-    assert chosen([0, 0, 0, 0, 0.5, 1], Quantile(0.3, "global")) == [4, 5]
-
-
-# --- Auto ---
-
-
-def test_auto_keeps_the_smallest_set_that_holds_the_mass() -> None:
-    # Sum 1: .5 + .25 = .75 >= .7 with two, .5 < .7 with one.
-    assert chosen([0.05, 0.5, 0.2, 0.25], Mass(0.7)) == [1, 3]
-
-
-def test_auto_includes_the_one_that_reaches_the_share() -> None:
-    # .5 + .25 is .75 exactly: a third is not needed.
-    assert chosen([0.5, 0.25, 0.25], Mass(0.75)) == [0, 1]
-
-
-def test_auto_decides_a_layer_at_a_time() -> None:
-    scores = {"a": np.array([0.8, 0.1, 0.1]), "b": np.array([0.25] * 4)}
-
-    kept = select(scores, Mass(0.7), {})
-
-    # a: .8 of 1 is enough; b: 3 of 4 quarters are needed.
-    np.testing.assert_array_equal(kept["a"], [True, False, False])
-    np.testing.assert_array_equal(kept["b"], [True, True, True, False])
-
-
-def test_auto_keeps_a_layer_that_did_not_move() -> None:
-    assert chosen([0, 0, 0], Mass(0.7)) == [0, 1, 2]
-
-
 @settings(deadline=None)
 @given(
     hnp.arrays(np.int64, st.integers(1, 7), elements=st.integers(0, 20)),
     st.integers(1, 10),
 )
-def test_mass_count_matches_every_subset(scores: np.ndarray, tenths: int) -> None:
+def test_cumulative_count_matches_every_subset(scores: np.ndarray, tenths: int) -> None:
     total = int(scores.sum())
 
-    count = mass_count(scores.astype(np.float64), tenths / 10)
+    count = cumulative_count(scores.astype(np.float64), tenths / 10)
 
     # Integers, so that no rounding decides: 10 * part >= tenths * total.
     fits = [
@@ -164,21 +109,6 @@ def test_mass_count_matches_every_subset(scores: np.ndarray, tenths: int) -> Non
     assert count == (min(fits) if total else len(scores))
 
 
-@settings(max_examples=40, deadline=None)
-@given(SEEDS, st.integers(1025, 9000), st.integers(1, 10), st.integers(1, 6))
-def test_mass_count_of_many_is_that_of_sorting(
-    seed: int, size: int, tenths: int, power: int
-) -> None:
-    # Integers, so that sums are exact in any order; skewed, and with many ties.
-    draws = np.random.default_rng(seed).random(size)
-    scores = np.floor(1000 * draws**power).astype(np.float32)
-
-    count = mass_count(scores, tenths / 10)
-
-    mass = np.cumsum(np.sort(scores.astype(np.int64))[::-1])
-    assert count == int(np.argmax(10 * mass >= tenths * mass[-1])) + 1
-
-
 # --- keep_top ---
 
 
@@ -186,26 +116,6 @@ def test_keep_top_keeps_shape_and_breaks_ties_by_position() -> None:
     kept = keep_top(np.array([[0.5, 0.9], [0.5, 0.5]]), 2)
 
     np.testing.assert_array_equal(kept, [[True, True], [False, False]])
-
-
-def test_keep_top_breaks_ties_by_position_in_large_layers() -> None:
-    kept = keep_top(np.tile([0.0, 1.0], 500), 5)  # an unstable sort would mix these
-
-    np.testing.assert_array_equal(np.flatnonzero(kept), [1, 3, 5, 7, 9])
-
-
-@settings(max_examples=60, deadline=None)
-@given(SEEDS, st.integers(1, 400), st.integers(1, 30), st.floats(0, 1))
-def test_keep_top_is_a_stable_sort(
-    seed: int, size: int, levels: int, share: float
-) -> None:
-    scores = np.random.default_rng(seed).integers(0, levels, size).astype(np.float32)
-    count = int(share * size)
-
-    kept = keep_top(scores, count)
-
-    expected = np.argsort(-scores, kind="stable")[:count]
-    np.testing.assert_array_equal(np.flatnonzero(kept), np.sort(expected))
 
 
 @settings(deadline=None)
@@ -242,38 +152,29 @@ def chain_cost(kept: Kept) -> float:
     )
 
 
-def test_compression_by_hand() -> None:
+@pytest.mark.parametrize(
+    ("threshold", "a", "b"),
+    [
+        # Parts 1/4, 1/2, 3/4, 1 keep (1, 1), (2, 1), (3, 1), (4, 2) units and cost 11,
+        # 12, 13, 24 of 24; the largest within 12 is 1/2.
+        (Compression(2), [True, False, True, False], [False, True]),
+        (MacRatio(13 / 24), [True, False, True, True], [False, True]),
+        (Compression(24 / 13), [True, False, True, True], [False, True]),
+    ],
+)
+def test_targets_by_hand(threshold: Threshold, a: list[bool], b: list[bool]) -> None:
     scores = {"a": np.array([0.4, 0.1, 0.3, 0.2]), "b": np.array([0.1, 0.2])}
-    cost = {Compression: linear_cost({"a": 1, "b": 10})}
-
-    kept = select(scores, Compression(2), cost)
-
-    # Shares 1/4, 1/2, 3/4, 1 keep (1, 1), (2, 1), (3, 1), (4, 2) units and cost 11,
-    # 12, 13, 24 of 24; the largest within 12 is 1/2.
-    np.testing.assert_array_equal(kept["a"], [True, False, True, False])
-    np.testing.assert_array_equal(kept["b"], [False, True])
-
-
-def test_mac_share_by_hand() -> None:
-    scores = {"a": np.array([0.4, 0.1, 0.3, 0.2]), "b": np.array([0.1, 0.2])}
-    cost = {MacShare: linear_cost({"a": 1, "b": 10})}
-
-    kept = select(scores, MacShare(13 / 24), cost)
-
-    np.testing.assert_array_equal(kept["a"], [True, False, True, True])
-    np.testing.assert_array_equal(kept["b"], [False, True])
-
-
-def test_each_target_uses_its_own_cost() -> None:
-    scores = {"a": np.array([0.4, 0.1, 0.3, 0.2])}
 
     def free(kept: Kept) -> float:
         return 0.0
 
-    cost = {Compression: free, MacShare: linear_cost({"a": 1})}
+    own = linear_cost({"a": 1, "b": 10})
+    kept = select(
+        scores, threshold, {Compression: free, MacRatio: free, type(threshold): own}
+    )
 
-    assert select(scores, Compression(4), cost)["a"].sum() == 4
-    assert select(scores, MacShare(0.25), cost)["a"].sum() == 1
+    np.testing.assert_array_equal(kept["a"], a)
+    np.testing.assert_array_equal(kept["b"], b)
 
 
 def test_target_below_reach_leaves_one_a_layer() -> None:
@@ -285,11 +186,11 @@ def test_target_below_reach_leaves_one_a_layer() -> None:
     np.testing.assert_array_equal(kept["b"], [True, False, False])
 
 
-@pytest.mark.parametrize("threshold", [Compression(1), MacShare(1)])
+@pytest.mark.parametrize("threshold", [Compression(1), MacRatio(1)])
 def test_target_of_the_whole_keeps_all(threshold: Threshold) -> None:
     scores = {"a": np.zeros(7), "b": np.ones(3)}
 
-    kept = select(scores, threshold, {Compression: chain_cost, MacShare: chain_cost})
+    kept = select(scores, threshold, {Compression: chain_cost, MacRatio: chain_cost})
 
     assert all(choice.all() for choice in kept.values())
 
@@ -329,8 +230,8 @@ def test_even_share_matches_a_loop_over_all_ratios(
 @pytest.mark.parametrize(
     ("text", "threshold"),
     [
-        ("mass:0.7", Mass(0.7)),
-        ("mass:0.5", Mass(0.5)),
+        ("cumulative:0.7", Cumulative(0.7)),
+        ("cumulative:0.5", Cumulative(0.5)),
         (0.3, Absolute(0.3)),
         ("0.3", Absolute(0.3)),
         (0, Absolute(0.0)),
@@ -338,9 +239,9 @@ def test_even_share_matches_a_loop_over_all_ratios(
         ("global-quantile:0.3", Quantile(0.3, "global")),
         ("2x", Compression(2.0)),
         ("1.5x", Compression(1.5)),
-        ("macs:0.25", MacShare(0.25)),
-        ("even-macs:0.25", MacShare(0.25, exponent=np.inf)),
-        (MacShare(1.0), MacShare(1.0)),
+        ("macs:0.25", MacRatio(0.25)),
+        ("even-macs:0.25", MacRatio(0.25, exponent=np.inf)),
+        (MacRatio(1.0), MacRatio(1.0)),
     ],
 )
 def test_short_forms(text: float | str, threshold: Threshold) -> None:
@@ -350,7 +251,17 @@ def test_short_forms(text: float | str, threshold: Threshold) -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        *("", "x", "auto", "mass", "mass:x", "quantile", "macs:", "2x:3", "macs"),
+        *(
+            "",
+            "x",
+            "auto",
+            "cumulative",
+            "cumulative:x",
+            "quantile",
+            "macs:",
+            "2x:3",
+            "macs",
+        ),
         *(True, None, [0.3]),
     ],
 )
@@ -363,7 +274,14 @@ def test_what_is_no_threshold_is_refused(value: object) -> None:
     "value",
     [
         *(1.0, -0.1, float("nan"), "quantile:1", "global-quantile:-0.1", "0.5x"),
-        *("macs:0", "macs:1.1", "mass:0", "mass:2", Mass(0.0), Compression(0.0)),
+        *(
+            "macs:0",
+            "macs:1.1",
+            "cumulative:0",
+            "cumulative:2",
+            Cumulative(0.0),
+            Compression(0.0),
+        ),
         *("infx", "nanx"),
     ],
 )
@@ -375,4 +293,4 @@ def test_out_of_range_is_refused(value: Threshold | float | str) -> None:
 @pytest.mark.parametrize("exponent", [0, -1, float("nan")])
 def test_an_exponent_must_be_positive(exponent: float) -> None:
     with pytest.raises(AutoFlipError, match="must be above 0"):
-        parse_threshold(MacShare(0.5, exponent))
+        parse_threshold(MacRatio(0.5, exponent))

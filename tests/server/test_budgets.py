@@ -93,7 +93,7 @@ def test_every_node_trains_what_it_can_carry(resource: str) -> None:
     assert len(rows) == 2 * NODES
     assert {row["status"] for row in rows} == {"ok"}
     whole = strategy.layout.num_parameters
-    plans = {str(b): p for b, p in strategy._budgets._cuts.items()}
+    plans = strategy._budgets.parts._cut
     assert set(plans) == set(budgets.values())
     for row in rows:
         budget = budgets.get(row["node"])
@@ -156,7 +156,7 @@ def test_units_go_by_the_policys_own_scores() -> None:
     reports = list(strategy.reports.values())
     scores = strategy.policy.rank_units(0, strategy.layout, {}, reports)
     plan = strategy.deployable_plan()
-    (cut,) = [p for b, p in strategy._budgets._cuts.items() if b.share == 0.25]
+    cut = strategy._budgets.parts.fit("macs:0.25")
     assert cut is not None
     for name, kept in cut.keep.items():
         gone = np.setdiff1d(plan.keep[name], kept)
@@ -197,7 +197,7 @@ def heterofl_round(plans: Mapping[int, Plan]) -> dict[str, np.ndarray]:
 
 def plans_by_node(strategy: AutoFlip) -> dict[int, Plan]:
     """What each node of THIRDS trained."""
-    by_budget = {str(b): p for b, p in strategy._budgets._cuts.items()}
+    by_budget = strategy._budgets.parts._cut
     whole = strategy._round_plan
     return {n: by_budget.get(THIRDS.get(n, "")) or whole for n in range(100, 106)}
 
@@ -228,7 +228,7 @@ def test_what_nobody_trained_keeps_its_value_exactly(name: str) -> None:
 
     arrays, _ = run(strategy, WEAK, rounds=3)
 
-    (plan,) = strategy._budgets._cuts.values()
+    plan = strategy._budgets.parts.fit("macs:0.25")
     assert plan is not None
     before = arrays_of(make_model())
     for spec in strategy.layout.tensors:

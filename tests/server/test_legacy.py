@@ -1,4 +1,4 @@
-"""Strategies of Flower's older API inside AutoFlip, and apps with a server_fn."""
+"""Strategies of Flower's legacy API inside AutoFlip, and apps with a server_fn."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from grid import LocalGrid
 from flwr_autoflip import AutoFlip, AutoFlipError, autoflip_mod, autoflip_server
 from flwr_autoflip.graph.shrink import arrays_of
 from flwr_autoflip.ledger.ledger import node_rows, read_ledger
-from flwr_autoflip.server.legacy import Older
+from flwr_autoflip.server.legacy import Legacy
 
 NODES = 4
 
@@ -37,7 +37,7 @@ def run(strategy: Any, rounds: int = 3) -> tuple[dict[str, np.ndarray], AutoFlip
 
 
 def test_the_older_fedavg_trains_what_the_newer_one_does() -> None:
-    older, strategy = run(Older(FedAvg()))
+    older, strategy = run(Legacy(FedAvg()))
     newer, other = run(message.FedAvg())
 
     for name, array in newer.items():
@@ -51,7 +51,7 @@ def test_the_older_fedavg_trains_what_the_newer_one_does() -> None:
 
 def test_an_older_optimizer_keeps_its_state() -> None:
     start = ndarrays_to_parameters(list(arrays_of(make_model()).values()))
-    arrays, strategy = run(Older(FedAdam(initial_parameters=start, eta=0.01)))
+    arrays, strategy = run(Legacy(FedAdam(initial_parameters=start, eta=0.01)))
 
     moved = arrays["fc2.weight"] - arrays_of(make_model())["fc2.weight"]
     assert 0 < np.abs(moved).max() < 0.2
@@ -84,7 +84,7 @@ def components(**changes: Any) -> Any:
 
 
 class Talkative(PlainNumPyClient):
-    """Says more than numbers, as clients of the older API may."""
+    """Says more than numbers, as clients of the legacy API may."""
 
     def fit(self, parameters, config):  # type: ignore[no-untyped-def]
         arrays, count, metrics = super().fit(parameters, config)
@@ -187,7 +187,7 @@ def test_a_strategy_that_sends_models_of_its_own_is_refused() -> None:
             return [(node, FitIns(mine, ins.config)) for node, ins in pairs]
 
     with pytest.raises(AutoFlipError, match="models of its own"):
-        run(Older(Personal()))
+        run(Legacy(Personal()))
 
 
 def test_a_strategy_that_talks_to_nodes_itself_is_refused() -> None:
@@ -199,4 +199,4 @@ def test_a_strategy_that_talks_to_nodes_itself_is_refused() -> None:
                 node.get_properties(None, None, None)
 
     with pytest.raises(AutoFlipError, match="talks to a node outside"):
-        Older(Curious()).configure_train(1, ArrayRecord(), ConfigRecord(), grid())
+        Legacy(Curious()).configure_train(1, ArrayRecord(), ConfigRecord(), grid())

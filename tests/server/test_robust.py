@@ -88,8 +88,10 @@ def test_a_report_far_outside_is_refused_with_node_and_reason(
 
     (node,) = refused(strategy)
     assert node == 100 + BAD
-    assert "explorers' median is" in refused(strategy)[node]
-    assert f"refused reply of node {node}: report: it moved by" in caplog.text
+    assert "the round's median is" in refused(strategy)[node]
+    assert (
+        f"refused reply of node {node}: report: its parameters moved by" in caplog.text
+    )
     assert node not in strategy.reports
     rows = [row for row in strategy.ledger.rows if row["phase"] == "train"]
     assert {row["status"] for row in rows} == {"ok"}  # it may train: that is checked

@@ -1,17 +1,22 @@
 """Values <-> JSON and arrays."""
 
 import json
+import random
 from collections import OrderedDict
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
 from hypothesis import given
 from hypothesis import strategies as st
+from models import mlp_layout
 
-from flwr_autoflip.server.tree import Kind, TreeReader, TreeWriter
+from flwr_autoflip.graph.plan import Plan, dense_plan
+from flwr_autoflip.server.tree import TreeReader, TreeWriter, is_storable
 
+LAYOUT = mlp_layout()
 SCALARS = (
     st.none()
     | st.booleans()
@@ -31,18 +36,12 @@ VALUES = st.recursive(
     ),
     max_leaves=12,
 )
-FRACTION = Kind(
-    "fraction",
-    Fraction,
-    lambda f: (f.numerator, f.denominator),
-    lambda pair: Fraction(*pair),
-)
 
 
-def through_json(value: Any, *kinds: Kind) -> Any:
-    writer = TreeWriter(kinds)
+def through_json(value: Any) -> Any:
+    writer = TreeWriter(layout=LAYOUT)
     text = json.dumps(writer.write(value))
-    return TreeReader(writer.arrays, kinds).read(json.loads(text))
+    return TreeReader(writer.arrays, LAYOUT).read(json.loads(text))
 
 
 def types_of(value: Any) -> Any:
@@ -79,44 +78,69 @@ def test_arrays_and_scalars_keep_dtype_shape_and_order() -> None:
     assert found[3] == float("-inf")
 
 
-def test_one_object_is_one_object_again() -> None:
-    shared, array = [1], np.zeros(2)
+def test_records_tensors_plans_and_layouts() -> None:
+    keep = {g.name: np.arange(0, g.size, 2) for g in LAYOUT.groups}
+    weights = np.float16([[1, 2], [3, 4]])
+    value = [
+        ArrayRecord({"w": Array(weights), "b": Array(np.zeros(0))}),
+        MetricRecord({"loss": 0.5, "all": [1, 2]}),
+        ConfigRecord({"lr": 0.1, "name": "x", "raw": b"\0", "on": True}),
+        torch.arange(3),
+        Plan(LAYOUT, keep),
+        LAYOUT,
+    ]
 
-    found = through_json({"a": shared, "b": (array, [shared]), "c": array, "d": [1]})
+    arrays, metrics, config, tensor, plan, layout = through_json(value)
 
-    assert found["a"] is found["b"][1][0]
-    assert found["c"] is found["b"][0]
-    assert found["d"] is not found["a"]
-
-
-def test_further_kinds_share_too() -> None:
-    half = Fraction(1, 2)
-
-    found = through_json([half, Fraction(2, 3), half], FRACTION)
-
-    assert found == [half, Fraction(2, 3), half]
-    assert found[0] is found[2]
+    assert list(arrays) == ["w", "b"]
+    np.testing.assert_array_equal(arrays["w"].numpy(), weights)
+    assert arrays["w"].dtype == "float16"
+    assert (metrics, config) == (value[1], value[2])
+    torch.testing.assert_close(tensor, torch.arange(3))
+    np.testing.assert_array_equal(plan.alive, value[4].alive)
+    assert plan.layout is LAYOUT
+    assert layout is LAYOUT
 
 
 @pytest.mark.parametrize(
-    "value", [object(), OrderedDict(), 1j, np.array(["a"]), np.array([1j])]
+    "bits", [np.random.MT19937, np.random.PCG64, np.random.Philox, np.random.SFC64]
 )
-def test_other_types_are_refused_and_leave_no_trace(value: Any) -> None:
-    writer, array = TreeWriter(), np.ones(3)
+def test_generators_go_on_where_they_were(bits: Any) -> None:
+    one, other = np.random.Generator(bits(5)), random.Random(5)
+    one.random(3)
 
-    with pytest.raises(TypeError):
-        writer.write([array, [1], value])
-    written = writer.write([array, array])
+    found, chance = through_json((one, other))
 
-    found = TreeReader(writer.arrays).read(written)
-    np.testing.assert_array_equal(found[0], array)
-    assert found[0] is found[1]
-    assert len(writer.arrays) == 1
+    assert found.random() == one.random()
+    assert chance.random() == other.random()
+    assert not is_storable([one], noisy=True)
+    assert not is_storable({"a": other}, noisy=True)
 
 
-def test_what_holds_itself_is_refused() -> None:
-    loop: list[Any] = []
-    loop.append(loop)
+def test_one_object_is_one_object_again() -> None:
+    shared, array, record = [1], np.zeros(2), ArrayRecord({})
 
-    with pytest.raises(TypeError, match="holds itself"):
-        TreeWriter().write(loop)
+    found = through_json(
+        {"a": shared, "b": (array, [shared], record), "c": array, "d": [1], "e": record}
+    )
+
+    assert found["a"] is found["b"][1][0]
+    assert found["c"] is found["b"][0]
+    assert found["e"] is found["b"][2]
+    assert found["d"] is not found["a"]
+
+
+LOOP: list[Any] = []
+LOOP.append(LOOP)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(object(), OrderedDict(), 1j, np.array(["a"]), np.array([1j]), LOOP),
+        dense_plan(LAYOUT),  # whose layout is known to nobody here
+    ],
+)
+def test_other_types_cannot_be_held(value: Any) -> None:
+    assert is_storable([np.ones(3), (1, "x")])
+    assert not is_storable([1, {"x": value}])

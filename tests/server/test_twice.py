@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import realistic
 import torch
-from federation import EXAMPLE, Client, TinyNet, guided, initial
+from federation import EXAMPLE, Client, TinyNet, exploring, initial
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp.strategy import (
     DifferentialPrivacyServerSideAdaptiveClipping,
@@ -21,11 +21,10 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 
-from flwr_autoflip import AutoFlip, AutoFlipWarning, client_app
+from flwr_autoflip import AutoFlip, client_app
 from flwr_autoflip.graph.codec import encode_plan
 from flwr_autoflip.ledger.ledger import node_rows, read_ledger
-from flwr_autoflip.methods import PruneFl
-from flwr_autoflip.methods.threshold import Compression
+from flwr_autoflip.methods import Paper, PruneFL, Structured
 from flwr_autoflip.server.inprocess import InProcessGrid
 
 NODES = 5
@@ -62,22 +61,17 @@ INNERS: dict[str, Callable[[], Strategy]] = {
     ),
     "own": Remembering,
 }
-GUIDED: dict[str, Any] = guided()
 OPTIONS: dict[str, dict[str, Any]] = {
     "default": {},
-    "guided": GUIDED,
-    "warm": guided(warm_start=True),
-    "participants": guided(guidance_from="participants"),
-    "paper": {
-        **{"preset": "paper", "normalization": "layer", "threshold": 0.02},
-        **{"exploration_epochs": 1, "exploration_fraction": 0.5},
-    },
-    "budgets": guided(budgets=True, threshold="mass:0.9"),
-    "restart": {"policy": "structured-restart", "threshold": "2x"},
-    "grow": {"policy": PruneFl(Compression(2.0), interval=1)},
-    "weights": {"policy": "eflprune-l1", "threshold": "2x"},
     "float32": {"value_dtype": "float32"},
-    "int8": guided(value_dtype="int8"),
+    "random": {"method": "random", "macs": 0.5},
+    "autoflip": exploring(),
+    "int8": exploring(value_dtype="int8"),
+    "paper": {"method": Paper(threshold=0.02, epochs=1)},
+    "budgets": exploring(0.9, budgets=True),
+    "restart": {"method": Structured(threshold="2x")},
+    "prunefl": {"method": PruneFL(threshold="2x", interval=1)},
+    "eflprune": {"method": "eflprune-l1"},
 }
 
 
@@ -94,12 +88,12 @@ def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
     return MetricRecord({"sum": sum(float(a.numpy().sum()) for a in arrays.values())})
 
 
-def build(inner: str = "fedavg", options: str = "guided", **more: Any) -> AutoFlip:
+def build(inner: str = "fedavg", options: str = "autoflip", **more: Any) -> AutoFlip:
     given = {**OPTIONS[options], **more}
     return AutoFlip(INNERS[inner](), TinyNet(), EXAMPLE, **given)
 
 
-def nodes(options: str = "guided") -> InProcessGrid:
+def nodes(options: str = "autoflip") -> InProcessGrid:
     """Give new nodes; with budgets every second one is weaker than the model."""
     grid = InProcessGrid(client_app(Drawing), NODES)
     for node, context in grid.contexts.items():
@@ -136,16 +130,10 @@ def afterwards(strategy: AutoFlip, result: Result) -> dict[str, Any]:
     rows = [{**row} for row in strategy.ledger.rows if row["phase"] != "run"]
     for row in rows:
         row.pop("seconds", None)
-    reports = {
-        node: {name: values.tobytes() for name, values in report.items()}
-        for node, report in strategy.reports.items()
-    }
     small = strategy.deployable_model(result.arrays).state_dict()
     return {
         "rows": rows,
-        "reports": reports,
-        "plan": encode_plan(strategy.deployable_plan()),
-        "plan for": encode_plan(strategy.deployable_plan(result.arrays)),
+        "plan": encode_plan(strategy.deployable_plan),
         "small": {name: values.numpy().tobytes() for name, values in small.items()},
     }
 
@@ -161,9 +149,9 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
     ("inner", "options"),
     [
         *(("fedavg", options) for options in OPTIONS),
-        *((inner, "guided") for inner in INNERS if inner != "fedavg"),
+        *((inner, "autoflip") for inner in INNERS if inner != "fedavg"),
         ("fedavgm", "restart"),
-        ("fedadam", "grow"),
+        ("fedadam", "prunefl"),
         ("fedyogi", "default"),
         ("dp-without-noise", "paper"),
         ("own", "budgets"),
@@ -173,7 +161,7 @@ def test_one_object_twice_is_two_objects(inner: str, options: str) -> None:
     kept, strategy = nodes(options), build(inner, options)
 
     first = run(strategy, kept)
-    second = run(strategy, kept)  # nodes hold what the first run gave them
+    second = run(strategy, kept)  # nodes keep what they remember
     third = run(strategy, nodes(options))
 
     other = run(build(inner, options), nodes(options))
@@ -184,12 +172,9 @@ def test_one_object_twice_is_two_objects(inner: str, options: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    ("case", "options"), [("pictures", {}), ("pictures", guided())]
-)
-def test_unequal_nodes_and_larger_models_too(
-    case: str, options: dict[str, Any]
-) -> None:
+@pytest.mark.parametrize("options", [{}, exploring()], ids=["default", "autoflip"])
+def test_unequal_nodes_and_larger_models_too(options: dict[str, Any]) -> None:
+    case = "pictures"
     grid = InProcessGrid(realistic.app, len(realistic.SIZES), {"case": case})
 
     def start(strategy: AutoFlip, grid: InProcessGrid) -> dict[str, Any]:
@@ -207,9 +192,6 @@ def test_unequal_nodes_and_larger_models_too(
     assert_same(second, first)
 
 
-# --- What stays between runs, and what cannot be put back ---
-
-
 def test_after_a_run_that_broke_off_the_next_is_whole() -> None:
     strategy, grid = build("fedavgm"), nodes()
 
@@ -222,53 +204,6 @@ def test_after_a_run_that_broke_off_the_next_is_whole() -> None:
         strategy.start(grid, initial(7), num_rounds=3, evaluate_fn=breaks)
 
     assert_same(run(strategy, grid), run(build("fedavgm"), nodes()))
-
-
-def test_what_the_app_assigns_between_runs_stays() -> None:
-    strategy, other = build("own"), build("own")
-    run(strategy, nodes())
-    inner: Any = strategy.strategy
-    own_seen = inner.seen
-    for each in (inner, other.strategy):
-        each.rate, each.fraction_train = 0.25, 0.4
-
-    for _ in range(2):  # once more: the rate that fell again is the app's, too
-        assert_same(run(strategy, nodes()), run(other, nodes()))
-
-    assert own_seen == [0, 1, 2, 3]  # what the app looks at is not emptied
-    assert inner.rate == 0.25 * 0.5**4
-
-
-def test_what_no_copy_can_be_made_of_is_named_once_a_later_run() -> None:
-    strategy = build("own")
-    strategy.strategy.writer = object()  # type: ignore[attr-defined]
-    run(strategy, nodes())
-
-    with pytest.warns(AutoFlipWarning, match=r"this run begins with writer \(object\)"):
-        run(strategy, nodes())
-
-
-def test_what_a_privacy_accountant_counted_stays() -> None:
-    class Accountant:
-        spent = 0
-
-        def state_dict(self) -> dict[str, Any]:
-            return {"spent": self.spent}
-
-        def load_state_dict(self, state: dict[str, Any]) -> None:
-            self.spent = state["spent"]
-
-        def get_privacy_spent(self) -> int:
-            return self.spent
-
-    strategy: Any = build("fedavg")
-    strategy.strategy.accountant = Accountant()
-    run(strategy, nodes())
-    strategy.strategy.accountant.spent = 3
-
-    run(strategy, nodes())
-
-    assert strategy.strategy.accountant.spent == 3
 
 
 # --- The ledger's file ---

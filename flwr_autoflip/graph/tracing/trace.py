@@ -11,6 +11,7 @@ import inspect
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,15 +22,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ...errors import AutoFlipError, AutoFlipWarning, UnsupportedLayerError
-from ..batch import (
-    Arguments,
-    arguments,
-    batch_size,
-    find_batch_axis,
-    map_tensors,
-    tensors_in,
-)
-from ..layout import FIXED, Group, Layout, TensorSpec
+from ..batch import Arguments, arguments, batch_size, find_batch_axis, map_tensors
+from ..layout import DTYPES, FIXED, Group, Layout, TensorSpec
+from ..shrink import describe
 from . import operators  # noqa: F401  imported to fill RULES
 from .modules import LAYER_RULES, LayerCall
 from .propagate import FROZEN, RULES, Call, Flow, Units, fixed
@@ -73,45 +68,48 @@ def trace(
         groups that turn out not to shrink (a size written into ``forward``): they stay
         dense.
     """
-    _check_names(model, ignored_layers)
+    _check(model, ignored_layers)
     given = map_tensors(lambda x: x.cpu(), arguments(example_input))
     model = copy.deepcopy(model).cpu().eval()
     with _no_fused_transformer():
-        return _trace(model, given, ignored_layers)
-
-
-def _trace(model: nn.Module, given: Arguments, ignored: Sequence[str]) -> Layout:
-    watch = _Watch(model, ignored, frozenset())
-    if ignored:  # a first run tells which axes are the ignored layers' own
+        watch = _Watch(model, ignored_layers)
+        if ignored_layers:  # a first run tells which axes are those layers' own
+            _run(model, given, watch)
+            watch = _Watch(model, ignored_layers, frozenset(watch.units.input_axes))
         _run(model, given, watch)
-        watch = _Watch(model, ignored, frozenset(watch.units.input_axes))
-    _run(model, given, watch)
-    watch.raise_unsupported()
-    drawn = randomized(model, given)
-    axis = _batch_axis(*drawn)
-    batch = batch_size(*given, axis) or 1
-
-    def build(dense: frozenset[str]) -> Layout:
-        return _build_layout(watch, batch, axis, dense)
-
-    return verified_layout(*drawn, build)
+        watch.raise_unsupported()
+        drawn = randomized(model, given)
+        axis = _batch_axis(*drawn)
+        batch = batch_size(*given, axis) or 1
+        return verified_layout(*drawn, partial(_build_layout, watch, batch, axis))
 
 
-def _batch_axis(model: nn.Module, given: Arguments) -> int:
-    generator = torch.Generator().manual_seed(1)
-    axis = find_batch_axis(
-        model, given, map_tensors(lambda x: another(x, generator), given)
-    )
-    if axis is not None or next(tensors_in(given), None) is None:
-        return axis or 0
-    warnings.warn(
-        "examples are counted along axis 0 of the first tensor of example_input, since "
-        "no axis shows itself to be the batch: outputs depend on chance, on other "
-        "examples, or are one number for all.",
-        AutoFlipWarning,
-        stacklevel=5,
-    )
-    return 0
+def _check(model: nn.Module, ignored: Sequence[str]) -> None:
+    modules = dict(model.named_modules())
+    if unknown := [name for name in ignored if name not in modules]:
+        raise AutoFlipError(f"ignored_layers: the model has no module named {unknown}.")
+    if odd := [f"{n}: {d}" for n, _, d, _ in describe(model) if d not in DTYPES]:
+        raise UnsupportedLayerError(
+            f"NumPy, and so the wire, lacks these dtypes: {odd}. Convert the model, "
+            "such as model.float()."
+        )
+    shared: dict[str, list[str]] = {}
+    for name, _, _, first in describe(model):
+        shared.setdefault(first or name, []).append(name)
+    faults = [
+        " = ".join(names)
+        for names in shared.values()
+        if len(names) > 1 and not any(_is_inside(name, ignored) for name in names)
+    ]
+    if faults:
+        raise UnsupportedLayerError(
+            f"parameters that are shared by two layers cannot be pruned: {faults}. "
+            "Name one of the layers in ignored_layers=(...), and both stay dense."
+        )
+
+
+def _is_inside(name: str, modules: Sequence[str]) -> bool:
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
 @contextmanager
@@ -123,46 +121,6 @@ def _no_fused_transformer() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)
-
-
-def _check_names(model: nn.Module, ignored: Sequence[str]) -> None:
-    modules = dict(model.named_modules())
-    unknown = [name for name in ignored if name not in modules]
-    if unknown:
-        raise AutoFlipError(f"ignored_layers: the model has no module named {unknown}.")
-    odd = [f"{n}: {t.dtype}" for n, t in model.state_dict().items() if _is_odd(t)]
-    if odd:
-        raise UnsupportedLayerError(
-            f"NumPy, and so the wire, lacks these dtypes: {odd}. Convert the model, "
-            "such as model.float()."
-        )
-    shared = [
-        " = ".join(names)
-        for names in _tied(model)
-        if len(names) > 1 and not any(_is_inside(name, ignored) for name in names)
-    ]
-    if shared:
-        raise UnsupportedLayerError(
-            f"parameters that are shared by two layers cannot be pruned: {shared}. "
-            "Name one of the layers in ignored_layers=(...), and both stay dense."
-        )
-
-
-def _tied(model: nn.Module) -> list[list[str]]:
-    """Group the names of parameters and buffers by the tensor they stand for."""
-    names: dict[int, list[str]] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        names.setdefault(id(tensor), []).append(name)
-    return list(names.values())
-
-
-def _is_inside(name: str, modules: Sequence[str]) -> bool:
-    return any(name == module or name.startswith(f"{module}.") for module in modules)
-
-
-def _is_odd(tensor: torch.Tensor) -> bool:
-    name = str(tensor.dtype).removeprefix("torch.")
-    return not hasattr(np, name) or np.dtype(name).kind not in "fiub"
 
 
 def _run(model: nn.Module, given: Arguments, watch: "_Watch") -> None:
@@ -181,16 +139,33 @@ def _run(model: nn.Module, given: Arguments, watch: "_Watch") -> None:
             f"{error} Give one batch of the shape that clients train on, such as "
             "torch.zeros(1, 1, 28, 28)."
         ) from error
-    for leaf in tree_leaves(output):
-        if isinstance(leaf, torch.Tensor):
-            watch.units.freeze(*watch.flow_of(leaf).axes)
+    for leaf in _tensors(output):
+        watch.units.freeze(*watch.flow_of(leaf).axes)
+
+
+def _batch_axis(model: nn.Module, given: Arguments) -> int:
+    generator = torch.Generator().manual_seed(1)
+    other = map_tensors(lambda x: another(x, generator), given)
+    axis = find_batch_axis(model, given, other)
+    if axis is None and any(x.dim() for x in _tensors(given)):
+        warnings.warn(
+            "examples are counted along axis 0 of the first tensor of example_input, "
+            "since no axis shows itself to be the batch: outputs depend on chance, on "
+            "other examples, or are one number for all.",
+            AutoFlipWarning,
+            stacklevel=3,
+        )
+    return axis or 0
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Carry labels from tensor to tensor while the model runs."""
 
     def __init__(
-        self, model: nn.Module, ignored: Sequence[str], input_axes: frozenset[Place]
+        self,
+        model: nn.Module,
+        ignored: Sequence[str],
+        input_axes: frozenset[Place] = frozenset(),
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.model = model
@@ -201,22 +176,17 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.inside: nn.Module | None = None
         self.flows: dict[str, Flow] = {}
         self._flow_of: Any = WeakIdKeyDictionary()
-        state = model.state_dict(keep_vars=True)
-        for names in _tied(model):
-            tensor = state[names[0]]
-            flow = Flow([self.units.new(n) for n in tensor.shape], None)
-            flow.source = (names[0], tuple(range(tensor.dim())))
-            if len(names) > 1:  # one layer's input may be the other's output
-                self.units.freeze(*flow.axes)
-            elif self._ignored(names[0]):
-                axes = range(tensor.dim())
-                own = [axis for axis in axes if (names[0], axis) not in input_axes]
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            if tensor in self._flow_of:  # one layer's input may be the other's output
+                self.flows[name] = self._flow_of[tensor]
+                self.units.freeze(*self.flows[name].axes)
+                continue
+            axes = range(tensor.dim())
+            flow = Flow([self.units.new(n) for n in tensor.shape], (name, tuple(axes)))
+            if _is_inside(name, ignored):
+                own = [axis for axis in axes if (name, axis) not in input_axes]
                 self.units.freeze(*(flow.axes[axis] for axis in own))
-            self._flow_of[tensor] = flow
-            self.flows |= dict.fromkeys(names, flow)
-
-    def _ignored(self, name: str) -> bool:
-        return _is_inside(name, self.ignored)
+            self.flows[name] = self._flow_of[tensor] = flow
 
     def flow_of(self, tensor: Any) -> Flow:
         """Labels of a tensor; one that nobody produced cannot be pruned."""
@@ -227,7 +197,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextmanager
     def modules_named(self) -> Iterator[None]:
-        """Keep the names of the modules that are running, for error messages."""
+        """Know which module runs: for error messages, and layers with a rule."""
         handles = []
         for name, module in self.model.named_modules():
 
@@ -272,23 +242,19 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
     def _follow_layer(self, name: str, module: nn.Module, given: Any, out: Any) -> None:
-        own = {
-            local: self.flows[f"{name}.{local}" if name else local]
-            for local in module.state_dict()
-        }
+        prefix = f"{name}." if name else ""
+        own = {local: self.flows[prefix + local] for local in module.state_dict()}
         args, kwargs = given
         bound = inspect.signature(module.forward).bind(*args, **kwargs)
         inputs = [self.flow_of(t) for t in _tensors(tuple(bound.arguments.values()))]
-        outputs = _tensors(out)
-        call = LayerCall(self.units, module, own, inputs, outputs)
-        flows = LAYER_RULES[type(module)](call)
-        for leaf, flow in zip(outputs, flows, strict=True):
+        call = LayerCall(self.units, module, own, inputs, _tensors(out))
+        for leaf, flow in zip(
+            call.outputs, LAYER_RULES[type(module)](call), strict=True
+        ):
             self._flow_of[leaf] = flow
 
     def _unknown(self, name: str, args: Any, kwargs: Any) -> list[Flow]:
-        for leaf in tree_leaves((args, kwargs)):
-            if not isinstance(leaf, torch.Tensor):
-                continue
+        for leaf in _tensors((args, kwargs)):
             axes = self.flow_of(leaf).axes
             if not all(self.units.is_frozen(labels) for labels in axes):
                 self.units.freeze(*axes)
@@ -302,7 +268,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _report(self, what: str) -> None:
         module, kind = self.path[-1] if self.path else ("", "")
-        if not self._ignored(module):
+        if not _is_inside(module, self.ignored):
             self.unsupported.append(f"{module or 'forward'} ({kind}): {what}")
 
     def raise_unsupported(self) -> None:
@@ -332,7 +298,7 @@ def _build_layout(
     watch: _Watch, batch: int, axis: int, dense: frozenset[str]
 ) -> Layout:
     """Turn labels into owners; groups named in ``dense`` stay whole."""
-    units, state = watch.units, watch.model.state_dict(keep_vars=True)
+    units = watch.units
     roots = {
         (name, axis): np.array([units.find(x) for x in labels.tolist()], np.int64)
         for name, flow in watch.flows.items()
@@ -341,23 +307,23 @@ def _build_layout(
     groups, number = _group_units(roots, units.input_axes, dense)
     lookup = np.full(len(units.parent), FIXED)
     lookup[list(number)] = list(number.values())
-    same_as = {name: first for first, *rest in _tied(watch.model) for name in rest}
     trainable = {name for name, _ in watch.model.named_parameters()}
     tensors = []
-    for name, tensor in state.items():
-        axes = range(tensor.dim())
-        owners = [lookup[roots[name, axis]] for axis in axes]
+    for name, shape, dtype, same_as in describe(watch.model):
+        places = [(name, axis) for axis in range(len(shape))]
+        owners = [lookup[roots[place]] for place in places]
+        owned = [o if o.max(initial=FIXED) > FIXED else None for o in owners]
         tensors.append(
             TensorSpec(
                 name,
-                tuple(tensor.shape),
-                str(tensor.dtype).removeprefix("torch."),
-                name in trainable,
-                tuple(o if o.max(initial=FIXED) > FIXED else None for o in owners),
-                tuple(axis for axis in axes if (name, axis) in units.input_axes),
-                units.macs.get(name, 0.0) / batch,
-                name in units.normalized,
-                same_as.get(name, ""),
+                shape,
+                dtype,
+                trainable=name in trainable,
+                owners=tuple(owned),
+                input_axes=tuple(a for n, a in places if (n, a) in units.input_axes),
+                macs_per_weight=units.macs.get(name, 0.0) / batch,
+                normalized=name in units.normalized,
+                same_as=same_as,
             )
         )
     return Layout(tuple(tensors), tuple(groups), axis)
@@ -379,21 +345,13 @@ def _group_units(
             members.setdefault(tuple(touches), []).append(root)
     groups: list[Group] = []
     number: dict[int, int] = {}
-    names: set[str] = set()
+    copies: dict[str, int] = {}
     for places, unit_roots in members.items():
         first = next(name for name, axis in places if (name, axis) not in input_axes)
-        name = _unused(first.rpartition(".")[0] or first, names)
-        names.add(name)
+        layer = first.rpartition(".")[0] or first
+        copies[layer] = copies.get(layer, 0) + 1  # a layer's second group is layer#2
+        name = layer if copies[layer] == 1 else f"{layer}#{copies[layer]}"
         if name not in dense and len(unit_roots) > 1:
             groups.append(Group(name, len(number), len(unit_roots)))
             number |= {root: len(number) + i for i, root in enumerate(unit_roots)}
     return groups, number
-
-
-def _unused(name: str, names: set[str]) -> str:
-    """Give the second group of a layer the name ``layer#2``, and so on."""
-    free, copies = name, 1
-    while free in names:
-        copies += 1
-        free = f"{name}#{copies}"
-    return free

@@ -12,23 +12,21 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from ...errors import AutoFlipWarning, UnsupportedLayerError
-from ..batch import Arguments, arguments, map_tensors
+from ..batch import Arguments, arguments, map_tensors, same_values
 from ..layout import Layout
 from ..plan import Plan, dense_plan
 from ..shrink import shrink
 
 
 def verified_layout(
-    model: nn.Module,
-    given: Arguments,
-    build: Callable[[frozenset[str]], Layout],
+    model: nn.Module, given: Arguments, build: Callable[[frozenset[str]], Layout]
 ) -> Layout:
     """Build a layout and prove it on the model; leave dense what fails.
 
     Parameters
     ----------
     model : nn.Module
-        In evaluation mode, on the CPU; left untouched.
+        Left untouched.
     given : Arguments
         Of ``forward``; both as :func:`randomized` gives them.
     build : callable
@@ -50,14 +48,12 @@ def verified_layout(
     """
     layout = build(frozenset())
     faults: dict[str, str] = {}
-    if _fault(model, given, _half_plan(layout, {g.name for g in layout.groups})):
+    if _fault(model, given, _half_plan(layout)):
         for group in layout.groups:
-            if fault := _fault(model, given, _half_plan(layout, {group.name})):
+            if fault := _fault(model, given, _half_plan(layout, group.name)):
                 faults[group.name] = fault
         layout = build(frozenset(faults))
-        if fault := _fault(
-            model, given, _half_plan(layout, {g.name for g in layout.groups})
-        ):
+        if fault := _fault(model, given, _half_plan(layout)):
             raise UnsupportedLayerError(
                 f"the shrunk model does not compute what the masked one does: {fault} "
                 "Name layers in ignored_layers=(...) until it does."
@@ -72,7 +68,7 @@ def verified_layout(
         warnings.warn(
             f"group {name!r} stays dense, since forward depends on its size: {fault}",
             AutoFlipWarning,
-            stacklevel=4,
+            stacklevel=3,
         )
     return layout
 
@@ -101,19 +97,17 @@ def answering_groups(
     """
     given = map_tensors(lambda x: x.cpu(), arguments(example_input))
     model = copy.deepcopy(model).cpu().eval()
-    names = {group.name for group in layout.groups}
+    names = [group.name for group in layout.groups]
     found: set[str] = set()
     # What stands behind a unit may be ReLUs that are all dead, if they are few.
     narrow = any(group.size < 32 for group in layout.groups)
     for seed in range(3 if narrow else 1):
         drawn = randomized(model, given, seed)
-        if _learns_from_removed(*drawn, _half_plan(layout, names)):
-            found |= {
-                name
-                for name in names - found
-                if _learns_from_removed(*drawn, _half_plan(layout, {name}))
-            }
-    return tuple(group.name for group in layout.groups if group.name in found)
+        if _learns_from_removed(*drawn, _half_plan(layout)):
+            for name in set(names) - found:
+                if _learns_from_removed(*drawn, _half_plan(layout, name)):
+                    found.add(name)
+    return tuple(name for name in names if name in found)
 
 
 def _learns_from_removed(model: nn.Module, given: Arguments, plan: Plan) -> bool:
@@ -121,22 +115,21 @@ def _learns_from_removed(model: nn.Module, given: Arguments, plan: Plan) -> bool
     kept = {
         t.name: torch.as_tensor(plan.dense_mask(t.name)) for t in plan.layout.tensors
     }
-    masked = copy.deepcopy(model)
+    masked = copy.deepcopy(model)  # buffers, too, as a mod gives them to its app
     masked.load_state_dict({n: t * kept[n] for n, t in model.state_dict().items()})
     try:
         with _seeded(0):
-            args, kwargs = given
-            leaves = tree_leaves(masked(*args, **kwargs))
-            sums = [
-                (x.detach().cos() * x).sum()  # another weight for every output
-                for x in leaves
-                if isinstance(x, torch.Tensor) and x.requires_grad
-            ]
-            torch.autograd.backward(torch.stack(sums).sum())
+            leaves = tree_leaves(masked(*given[0], **given[1]))
+        sums = [
+            (x.detach().cos() * x).sum()  # another weight for every output
+            for x in leaves
+            if isinstance(x, torch.Tensor) and x.requires_grad
+        ]
+        torch.autograd.backward(torch.stack(sums).sum())
     except RuntimeError:
         return False
     return any(
-        parameter.grad is not None and bool((parameter.grad[~kept[name]] != 0).any())
+        parameter.grad is not None and bool(parameter.grad[~kept[name]].any())
         for name, parameter in masked.named_parameters()
     )
 
@@ -144,36 +137,32 @@ def _learns_from_removed(model: nn.Module, given: Arguments, plan: Plan) -> bool
 def randomized(
     model: nn.Module, given: Arguments, seed: int = 0
 ) -> tuple[nn.Module, Arguments]:
-    """Give every value a generic size, so that no zero hides a fault.
+    """Give a copy and inputs of generic values, so that no zero hides a fault.
 
-    Parameters
-    ----------
-    model : nn.Module
-        Left untouched.
-    given : Arguments
-        Of ``forward``.
-    seed : int (default: 0)
-
-    Returns
-    -------
-    model : nn.Module
-        A copy, in float64 if it runs there.
-    given : Arguments
-        Alike in shape.
+    In float64 if the model runs there.
     """
     generator = torch.Generator().manual_seed(seed)
-    if _runs(double := copy.deepcopy(model).double(), _as_double(given)):
-        model, given = double, _as_double(given)
-    else:  # forward casts to float32 itself
-        model = copy.deepcopy(model)
+    copied = copy.deepcopy(model).double()
+    try:
+        double = map_tensors(
+            lambda x: x.double() if x.is_floating_point() else x, given
+        )
+        _outputs(copied, double)
+        given = double
+    except RuntimeError:  # forward casts to float32 itself
+        copied = copy.deepcopy(model)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter in copied.parameters():
             bound = (3 / max(1, parameter[0].numel() if parameter.dim() else 1)) ** 0.5
             parameter.copy_(_noise(parameter, generator, -bound, bound))
-        for buffer in model.buffers():
+        for buffer in copied.buffers():
             buffer.copy_(_noise(buffer, generator, 0.5, 1.5))
     # Positive inputs: a root or a logarithm of them is a number.
-    return model, map_tensors(lambda x: _noise(x, generator, 0.1, 1.1), given)
+    return copied, map_tensors(lambda x: _noise(x, generator, 0.1, 1.1), given)
+
+
+def _as_double(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
 
 
 def another(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -192,27 +181,18 @@ def _noise(
     return (low + (high - low) * unit).to(tensor.dtype)
 
 
-def _as_double(given: Arguments) -> Arguments:
-    return map_tensors(lambda x: x.double() if x.is_floating_point() else x, given)
-
-
-def _runs(model: nn.Module, given: Arguments) -> bool:
-    try:
-        _outputs(model, given)
-    except RuntimeError:
-        return False
-    return True
-
-
-def _half_plan(layout: Layout, names: set[str]) -> Plan:
-    """Drop a random half of the units of the named groups."""
+def _half_plan(layout: Layout, only: str = "") -> Plan:
+    """Drop a random half of the units of every group, or of one."""
     generator = np.random.default_rng(0)
     keep = dict(dense_plan(layout).keep)
     for group in layout.groups:
-        if group.name in names:
+        if only in ("", group.name):
             drawn = generator.permutation(group.size)[: (group.size + 1) // 2]
             keep[group.name] = np.sort(drawn)
     return Plan(layout, keep)
+
+
+_RESHAPES = "If forward reshapes with fixed numbers, write x.flatten(1) instead."
 
 
 def _fault(model: nn.Module, given: Arguments, plan: Plan) -> str:
@@ -237,14 +217,10 @@ def _fault(model: nn.Module, given: Arguments, plan: Plan) -> str:
     return f"outputs differ. {_RESHAPES}"
 
 
-_RESHAPES = "If forward reshapes with fixed numbers, write x.flatten(1) instead."
-
-
 def _outputs(model: nn.Module, given: Arguments, seed: int = 0) -> list[torch.Tensor]:
     """Run a model that may draw random numbers; the caller's generator stays."""
     with torch.no_grad(), _seeded(seed):
-        args, kwargs = given
-        leaves = tree_leaves(model(*args, **kwargs))
+        leaves = tree_leaves(model(*given[0], **given[1]))
     return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 
@@ -256,10 +232,4 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def _all_same(ones: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
-    return all(_same(one, other) for one, other in zip(ones, others, strict=True))
-
-
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    exact = one.dtype == torch.float64
-    tolerance = (1e-6, 1e-9) if exact else (1e-3, 1e-5)
-    return one.shape == other.shape and torch.allclose(one, other, *tolerance)
+    return all(same_values(x, y) for x, y in zip(ones, others, strict=True))

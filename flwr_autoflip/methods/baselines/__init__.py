@@ -1,1 +1,1 @@
-"""TODO."""
+"""Other papers' methods, to compare with."""

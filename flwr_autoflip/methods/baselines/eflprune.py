@@ -1,12 +1,11 @@
-"""EFLPrune (Wu, Song, Zeng 2023): baseline, a new sub-network before every release.
+"""EFLPrune (Wu, Song, Zeng 2023): baseline, a new sub-network for every round.
 
 Complex & Intelligent Systems, doi:10.1007/s40747-023-01120-5. Of it we know the
 abstract; criteria are those of AutoFLIP's comparison (arXiv:2405.10271v3, Fig. 7) in
-their standard forms. The server chooses from its own weights, nodes train the small
-network, and the full model keeps the old value of what was not sent.
+their standard forms.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -16,44 +15,48 @@ from numpy.typing import NDArray
 from ...errors import AutoFlipError
 from ...graph.layout import Arrays, Group, Layout, TensorSpec
 from ...graph.plan import Plan, dense_plan
-from ..guidance import Report, split_by_group, sum_by_unit, unit_scores
-from ..policy import (
-    Policy,
-    Previous,
-    UnitCounts,
-    unit_plan,
-    weight_costs,
-    weight_tensors,
-)
-from ..threshold import MacShare, Threshold, select
+from ..base import Round, Scores, State
+from ..guidance import l1_scores, split_by_group, sum_by_unit, unit_scores
+from ..random import check_random, draw
+from ..threshold import Compression, Kept, MacRatio, select
+from ..units import UnitMethod, weight_tensors
 
 Criterion = Literal["random", "l1", "l2", "similarity", "bn", "magnitude"]
 
 
 @dataclass(frozen=True)
-class EflPrune(Policy):
+class EFLPrune(UnitMethod[State]):
     """Keep the units, or single weights, that the weights at hand rank first.
+
+    A plan is made from the global weights after every round; nodes train the small
+    network, and the full model keeps the last value of what was not sent.
 
     Parameters
     ----------
     criterion : {"random", "l1", "l2", "similarity", "bn", "magnitude"}
         ``"random"``: drawn anew every round. ``"l1"``, ``"l2"``: the norm of a unit's
-        own parameters. ``"similarity"``: :func:`distances`. ``"bn"``:
-        :func:`batch_norm_scales`. ``"magnitude"``: single weights by ``|w|``.
-    threshold : Threshold or mapping of str to int
-        How many: a target such as ``Compression`` or ``MacShare``, or a count a group.
+        own parameters. ``"similarity"``: the sum of its distances to the other units
+        of its group, so that the most replaceable are pruned first (He et al. 2019,
+        arXiv:1811.00250, Eq. 4 and the remarks on it). ``"bn"``: ``|gamma|`` of its
+        BatchNorm (Liu et al. 2017, arXiv:1708.06519); L1 in groups without one.
+        ``"magnitude"``: single weights by ``|w|``.
     seed : int (default: 0)
         Of ``"random"``.
-    round_to : int (default: 1)
-        Keep a multiple of this many units a group.
+    evaluates_dense : bool (default: False)
+        Evaluate the full model, too.
+    macs, threshold, round_to
+        How many units; see :class:`.UnitMethod`. With ``"magnitude"`` a threshold for
+        single weights such as ``"2x"``; left out, ``"4x"``.
+
+    Raises
+    ------
+    AutoFlipError
+        On another criterion, or a target that it cannot use.
     """
 
     criterion: Criterion
-    threshold: Threshold | UnitCounts
     seed: int = 0
-    round_to: int = 1
-
-    renewed = "weights"
+    evaluates_dense: bool = False
 
     def __post_init__(self) -> None:
         if self.criterion not in get_args(Criterion):
@@ -61,95 +64,71 @@ class EflPrune(Policy):
                 f"criterion must be one of {get_args(Criterion)}, got "
                 f"{self.criterion!r}."
             )
-        if self.criterion == "magnitude" and isinstance(
-            self.threshold, Mapping | MacShare
-        ):
+        single = self.criterion == "magnitude"
+        if single and self.macs is None and self.threshold is None:
+            object.__setattr__(self, "threshold", "4x")
+        super().__post_init__()
+        if single and isinstance(self.target, Mapping | MacRatio):
             raise AutoFlipError(
-                "criterion='magnitude' prunes single weights, so it takes a threshold "
-                "such as '2x', not units a group or a share of the MACs."
+                "criterion='magnitude' prunes single weights, which save no MACs and "
+                "have no units; give a threshold such as '2x' (parameters), got "
+                f"{self.target}."
             )
+        if self.criterion == "random":
+            check_random(self.target)
 
-    def __call__(
-        self,
-        server_round: int,
-        layout: Layout,
-        weights: Arrays,
-        reports: Sequence[Report],
-        previous: Previous | None = None,
-    ) -> Plan:
-        """Make the plan of the weights at hand; see :class:`.base.Policy`."""
-        if self.criterion == "magnitude" and not isinstance(
-            self.threshold, Mapping | MacShare
-        ):
-            whole = dense_plan(layout)
-            sizes = {t.name: np.abs(weights[t.name]) for t in weight_tensors(layout)}
-            mask = select(sizes, self.threshold, weight_costs(layout, whole))
-            return Plan(layout, whole.keep, mask)
-        scores = self.rank_units(server_round, layout, weights, reports)
-        return unit_plan(layout, scores, self.threshold, self.round_to)
+    def begin(self, layout: Layout, weights: Arrays) -> tuple[State, Arrays]:
+        """Make a plan of the initial weights; see :meth:`.Method.begin`."""
+        return self._state(layout, weights, 0), weights
 
-    def rank_units(
-        self,
-        server_round: int,
-        layout: Layout,
-        weights: Arrays,
-        reports: Sequence[Report],
-    ) -> Mapping[str, NDArray[Any]]:
-        """Score units by the criterion; see :class:`.base.Policy`."""
-        trainable = [t.name for t in layout.tensors if t.trainable]
+    def learn(self, state: State, done: Round) -> tuple[State, Arrays]:
+        """Make a plan of the round's weights; see :meth:`.Method.learn`."""
+        return self._state(state.plan.layout, done.weights, done.number), done.weights
+
+    def _state(self, layout: Layout, weights: Arrays, number: int) -> State:
+        target = self.target
+        if self.criterion != "magnitude" or isinstance(target, Mapping):
+            scores = self._scores(layout, weights, number)
+            return State(self.choose(layout, scores), scores)
+        sizes = {t.name: np.abs(weights[t.name]) for t in weight_tensors(layout)}
+        trainable = [t for t in layout.tensors if t.trainable and t.name not in sizes]
+        never = sum(t.size for t in trainable if t.name in layout.fixed)
+        rest = sum(t.size for t in trainable) - never
+
+        def parameters(kept: Kept) -> float:
+            count = rest + sum(int(np.count_nonzero(mask)) for mask in kept.values())
+            return count / (layout.num_parameters - never)
+
+        mask = select(sizes, target, {Compression: parameters})
+        return State(Plan(layout, dense_plan(layout).keep, mask))
+
+    def _scores(self, layout: Layout, weights: Arrays, number: int) -> Scores:
         match self.criterion:
             case "random":
-                generator = np.random.default_rng([self.seed, server_round])
-                return {g.name: generator.random(g.size) for g in layout.groups}
+                return draw(layout, self.seed, number)
             case "similarity":
-                return distances(layout, weights)
+                return {g.name: _distances(layout, weights, g) for g in layout.groups}
             case "bn":
-                return batch_norm_scales(layout, weights)
+                return _batch_norm_scales(layout, weights)
             case "l2":
+                trainable = [t.name for t in layout.tensors if t.trainable]
                 squares = {n: np.square(weights[n], dtype=float) for n in trainable}
-                return {
-                    name: np.sqrt(s) for name, s in unit_scores(layout, squares).items()
-                }
+                return {n: np.sqrt(s) for n, s in unit_scores(layout, squares).items()}
             case _:
-                return super().rank_units(server_round, layout, weights, reports)
+                return l1_scores(layout, weights)
 
 
-def distances(layout: Layout, weights: Arrays) -> dict[str, NDArray[np.float64]]:
-    """Score a unit by how far it is from the other units of its group.
-
-    ``d_i = sum_j ||w_i - w_j||_2`` over units' own parameters: units most like the
-    others, and so most easily replaced by them, score lowest and go first (He et al.
-    2019, arXiv:1811.00250, Eq. 4 and the remarks on it).
-
-    Parameters
-    ----------
-    layout : Layout
-    weights : mapping of str to ndarray
-        Dense arrays.
-
-    Returns
-    -------
-    dict of str to ndarray
-        Group name to ``(group.size,)`` float64, at least 0.
-    """
-    return {
-        group.name: np.sqrt(_squared_distances(layout, weights, group)).sum(axis=1)
-        for group in layout.groups
-    }
-
-
-def _squared_distances(
-    layout: Layout, weights: Arrays, group: Group
-) -> NDArray[np.float64]:
-    """``(size, size)`` squared Euclidean distances, added up tensor by tensor."""
-    total = np.zeros((group.size, group.size))
+def _distances(layout: Layout, weights: Arrays, group: Group) -> NDArray[np.float64]:
+    """Sum ``||w_i - w_j||_2`` over a group, of units' own parameters."""
+    total = np.zeros((group.size, group.size))  # squares, tensor by tensor
     for spec in layout.tensors:
         for axis in spec.own_axes if spec.trainable else ():
             rows = _rows_by_unit(weights[spec.name], spec, axis, group)
             squares = np.square(rows).sum(axis=1)
             total += squares[:, None] + squares - 2 * rows @ rows.T
     np.fill_diagonal(total, 0)
-    return np.maximum(total, 0)  # rounding
+    distances: NDArray[np.float64] = np.sqrt(np.maximum(total, 0)).sum(axis=1)
+    return distances  # rounding may leave squares below 0
 
 
 def _rows_by_unit(
@@ -167,48 +146,23 @@ def _rows_by_unit(
     return rows.reshape(group.size, -1)
 
 
-def batch_norm_scales(
-    layout: Layout, weights: Arrays
-) -> dict[str, NDArray[np.float64]]:
-    """Score a unit by ``|gamma|`` of its BatchNorm (Liu et al. 2017, arXiv:1708.06519).
-
-    Parameters
-    ----------
-    layout : Layout
-    weights : mapping of str to ndarray
-        Dense arrays.
-
-    Returns
-    -------
-    dict of str to ndarray
-        Group name to ``(group.size,)`` float64; the mean if a group feeds several
-        BatchNorms, and the L1 score where it feeds none.
-
-    Raises
-    ------
-    AutoFlipError
-        If no group has a BatchNorm.
-    """
-    gammas = [
-        t.name
+def _batch_norm_scales(layout: Layout, weights: Arrays) -> Scores:
+    """Give ``|gamma|`` a unit, the mean of several; L1 where a group feeds none."""
+    scales = {
+        t.name: np.abs(weights[t.name])
         for t in layout.tensors
         if t.trainable
-        and t.name.endswith("weight")
         and t.name.removesuffix("weight") + "running_var" in layout.by_name
-    ]
-    sums = split_by_group(
-        layout, sum_by_unit(layout, {n: np.abs(weights[n]) for n in gammas})
-    )
-    counts = split_by_group(
-        layout, sum_by_unit(layout, {n: np.ones(weights[n].shape) for n in gammas})
-    )
+    }
+    ones = {name: np.ones_like(scale) for name, scale in scales.items()}
+    sums = split_by_group(layout, sum_by_unit(layout, scales))
+    counts = split_by_group(layout, sum_by_unit(layout, ones))
     if not any(count.all() for count in counts.values()):
         raise AutoFlipError(
             "criterion='bn' ranks units by BatchNorm's scale, but no group of this "
             "model has a BatchNorm; use criterion='l1'."
         )
-    trainable = {t.name: np.abs(weights[t.name]) for t in layout.tensors if t.trainable}
-    sizes = unit_scores(layout, trainable)
+    sizes = l1_scores(layout, weights)
     return {
         name: sums[name] / counts[name] if counts[name].all() else sizes[name]
         for name in sizes

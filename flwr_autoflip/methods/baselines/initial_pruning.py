@@ -1,16 +1,16 @@
 """PruneFL's initial pruning at one client (arXiv:1909.12326): the node's half.
 
-A node's app calls it while it explores, which is round 0::
+A node's app calls it in round 1::
 
     class Client(AutoFlipClient):
         def train(self, model, config):
             optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-            if config["server-round"] == 0:
+            if config["server-round"] == 1:
                 prune_initially_inplace(model, optimizer, F.cross_entropy, ten_batches)
             ...
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,7 +41,7 @@ class Schedule:
     fraction : float (default: 0.3)
         See :func:`.prunefl.adjust`.
     tolerance : float (default: 0.1)
-        Density is stable if an adjustment changes it by at most this share,
+        Density is stable if an adjustment changes it by at most this ratio,
     patience : int (default: 5)
         and pruning ends after so many stable adjustments in a row.
     """
@@ -68,7 +68,7 @@ def prune_initially_inplace(
     Parameters
     ----------
     model : nn.Module
-        Dense, in training mode. At the end weights that went hold exactly the values
+        Dense, in training mode. At the end pruned weights hold exactly the values that
         they had at the start: that tells the server which they are.
     optimizer : Optimizer
         Of the model's parameters.
@@ -78,18 +78,18 @@ def prune_initially_inplace(
         On the model's device. The authors take ten of 20 examples.
     schedule : Schedule, optional
     time : RoundTime, optional
-        The policy's.
+        The method's.
     kept : int, optional
         See :func:`.prunefl.adjust`.
 
     Returns
     -------
     float
-        Density: share of prunable weights that stays.
+        Density: ratio of the prunable weights that is kept.
 
     Notes
     -----
-    Where we differ: weights that went may come back here as they may later (in the
+    Where we differ: pruned weights may come back here as they may later (in the
     authors' simulation their gradient is masked away, so that they cannot), and top-1
     is that of the pass itself, not of an evaluation every ten passes.
     """
@@ -147,14 +147,13 @@ class _HeldMask:
     """Weights of which some are 0 for now, and squares of gradients so far."""
 
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
-        named = dict(model.named_parameters())
-        self.weights = {name: named[name] for name in names}
+        self.named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self.weights = {name: self.named[name] for name in names}
         self.initial = {n: p.detach().clone() for n, p in self.weights.items()}
-        # What a weight that went was then; it starts from there if it comes back.
-        self.latent = {n: p.detach().clone() for n, p in self.weights.items()}
+        # What a pruned weight was then; it starts from there if it comes back.
+        self.latent = dict(self.initial)
         self.used = {n: np.ones(p.shape, np.bool_) for n, p in self.weights.items()}
-        self.named = {n: p for n, p in named.items() if p.requires_grad}
-        self.squares = {n: torch.zeros_like(p) for n, p in self.named.items()}
+        self.squares: dict[str, Tensor] = {}
 
     @property
     def density(self) -> float:
@@ -163,33 +162,38 @@ class _HeldMask:
 
     def add_squares(self) -> None:
         for name, parameter in self.named.items():
-            if parameter.grad is not None:
-                self.squares[name] += parameter.grad.detach() ** 2
+            before = self.squares.get(name, torch.zeros_like(parameter.detach()))
+            grad = parameter.grad
+            self.squares[name] = before if grad is None else before + grad.detach() ** 2
 
     def take_squares(self) -> dict[str, NDArray[np.float32]]:
-        taken = {name: s.cpu().numpy() for name, s in self.squares.items()}
-        self.squares = {n: torch.zeros_like(s) for n, s in self.squares.items()}
-        return taken
+        taken, self.squares = self.squares, {}
+        return {name: squares.cpu().numpy() for name, squares in taken.items()}
 
     @torch.no_grad()
     def hold(self) -> None:
-        """Undo what momentum or a stray gradient did to weights that went."""
-        for name, parameter in self.weights.items():
-            parameter.mul_(torch.as_tensor(self.used[name], device=parameter.device))
+        """Undo what momentum or a stray gradient did to pruned weights."""
+        self._fill({name: torch.zeros_like(p) for name, p in self.weights.items()})
 
     @torch.no_grad()
     def change(self, chosen: Mask) -> None:
-        """Let weights go and come back."""
+        """Prune weights, and let others come back."""
         for name, parameter in self.weights.items():
-            used = torch.as_tensor(self.used[name], device=parameter.device)
-            self.latent[name] = torch.where(used, parameter, self.latent[name])
-            now = torch.as_tensor(chosen[name], device=parameter.device)
-            parameter.copy_(torch.where(now, self.latent[name], 0.0))
+            self.latent[name] = torch.where(
+                self._mask(name), parameter, self.latent[name]
+            )
+            parameter.copy_(self.latent[name])
         self.used = dict(chosen)
+        self.hold()
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Give weights that went their first values."""
+        """Give pruned weights their first values."""
+        self._fill(self.initial)
+
+    def _fill(self, values: Mapping[str, Tensor]) -> None:
         for name, parameter in self.weights.items():
-            used = torch.as_tensor(self.used[name], device=parameter.device)
-            parameter.copy_(torch.where(used, parameter, self.initial[name]))
+            parameter.copy_(torch.where(self._mask(name), parameter, values[name]))
+
+    def _mask(self, name: str) -> Tensor:
+        return torch.as_tensor(self.used[name], device=self.weights[name].device)

@@ -1,14 +1,8 @@
-"""PruneFL (Jiang et al., TNNLS 2022, arXiv:1909.12326): baseline, single weights.
-
-Initial pruning at one client is :mod:`.initial_pruning`; it runs as the exploration of
-one explorer. Then, every ``interval`` rounds, the mask is adjusted to gradients that
-the round's nodes send beside their values.
-"""
+"""PruneFL (Jiang et al., TNNLS 2022, arXiv:1909.12326): baseline, single weights."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +10,9 @@ from numpy.typing import NDArray
 from ...errors import AutoFlipError
 from ...graph.layout import Arrays, Layout
 from ...graph.plan import Mask, Plan, dense_plan
-from ..guidance import Report
-from ..policy import Policy, Previous, weight_tensors
-from ..threshold import Compression, keep_top
+from ..base import Explored, Method, Order, Round
+from ..threshold import Compression, ThresholdLike, keep_top, parse_threshold
+from ..units import weight_tensors
 
 
 @dataclass(frozen=True)
@@ -46,7 +40,7 @@ class RoundTime:
     per_mac: float = 1.811e-7
 
     def of_weights(self, layout: Layout) -> dict[str, float]:
-        """Give ``t_j`` for each tensor of :func:`.base.weight_tensors`."""
+        """Give ``t_j`` for each tensor of :func:`.weight_tensors`."""
         return {
             t.name: self.per_value + self.per_mac * t.macs_per_weight
             for t in weight_tensors(layout)
@@ -54,38 +48,44 @@ class RoundTime:
 
 
 @dataclass(frozen=True)
-class PruneFl(Policy):
+class PruneFL(Method[Explored]):
     """Keep the weights that lower the loss most for the time they cost.
+
+    Round 1 is initial pruning at one client, see :mod:`.initial_pruning`. Then, every
+    ``interval`` rounds, the mask is adjusted to gradients that the round's nodes send
+    beside their values.
 
     Parameters
     ----------
-    threshold : Compression, optional
-        Keep exactly so many parameters; left out, the density is free, as in the paper.
+    threshold : str or Compression, optional
+        Keep exactly so many parameters, such as ``"2x"``; left out, the density is
+        free, as in the paper.
     interval : int (default: 50)
         Adjust after every so many rounds.
     fraction : float (default: 0.3)
-        Share of kept weights that are candidates in the beginning.
+        Ratio of kept weights that are candidates in the beginning.
     half_life : float (default: 10000.0)
         Rounds in which ``fraction`` halves.
     time : RoundTime
+
+    Raises
+    ------
+    AutoFlipError
+        If a value is out of range, or the threshold is another one.
 
     Notes
     -----
     Where we differ: nodes send gradients of kept weights, too, since only plain SGD
     with a known learning rate lets a server read them off an update, and only those of
     the adjusting round, since our nodes keep nothing between rounds. A weight that
-    comes back has the value it had before the run, not when it went.
+    comes back has the value it had before the run, not when it was pruned.
     """
 
-    threshold: Compression | None = None
+    threshold: ThresholdLike | None = None
     interval: int = 50
     fraction: float = 0.3
     half_life: float = 10_000.0
     time: RoundTime = field(default_factory=RoundTime)
-
-    explores = True
-    max_explorers = 1
-    renewed = "round"
 
     def __post_init__(self) -> None:
         if self.interval < 1 or not 0 <= self.fraction < 1:
@@ -93,66 +93,94 @@ class PruneFl(Policy):
                 "interval must be at least 1 and fraction in [0, 1), got "
                 f"{self.interval} and {self.fraction}."
             )
+        if not (self.threshold is None or self._compression()):
+            raise AutoFlipError(
+                "PruneFL prunes single weights, by its own density or to a number of "
+                f"parameters such as threshold='2x', got {self.threshold!r}."
+            )
 
-    def probes(self, server_round: int) -> bool:
-        """Ask for gradients every ``interval`` rounds."""
-        return server_round % self.interval == 0
+    def _compression(self) -> Compression | None:
+        if self.threshold is None:
+            return None
+        parsed = parse_threshold(self.threshold)
+        return parsed if isinstance(parsed, Compression) else None
 
-    def __call__(
-        self,
-        server_round: int,
-        layout: Layout,
-        weights: Arrays,
-        reports: Sequence[Report],
-        previous: Previous | None = None,
-    ) -> Plan:
-        """Make the mask of initial pruning, then adjust it; see :class:`.base.Policy`.
+    def begin(self, layout: Layout, weights: Arrays) -> tuple[Explored, Arrays]:
+        """Begin with the dense model; see :meth:`.Method.begin`."""
+        self._num_kept(layout)
+        return Explored(dense_plan(layout)), weights
+
+    def order(self, state: Explored, server_round: int, nodes: Sequence[int]) -> Order:
+        """Prune at one client, then train under the mask; see :meth:`.Method.order`."""
+        if not state.explored:
+            return Order(state.plan, who=1, dtype="float32", whole=True)
+        if server_round % self.interval:
+            return Order(state.plan)
+        return Order(state.plan, payload="gradients")
+
+    def learn(self, state: Explored, done: Round) -> tuple[Explored, Arrays]:
+        """Read off the one client's mask, or adjust it; see :meth:`.Method.learn`.
 
         A weight that did not move at all at the one client is one that it had pruned
         (or one that no gradient reached: as good as pruned).
-        """
-        names = [t.name for t in weight_tensors(layout)]
-        if previous is not None and not reports:
-            return previous.plan
-        squares = {n: np.sum([r[n] for r in reports], 0, float) for n in reports[0]}
-        kept = self._kept_weights(layout)
-        if previous is None:
-            mask = {name: squares[name] > 0 for name in names}
-        else:
-            mask = {name: previous.plan.dense_mask(name) for name in names}
-        mask = _with_one(mask, weights)
-        if previous is not None or kept is not None:
-            # Squared steps of the one client stand for squared gradients: the same,
-            # but for a factor.
-            mask = adjust(
-                {name: weights[name] for name in names},
-                squares,
-                mask,
-                self.time.of_weights(layout),
-                self.time.fixed,
-                self.fraction * 0.5 ** (max(0, server_round - 1) / self.half_life),
-                kept,
-            )
-        return Plan(layout, dense_plan(layout).keep, mask)
 
-    def _kept_weights(self, layout: Layout) -> int | None:
-        if self.threshold is None:
+        Raises
+        ------
+        AutoFlipError
+            If no node carries the dense model.
+        """
+        if state.explored and done.order.payload != "gradients":
+            return state, done.weights
+        if not done.results:
+            raise AutoFlipError(
+                "no node can carry the dense model, from which PruneFL's first client "
+                "prunes; other methods can do without."
+            )
+        layout, kept = state.plan.layout, self._num_kept(state.plan.layout)
+        # Squared steps of the one client stand for squared gradients: the same, but
+        # for a factor.
+        squares = {name: _sum_up(done, name) for name in done.results[0].report}
+        weights = {t.name: done.weights[t.name] for t in weight_tensors(layout)}
+        mask, fraction = {}, self.fraction
+        for name, array in weights.items():
+            used = state.plan.dense_mask(name) if state.explored else squares[name] > 0
+            mask[name] = used if used.any() else keep_top(np.abs(array), 1)
+        if state.explored:
+            fraction *= 0.5 ** (done.number / self.half_life)
+        if state.explored or kept is not None:
+            time = self.time.of_weights(layout)
+            fixed = self.time.fixed
+            mask = adjust(weights, squares, mask, time, fixed, fraction, kept)
+        plan = Plan(layout, state.plan.keep, mask)
+        return Explored(plan, explored=True), done.weights
+
+    def _num_kept(self, layout: Layout) -> int | None:
+        compression = self._compression()
+        if compression is None:
             return None
         weights = sum(t.size for t in weight_tensors(layout))
         rest = layout.num_parameters - weights
-        kept = int(layout.num_parameters / self.threshold.factor) - rest
+        kept = int(layout.num_parameters / compression.factor) - rest
         if kept < len(weight_tensors(layout)):
             raise AutoFlipError(
-                f"{self.threshold} is out of PruneFL's reach: {rest} of "
+                f"{compression} is out of PruneFL's reach: {rest} of "
                 f"{layout.num_parameters} parameters are biases or normalisation, "
                 "which it keeps. Choose a smaller factor."
             )
         return kept
 
 
+def _sum_up(done: Round, name: str) -> NDArray[np.float64]:
+    """Sum one tensor's squares over nodes, weighed as their values are."""
+    total = np.zeros(np.shape(done.results[0].report[name]))
+    for result in done.results:
+        total += result.num_examples * np.asarray(result.report[name], np.float64)
+    return total
+
+
 def adjust(
     weights: Arrays,
-    squared_gradients: Mapping[str, NDArray[Any]],
+    squared_gradients: Arrays,
     mask: Mask,
     time_per_weight: Mapping[str, float],
     t_const: float,
@@ -162,15 +190,15 @@ def adjust(
     """Choose the mask with the largest gain a second: PruneFL's adaptive pruning.
 
     Maximises ``sum_kept g_j^2 / (t_const + sum_kept t_j)`` (arXiv:1909.12326).
-    Candidates are all weights that had gone and, of those in use, the ``fraction`` of
-    each tensor with the smallest ``|w|``; the others stay. Candidates come in order of
+    Candidates are all pruned weights and, of those in use, the ``fraction`` of each
+    tensor with the smallest ``|w|``; the others are kept. Candidates come in order of
     ``g^2 / t``, as long as that exceeds the ratio so far: then no other choice among
     them has a larger one.
 
     Parameters
     ----------
     weights : mapping of str to ndarray
-        Tensors whose single weights may go, dense.
+        Tensors whose single weights may be pruned, dense.
     squared_gradients : mapping of str to ndarray
         Same shapes, at least 0. Further names count as kept and as costing no time.
     mask : Mask
@@ -183,17 +211,17 @@ def adjust(
         In [0, 1).
     kept : int, optional
         Keep exactly so many instead, however small their gain; only as many of those
-        in use stay anyway as leave the ``fraction`` of ``kept`` to candidates. Not in
-        the paper, which has an upper limit only.
+        in use are kept anyway as leave the ``fraction`` of ``kept`` to candidates. Not
+        in the paper, which has an upper limit only.
 
     Returns
     -------
     dict of str to ndarray
-        New mask; at least one weight of each tensor stays.
+        New mask, with at least one weight of each tensor.
 
     Examples
     --------
-    Ratio 4 / (1 + 1) = 2; the weight that had gone adds 9 a second, the other 1:
+    Ratio 4 / (1 + 1) = 2; the pruned weight adds 9 a second, the other 1:
 
     >>> w, g2 = {"w": np.array([5.0, 1.0, 0.0])}, {"w": np.array([4.0, 1.0, 9.0])}
     >>> adjust(w, g2, {"w": np.array([True, True, False])}, {"w": 1.0}, 1.0, 0.5)
@@ -204,11 +232,11 @@ def adjust(
         fraction = 1 - (1 - fraction) * min(1.0, kept / in_use)
     new = {}
     for name, used in mask.items():
-        gone = fraction * int(used.sum())
-        count = math.ceil(gone - 1e-9) if kept is not None else int(gone + 1e-9)
+        share = fraction * int(used.sum())
+        count = math.ceil(share - 1e-9) if kept is not None else int(share + 1e-9)
         sizes = np.where(used, np.abs(weights[name]), -1.0)
         new[name] = keep_top(sizes, max(1, int(used.sum()) - count))
-    candidates = {name: np.flatnonzero(~stays) for name, stays in new.items()}
+    candidates = {name: np.flatnonzero(~always) for name, always in new.items()}
     owner = np.repeat(np.arange(len(new)), [len(c) for c in candidates.values()])
     where = np.concatenate(list(candidates.values()))
     gain, size = (
@@ -218,47 +246,25 @@ def adjust(
     time = np.array([time_per_weight[name] for name in new])[owner]
     order = np.lexsort((-np.abs(size), -gain / time))  # ties: the larger weight
     if kept is None:
-        start = _ratio_of(new, squared_gradients, time_per_weight, t_const)
-        count = _count_worth(gain[order], time[order], *start)
+        chosen = {name: new.get(name, ...) for name in squared_gradients}
+        top = sum(float(g[chosen[name]].sum()) for name, g in squared_gradients.items())
+        bottom = t_const + sum(
+            time_per_weight[n] * int(m.sum()) for n, m in new.items()
+        )
+        count = _count_worth(gain[order], time[order], top, bottom)
     else:
-        count = max(0, kept - sum(int(stays.sum()) for stays in new.values()))
-    for index, stays in enumerate(new.values()):
+        count = max(0, kept - sum(int(always.sum()) for always in new.values()))
+    for index, always in enumerate(new.values()):
         added = order[:count][owner[order[:count]] == index]
-        stays.flat[where[added]] = True
+        always.flat[where[added]] = True
     return new
-
-
-def _ratio_of(
-    stays: Mask,
-    squared_gradients: Mapping[str, NDArray[Any]],
-    time_per_weight: Mapping[str, float],
-    t_const: float,
-) -> tuple[float, float]:
-    """Sum the gain and the time of what stays anyway."""
-    gain, time = 0.0, t_const
-    for name, squares in squared_gradients.items():
-        chosen = stays.get(name)
-        gain += float((squares if chosen is None else squares[chosen]).sum())
-    for name, chosen in stays.items():
-        time += time_per_weight[name] * int(chosen.sum())
-    return gain, time
 
 
 def _count_worth(
     gain: NDArray[np.float64], time: NDArray[np.float64], top: float, bottom: float
 ) -> int:
     """Count the leading candidates that raise the ratio ``top / bottom``."""
-    tops = top + np.concatenate([[0.0], np.cumsum(gain)[:-1]])
-    bottoms = bottom + np.concatenate([[0.0], np.cumsum(time)[:-1]])
-    stop = gain * bottoms[: len(gain)] <= tops[: len(gain)] * time
+    tops = np.cumsum(np.append(top, gain))[:-1]
+    bottoms = np.cumsum(np.append(bottom, time))[:-1]
+    stop = gain * bottoms <= tops * time
     return int(np.argmax(stop)) if stop.any() else len(gain)
-
-
-def _with_one(
-    mask: Mapping[str, NDArray[np.bool_]], weights: Arrays
-) -> dict[str, NDArray[np.bool_]]:
-    """Let the largest weight of an emptied tensor stay."""
-    return {
-        name: used if used.any() else keep_top(np.abs(weights[name]), 1)
-        for name, used in mask.items()
-    }

@@ -1,7 +1,7 @@
 """Automatic Structured Pruning (Nguyen, Le, Avila, arXiv:2411.01759): baseline."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,114 +9,132 @@ from numpy.typing import NDArray
 from ...errors import AutoFlipError
 from ...graph.layout import Arrays, Layout
 from ...graph.plan import Plan, dense_plan, keep_from_bool
-from ..guidance import Report, split_by_group, sum_by_unit
-from ..policy import (
-    OnChange,
-    Policy,
-    Previous,
-    UnitCounts,
-    keep_least,
-    unit_plan,
-    weight_tensors,
-)
-from ..threshold import Compression, MacShare, Threshold
+from ..base import Method, Order, Round, State
+from ..guidance import split_by_group, sum_by_unit
+from ..rescale import rescale_fan_in
+from ..threshold import Compression, MacRatio, ThresholdLike
+from ..units import UnitCounts, keep_least, parse_target, unit_plan, weight_tensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class StructuredState(State):
+    """What :class:`Structured` knows; its plan is the one that was trained last.
+
+    Parameters
+    ----------
+    following : Plan
+        What the next round trains.
+    since : int (default: 0)
+        Round in which ``following`` trains, or trained, first.
+    initial : mapping of str to ndarray (default: empty)
+        What a smaller network starts from, if it starts afresh.
+    """
+
+    following: Plan
+    since: int = 0
+    initial: Arrays = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Structured(Policy):
+class Structured(Method[StructuredState]):
     """Keep units whose size is not far from their layer's mean, on either side.
 
     Parameters
     ----------
     k : float (default: 2.2)
         Standard deviations; the authors choose 2.0 to 2.5 by hand, 2.2 for FEMNIST.
-    threshold : Compression, MacShare or mapping of str to int, optional
-        Keep so many, those nearest the mean, from ``first_round`` on, instead of those
-        within ``k``.
+    macs : float, optional
+        Keep so many units, those nearest the mean, from ``first_round`` on, instead of
+        those within ``k``: this ratio, in (0, 1], of the MACs that can shrink.
+    threshold : str, Compression, MacRatio or mapping, optional
+        Another way to say that: ``"2x"``, ``"even-macs:0.25"`` or units a group.
     first_round, last_round : int (default: 2, 51)
         Rounds at whose start it prunes. The authors count from 0, so theirs are 1 to
         50; their first round trains the whole model.
     patience : int (default: 3)
         Stop after so many rounds without change.
     restart : bool (default: True)
-        Throw the weights away when units go, and start the smaller network afresh.
+        Throw the weights away when units are pruned, and start the smaller network
+        afresh.
+
+    Raises
+    ------
+    AutoFlipError
+        If ``k`` is out of range, or the target is another one.
 
     Notes
     -----
     Where we differ: the authors prune convolutions only and draw new random weights
     for the smaller network; we prune every group, and start again from the initial
-    values of what stays. A server optimizer's momentum is not thrown away.
+    values of what is kept, rescaled. A server optimizer's momentum is not thrown away.
     """
 
     k: float = 2.2
-    threshold: Threshold | UnitCounts | None = None
+    macs: float | None = None
+    threshold: ThresholdLike | UnitCounts | None = None
     first_round: int = 2
     last_round: int = 51
     patience: int = 3
     restart: bool = True
 
-    renewed = "round"
-
     def __post_init__(self) -> None:
-        allowed = (Compression, MacShare, Mapping)
-        if self.threshold is not None and not isinstance(self.threshold, allowed):
+        target = parse_target(self.macs, self.threshold)
+        if not (target is None or isinstance(target, Compression | MacRatio | Mapping)):
             raise AutoFlipError(
-                "policy='structured' takes its own limits (threshold='auto') or a "
-                f"target: '2x', 'macs:0.25' or units a group, got {self.threshold!r}."
+                "Structured prunes by its own limits, or to a target: macs=0.25, "
+                f"threshold='2x' or units a group, got {target!r}."
             )
-        if self.k <= 0:
+        if not self.k > 0:
             raise AutoFlipError(f"k must be above 0, got {self.k}.")
 
-    @property
-    def on_change(self) -> OnChange:
-        """What becomes of weights when the plan changes."""
-        return "restart" if self.restart else "keep"
+    def begin(self, layout: Layout, weights: Arrays) -> tuple[StructuredState, Arrays]:
+        """Begin with the dense model; see :meth:`.Method.begin`."""
+        plan, initial = dense_plan(layout), weights if self.restart else {}
+        return StructuredState(plan, following=plan, initial=initial), weights
 
-    def __call__(
-        self,
-        server_round: int,
-        layout: Layout,
-        weights: Arrays,
-        reports: Sequence[Report],
-        previous: Previous | None = None,
-    ) -> Plan:
-        """Prune what is left a little more; see :class:`.base.Policy`."""
-        if previous is None:
-            return dense_plan(layout)
-        quiet = server_round - max(previous.since, self.first_round - 1)
-        if not self.first_round <= server_round <= self.last_round:
-            return previous.plan
-        if quiet > self.patience:
-            return previous.plan
-        left = split_by_group(layout, previous.plan.alive)
-        apart = distance_to_mean(unit_sums(layout, weights, previous.plan), left)
-        if self.threshold is None:
-            near = {name: z <= self.k for name, z in apart.items()}
-            scores = {name: -z for name, z in apart.items()}
-            one = dict.fromkeys(near, 1)
-            return Plan(layout, keep_from_bool(keep_least(near, scores, one)))
-        if previous.plan.alive.all():
-            return unit_plan(layout, {n: -z for n, z in apart.items()}, self.threshold)
-        return previous.plan
+    def order(
+        self, state: StructuredState, server_round: int, nodes: Sequence[int]
+    ) -> Order:
+        """Train what is left, afresh if that is new; see :meth:`.Method.order`."""
+        if not self.restart or not _is_smaller(state.following, state.plan):
+            return Order(state.following)
+        afresh = rescale_fan_in(state.initial, state.following)
+        return Order(state.following, weights=afresh)
+
+    def learn(
+        self, state: StructuredState, done: Round
+    ) -> tuple[StructuredState, Arrays]:
+        """Prune what is left a little more; see :meth:`.Method.learn`."""
+        plan, next_round = done.order.plan, done.number + 1
+        quiet = next_round - max(state.since, self.first_round - 1)
+        following, since = plan, state.since
+        inside = self.first_round <= next_round <= self.last_round
+        if inside and quiet <= self.patience:
+            smaller = self._smaller(plan, done.weights)
+            if _is_smaller(smaller, plan):
+                following, since = smaller, next_round
+        after = replace(state, plan=plan, following=following, since=since)
+        return after, done.weights
+
+    def _smaller(self, plan: Plan, weights: Arrays) -> Plan:
+        layout = plan.layout
+        left, sums = split_by_group(layout, plan.alive), _unit_sums(plan, weights)
+        scores = {name: -_distance(sums[name], alive) for name, alive in left.items()}
+        target = parse_target(self.macs, self.threshold)
+        if target is None:
+            near = {name: score >= -self.k for name, score in scores.items()}
+            kept = keep_least(near, scores, dict.fromkeys(near, 1))
+            return Plan(layout, keep_from_bool(kept))
+        return unit_plan(layout, scores, target) if plan.alive.all() else plan
 
 
-def unit_sums(
-    layout: Layout, weights: Arrays, plan: Plan
-) -> dict[str, NDArray[np.float64]]:
-    """Sum ``|w|`` over a unit's kernels, as far as the plan keeps them.
+def _is_smaller(one: Plan, other: Plan) -> bool:
+    return bool(one.alive.sum() < other.alive.sum())
 
-    Parameters
-    ----------
-    layout : Layout
-    weights : mapping of str to ndarray
-        Dense arrays.
-    plan : Plan
 
-    Returns
-    -------
-    dict of str to ndarray
-        Group name to ``(group.size,)`` float64; 0 for units that went.
-    """
+def _unit_sums(plan: Plan, weights: Arrays) -> dict[str, NDArray[np.float64]]:
+    """Sum ``|w|`` over a unit's kernels, as far as the plan keeps them."""
+    layout = plan.layout
     sizes = {
         t.name: np.abs(weights[t.name]) * plan.dense_mask(t.name)
         for t in weight_tensors(layout)
@@ -124,34 +142,10 @@ def unit_sums(
     return split_by_group(layout, sum_by_unit(layout, sizes))
 
 
-def distance_to_mean(
-    sums: Mapping[str, NDArray[np.float64]], left: Mapping[str, NDArray[np.bool_]]
-) -> dict[str, NDArray[np.float64]]:
-    """Measure ``|s - mean| / sd`` a group, among the units that are left.
-
-    Parameters
-    ----------
-    sums : mapping of str to ndarray
-        Group name to ``(group.size,)``.
-    left : mapping of str to ndarray
-        Same shapes, bool.
-
-    Returns
-    -------
-    dict of str to ndarray
-        Same shapes; infinity for units that are not left, 0/0 is 0.
-
-    Examples
-    --------
-    >>> s = {"conv": np.array([1.0, 3.0, 8.0])}
-    >>> distance_to_mean(s, {"conv": np.array([True, True, False])})
-    {'conv': array([ 1.,  1., inf])}
-    """
-    apart = {}
-    for name, scores in sums.items():
-        among = scores[left[name]]
-        away = np.abs(scores - among.mean())
-        spread = float(among.std())
-        z = away / spread if spread > 0 else np.zeros_like(away)
-        apart[name] = np.where(left[name], z, np.inf)
-    return apart
+def _distance(
+    sums: NDArray[np.float64], left: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Give ``|s - mean| / sd`` among the units that are left, infinity for others."""
+    among = sums[left]
+    away = np.abs(sums - among.mean()) / (float(among.std()) or 1.0)
+    return np.where(left, away, np.inf)

@@ -7,8 +7,8 @@ from flwr.app import ArrayRecord, ConfigRecord
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
+from examples.inprocess import InProcessGrid
 from examples.paper.around import SameNodes
-from flwr_autoflip.server.inprocess import InProcessGrid
 
 
 def ten_nodes() -> InProcessGrid:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import flwr_autoflip
+from examples.inprocess import InProcessGrid
 from examples.paper.federation import (
     Client,
     Setting,
@@ -23,7 +24,6 @@ from examples.paper.methods import METHODS, find_methods
 from examples.paper.runs import Run, execute
 from examples.paper.training import evaluate, train
 from flwr_autoflip.ledger.ledger import read_ledger
-from flwr_autoflip.server.inprocess import InProcessGrid
 
 ignore_small_federation = pytest.mark.filterwarnings(
     "ignore::flwr_autoflip.AutoFlipWarning"

@@ -14,6 +14,7 @@ from flwr.serverapp.strategy import FedAvg
 from ledgers import make_ledger, write_hostile
 from typer.testing import CliRunner, Result
 
+from examples.inprocess import InProcessGrid
 from flwr_autoflip import AutoFlip, client_app
 from flwr_autoflip.cli.main import app
 from flwr_autoflip.cli.tensorboard import scalars
@@ -22,7 +23,6 @@ from flwr_autoflip.ledger.ledger import read_ledger, total
 from flwr_autoflip.ledger.page.page import render_page
 from flwr_autoflip.ledger.page.runs import Run, read_runs, summarise
 from flwr_autoflip.ledger.rows import NodeRow
-from flwr_autoflip.server.inprocess import InProcessGrid
 from fuzz.draw import Draw, change_bytes, change_json
 from fuzz.pages import check_page
 

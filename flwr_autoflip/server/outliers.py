@@ -1,0 +1,326 @@
+"""Outliers of a round: nodes whose values changed much farther than the others' did.
+
+Parameters count together, and a node whose parameters are an outlier is refused. Each
+buffer counts by itself, and one that is an outlier is put back to its limit while the
+node's training counts: a single odd example moves a running variance a hundredfold.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from logging import INFO, getLogger
+from math import prod, sqrt
+from typing import Any
+
+import numpy as np
+from flwr.serverapp.strategy import Strategy
+from numpy.typing import NDArray
+
+from .. import wire
+from ..graph.pack import is_variance, split_values
+from ..graph.plan import Plan
+from .exchange import Answer
+from .hosts import check_metrics
+
+LOGGER = getLogger("flwr")
+
+FACTOR = 10.0
+"""A limit is so many times the median of the round's changes.
+
+Among fifty nodes with 10 to 10,000 examples, honest ones stay within twice the median
+(``examples.benchmarks.skew``); of four nodes with two classes each and a few examples
+one moved nine times as far as the median."""
+
+LEAST = 0.1
+"""In units: no limit is lower. Late in a run most nodes hardly move."""
+
+MOST_PARAMETERS, MOST_BUFFERS = 3.0, 30.0
+"""In units: no number of examples, which nobody can check, lifts a limit above this."""
+
+_EPSILON = 1e-5
+"""What normalisations add to a variance."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """How far a node moved what it was given, in units of :attr:`Start.units`.
+
+    Parameters
+    ----------
+    examples : float
+        That it trained on, as it says.
+    parameters : float
+        Of all parameters together: 0 where the node did not train.
+    buffers : mapping of str to float (default: none)
+        Of each buffer; of a counter of batches its growth for ten examples. NaN where
+        the value cannot be: a variance below 0, a counter that went back.
+    """
+
+    examples: float
+    parameters: float
+    buffers: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What nodes were given.
+
+    Parameters
+    ----------
+    values : ndarray
+        ``(plan.num_values,)`` float32, finite.
+    plan : Plan
+    """
+
+    values: NDArray[Any]
+    plan: Plan
+
+    @cached_property
+    def units(self) -> dict[str, float]:
+        """Sizes that changes are compared with, by buffer; ``""`` for parameters.
+
+        The root mean square of parameters, or of freshly initialised ones if that is
+        larger. Of a layer's running mean its standard deviation, of its running
+        variance the variance, both averaged over the channels: one that is nearly dead
+        has no scale of its own. Of other buffers their root mean square.
+        """
+        parts = {s.name: (s, part) for s, part in split_values(self.values, self.plan)}
+        squares = sum(_squares(part) for spec, part in parts.values() if spec.trainable)
+        size = sqrt(squares / max(1, self.plan.num_parameters))
+        units = {"": max(size, _initial_size(self.plan))}
+        for name, (spec, part) in parts.items():
+            if spec.trainable or not part.size:
+                continue
+            stem, dot, kind = name.rpartition(".")
+            _, variances = parts.get(f"{stem}{dot}running_var", (None, None))
+            if kind in ("running_mean", "running_var") and variances is not None:
+                usual = float(np.mean(variances, dtype=np.float64)) + _EPSILON
+                units[name] = sqrt(usual) if kind == "running_mean" else usual
+            else:
+                units[name] = max(sqrt(_squares(part) / part.size), LEAST)
+        return units
+
+    def measure(self, values: NDArray[Any], examples: float) -> Change:
+        """Measure what a node made of it.
+
+        Parameters
+        ----------
+        values : ndarray
+            ``(plan.num_values,)`` float32, finite.
+        examples : float
+
+        Returns
+        -------
+        Change
+        """
+        squares, buffers = 0.0, {}
+        for spec, part, given in self._parts(values):
+            change = part - given
+            if spec.trainable:
+                squares += _squares(change)
+            elif _is_counter(spec.name):
+                back = change.min() < -0.5  # less is rounding
+                grown = LEAST * float(change.max()) / max(1.0, examples)
+                buffers[spec.name] = float("nan") if back else grown
+            elif is_variance(spec) and part.min() < 0:
+                buffers[spec.name] = float("nan")
+            else:
+                size = sqrt(_squares(change) / part.size)
+                buffers[spec.name] = size / self.units[spec.name]
+        return replace(self.measure_norm(sqrt(squares), examples), buffers=buffers)
+
+    def measure_norm(self, norm: float, examples: float) -> Change:
+        """Measure an update of which only the L2 norm over parameters is known."""
+        size = norm / sqrt(max(1, self.plan.num_parameters))
+        return Change(examples, size / self.units[""])
+
+    def put_back(
+        self, values: NDArray[Any], shares: Mapping[str, float]
+    ) -> NDArray[np.float32]:
+        """Copy a node's values, with only a share of some tensors' changes."""
+        held = np.array(values, np.float32)
+        for spec, part, given in self._parts(held):
+            if spec.name in shares:
+                part[:] = given + np.float32(shares[spec.name]) * (part - given)
+        return held
+
+    def _parts(self, values: NDArray[Any]) -> Any:
+        """Pair the tensors' parts of values with what was given; none is empty."""
+        given = split_values(self.values, self.plan)
+        pairs = zip(split_values(values, self.plan), given, strict=True)
+        return ((spec, part, start) for (spec, part), (_, start) in pairs if part.size)
+
+
+@dataclass
+class Measure:
+    """Measures the replies of one round.
+
+    Parameters
+    ----------
+    inner : Strategy
+    """
+
+    inner: Strategy
+    _starts: dict[int, tuple[wire.Orders, Start]] = field(default_factory=dict)
+
+    def __call__(self, reply: wire.Reply, orders: wire.Orders) -> Change:
+        """Measure a reply.
+
+        Raises
+        ------
+        WireError
+            If it lacks a metric without which the inner strategy cannot aggregate.
+        """
+        check_metrics(self.inner, reply)
+        if id(orders) not in self._starts:  # most nodes share one
+            start = Start(wire.starting_values(orders), orders.reply_plan)
+            self._starts[id(orders)] = orders, start
+        _, start = self._starts[id(orders)]
+        examples = reply.receipt.get(wire.KEY_EXAMPLES) or reply.num_examples
+        return start.measure(reply.values, examples)
+
+
+_DIVERGED = "If training diverged, lower the learning rate or clip gradients."
+
+
+def refuse_outliers(
+    changes: Sequence[Change | None], what: str = "values", way_out: str = _DIVERGED
+) -> dict[int, str]:
+    """Say whose parameters moved farther than training moves them.
+
+    Parameters
+    ----------
+    changes : sequence of Change or None
+        Of a round's nodes; None where nothing can be measured.
+    what : str (default: "values")
+        That was sent.
+    way_out : str
+        What to do where an honest node is refused.
+
+    Returns
+    -------
+    dict of int to str
+        Place in ``changes`` to the reason. Empty where fewer than three nodes trained
+        at all: there is nobody to compare with.
+
+    Examples
+    --------
+    >>> list(refuse_outliers([Change(1, moved) for moved in (0.5, 0.5, 0.5, 6)]))
+    [3]
+    """
+    known = {i: change for i, change in enumerate(changes) if change is not None}
+    moved = np.array([[change.parameters] for change in known.values()])
+    limits = _limits([*known.values()], moved, LEAST, MOST_PARAMETERS)
+    usual = np.median(moved[moved > 0]) if moved.any() else 0.0
+    return {
+        place: f"{what}: its parameters moved by {size:.3g} times their size; the "
+        f"round's median is {usual:.3g}, up to {limit:.3g} is taken for "
+        f"{change.examples:g} examples. {way_out}"
+        for (place, change), size, limit in zip(
+            known.items(), moved.ravel(), limits.ravel(), strict=True
+        )
+        if size > limit
+    }
+
+
+def shares_of_buffers(changes: Sequence[Change]) -> list[dict[str, float]]:
+    """Give what counts of changes of buffers that are outliers or cannot be.
+
+    Parameters
+    ----------
+    changes : sequence of Change
+        Of the nodes that count, with the same buffers each.
+
+    Returns
+    -------
+    list of dict of str to float
+        For each, tensor's name to the share of its change that counts, below 1; other
+        buffers count whole.
+    """
+    moved = np.array([[*change.buffers.values()] for change in changes])
+    if not moved.size:
+        return [{} for _ in changes]
+    names = list(changes[0].buffers)
+    counters = np.array([_is_counter(name) for name in names])
+    known = np.nan_to_num(moved)
+    farthest = np.where(counters, 0, known)[_trained(changes)].max(axis=1)
+    usual = max(LEAST, np.median(farthest)) if farthest.size else LEAST
+    # No limit of a counter is lower than a batch for each example, whoever trained.
+    least, most = np.where(counters, LEAST, usual), np.where(counters, 0, MOST_BUFFERS)
+    limits = _limits(changes, known, least, most)
+    shares = np.divide(limits, moved, out=np.ones_like(moved), where=known > limits)
+    shares[np.isnan(moved)] = 0
+    return [
+        {name: share for name, share in zip(names, row, strict=True) if share < 1}
+        for row in shares.tolist()
+    ]
+
+
+def put_back_buffers(answers: Sequence[Answer[Change]]) -> list[Answer[Change]]:
+    """Put nodes' buffers back to their limits; their training counts.
+
+    Parameters
+    ----------
+    answers : sequence of Answer
+        Of the nodes that count. Messages' values are replaced where they change.
+
+    Returns
+    -------
+    list of Answer
+    """
+    held = list(answers)
+    for place, shares in enumerate(shares_of_buffers([a.made for a in answers])):
+        if not shares:
+            continue
+        answer = answers[place]
+        start = Start(wire.starting_values(answer.orders), answer.orders.reply_plan)
+        values = start.put_back(answer.reply.values, shares)
+        wire.replace_values_inplace(answer.message, values)
+        held[place] = replace(answer, reply=replace(answer.reply, values=values))
+        node, names = answer.message.metadata.src_node_id, ", ".join(sorted(shares))
+        LOGGER.log(INFO, "\t> buffers of node %s are put back: %s", node, names)
+    return held
+
+
+def _limits(
+    changes: Sequence[Change], moved: NDArray[np.float64], least: Any, most: Any
+) -> NDArray[np.float64]:
+    """Give each node's limits, ``(num_nodes, k)`` as ``moved``: inf if there are none.
+
+    A node that trained on more examples than others may have moved farther, in
+    proportion at most.
+    """
+    trained = _trained(changes)
+    if trained.sum() < 3:
+        return np.full(moved.shape, np.inf)
+    examples = np.array([max(1.0, change.examples) for change in changes])
+    others = moved[trained]
+    usual = np.maximum(FACTOR * np.median(others, axis=0), least)
+    limits, most = np.tile(usual, (len(moved), 1)), np.broadcast_to(most, usual.shape)
+    for node, column in np.argwhere(moved > limits):
+        more = np.maximum(1.0, examples[node] / examples[trained])
+        scaled = FACTOR * np.median(others[:, column] * more)
+        limits[node, column] = max(usual[column], min(scaled, most[column]))
+    return limits
+
+
+def _trained(changes: Sequence[Change]) -> NDArray[np.bool_]:
+    return np.array([change.parameters > 0 for change in changes], np.bool_)
+
+
+def _squares(values: NDArray[np.floating]) -> float:
+    """Sum squares, in 64 bits where 32 do not hold them."""
+    found = float(np.vdot(values, values))
+    wide = np.isfinite(found)
+    return found if wide else float(np.square(values, dtype=np.float64).sum())
+
+
+def _initial_size(plan: Plan) -> float:
+    """Give the root mean square of fresh weights: some parameters begin as zeros."""
+    shapes = [plan.small_shape(t.name) for t in plan.layout.tensors if t.trainable]
+    rows = sum(shape[0] for shape in shapes if len(shape) > 1)
+    return sqrt(rows / (3 * max(1, sum(map(prod, shapes)))))
+
+
+def _is_counter(name: str) -> bool:
+    return name.rpartition(".")[2] == "num_batches_tracked"
