@@ -14,9 +14,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg, FedMedian
 from flwr.supercore.task_identity import TaskIdentity
-from flwr_autoflip.server.aggregation import aggregate
-from flwr_autoflip.server.inprocess import InProcessGrid, over_the_wire
 
+from examples.inprocess import InProcessGrid, over_the_wire
 from flwr_autoflip import wire
 from flwr_autoflip.client.client import AutoFlipClient, client_app
 from flwr_autoflip.errors import WireError
@@ -25,6 +24,7 @@ from flwr_autoflip.graph.pack import pack
 from flwr_autoflip.graph.shrink import describe
 from flwr_autoflip.ledger.cost import CostOf
 from flwr_autoflip.ledger.ledger import Ledger, total
+from flwr_autoflip.server.aggregate import aggregate
 from flwr_autoflip.server.exchange import Answer, Exchange
 from flwr_autoflip.wire.instructions import PAYLOADS
 

@@ -23,7 +23,6 @@ from ..errors import AutoFlipError, WireError
 from ..graph.pack import check_values, split_values
 from ..graph.plan import Plan
 from ..methods.base import ValueDtype
-from ..methods.statistics import parts
 
 DTYPES: tuple[ValueDtype, ...] = get_args(ValueDtype)
 
@@ -223,15 +222,15 @@ def _to_eight(
 
 def _scale_to(steps: NDArray[Any], limit: NDArray[Any]) -> np.float32:
     """Give the largest float32 scale with which steps are no longer than a limit."""
-    length = _norm(steps)
-    exact = _norm(limit) / length if length > 0 else np.inf
+    length = norm(steps)
+    exact = norm(limit) / length if length > 0 else np.inf
     scale = np.float32(exact)
     return np.nextafter(scale, np.float32(0)) if scale > exact else scale
 
 
-def _norm(values: NDArray[Any]) -> float:
-    squares = (np.square(values[p], dtype=np.float64) for p in parts(values.size))
-    return float(np.sqrt(sum(square.sum() for square in squares)))
+def norm(values: NDArray[Any]) -> float:
+    """Give the L2 norm of flat values, summed in float64."""
+    return float(np.sqrt(np.einsum("i,i->", values, values, dtype=np.float64)))
 
 
 # --- Reports: 16 bits and a scale, so that small numbers survive ---

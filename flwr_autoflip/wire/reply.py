@@ -178,7 +178,7 @@ def read_reply(
         if metadata.get(keys.KEY_CHECKSUM) != zlib.crc32(values.tobytes()):
             raise WireError(f"the report was changed after it was made. {MOD_ORDER}")
         scale = metadata.get(keys.KEY_SCALE)
-        norm = check_report(values, scale, instructions.plan, payload)
+        norm = check_report(values, scale, instructions.reply_plan, payload)
         values, sizes = _NOTHING, values
     return Reply(values, num_examples, own, metadata, sizes, norm, unusable)
 

@@ -14,7 +14,7 @@ multiplied by a power of two, the scale, which travels in the metadata. Roots an
 travel, squares are what is meant: that halves the exponents' range.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from math import prod
 from typing import Any
 
@@ -23,11 +23,10 @@ from numpy.typing import NDArray
 
 from ..errors import WireError
 from ..graph.pack import check_values, split_values
-from ..graph.plan import Plan, box
+from ..graph.plan import Plan
 from ..methods.base import Payload
 from ..methods.guidance import Report, report_by_unit
-from ..methods.statistics import ChunkedReport, parts
-from .encoding import from_half, to_half
+from .encoding import from_half, norm, to_half
 from .privacy import ReportPrivacy, add_noise, bound
 
 # --- Node ---
@@ -191,17 +190,16 @@ def check_report(
         raise WireError("report: nothing moved; does train() train?")
     if values.min() == ends[1] and values.size > 1:
         raise WireError("report: everything moved alike, which says nothing.")
-    squares = (np.square(values[p], dtype=np.float64).sum() for p in parts(values.size))
-    return float(np.sqrt(sum(squares))) / scale
+    return norm(values) / scale
 
 
-class ReplyReport(ChunkedReport):
-    """Squares by name in dense shapes, made of a reply's flat ones when looked up.
+class ReplyReport(Mapping[str, NDArray[np.float32]]):
+    """Squares by tensor name in dense shapes, made of flat ones when looked up.
 
     Parameters
     ----------
     plan : Plan
-        What is 0 is pruned in it.
+        What is pruned in it is 0.
     squares : callable
         Slice of the flat values to their squares, float32.
     buffers : bool (default: False)
@@ -215,33 +213,28 @@ class ReplyReport(ChunkedReport):
         buffers: bool = False,
     ) -> None:
         self._plan, self._squares = plan, squares
-        self._places, place = dict[str, int](), 0
+        self._places, start = dict[str, slice](), 0
         for spec in plan.layout.distinct:
-            if spec.trainable:
-                self._places[spec.name] = place
             if spec.trainable or buffers:
-                place += plan.count(spec.name)
-        self.shapes = {name: plan.layout.by_name[name].shape for name in self._places}
+                place = slice(start, start + plan.count(spec.name))
+                start = place.stop
+                if spec.trainable:
+                    self._places[spec.name] = place
 
-    def read(self, name: str, part: slice) -> NDArray[np.float32]:
-        """Read coordinates ``part.start`` to ``part.stop`` of a flat dense tensor."""
-        place, axes = self._places[name], self._plan.index[name]
-        mask = self._plan.small_mask.get(name)
-        if mask is None and all(axis is None for axis in axes):
-            return self._squares(slice(place + part.start, place + part.stop))
-        shape, small = self.shapes[name], self._plan.small_shape(name)
-        row = prod(shape[1:])  # only the rows that the part touches are made
-        first, last = part.start // row, -(-part.stop // row)
-        kept = np.arange(shape[0]) if axes[0] is None else axes[0]
-        low, high = np.searchsorted(kept, [first, last])
-        here = (high - low, *small[1:])
-        if mask is None:
-            begin, end = low * prod(small[1:]), high * prod(small[1:])
-            values = self._squares(slice(place + begin, place + end)).reshape(here)
-        else:
-            begin, end = (np.count_nonzero(mask[:at]) for at in (low, high))
-            values = np.zeros(here, np.float32)
-            values[mask[low:high]] = self._squares(slice(place + begin, place + end))
-        rows = np.zeros((last - first, *shape[1:]), np.float32)
-        rows[box((kept[low:high] - first, *axes[1:]), rows.shape)] = values
-        return rows.reshape(-1)[part.start - first * row : part.stop - first * row]
+    def __getitem__(self, name: str) -> NDArray[np.float32]:
+        """Make one tensor's."""
+        flat, plan = self._squares(self._places[name]), self._plan
+        mask, shape = plan.small_mask.get(name), plan.layout.by_name[name].shape
+        if mask is None and flat.size == prod(shape):
+            return flat.reshape(shape)
+        small = np.zeros(plan.small_shape(name), np.float32)
+        np.place(small, np.ones(small.shape, bool) if mask is None else mask, flat)
+        dense = np.zeros(shape, np.float32)
+        plan.put(name, dense, small)
+        return dense
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)

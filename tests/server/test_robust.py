@@ -11,7 +11,7 @@ from federation import EXAMPLE, Client, TinyNet, guided, initial, node_data
 from flwr.app import Array, ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
-from flwr_autoflip.methods.policy import unit_plan
+from flwr_autoflip.methods.units import unit_plan
 from grid import LocalGrid
 from torch import nn
 
