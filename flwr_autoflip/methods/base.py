@@ -174,7 +174,7 @@ class Method(ABC, Generic[S]):
     """A pruning method; a frozen dataclass whose fields are its options.
 
     Its functions are pure: the same arguments give the same answers, random draws
-    included.
+    included. Neither they nor the server write into arrays that the other gave.
 
     Attributes
     ----------

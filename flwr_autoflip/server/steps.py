@@ -145,6 +145,8 @@ class Steps:
         server_round: int,
         grid: Grid,
     ) -> tuple[RunState, Order, list[Message]]:
+        if order.weights is not None:
+            update_inplace(state.arrays, dict(order.weights))
         weights = wire.from_arrayrecord(state.arrays)
         self._note_plan(state, server_round, order)
         instructions = wire.Instructions.of(

@@ -135,17 +135,6 @@ def test_no_network_loses_less_at_that_cost(
     assert loss(layout, above, exponent) <= best + 1e-9
 
 
-def test_a_larger_exponent_is_nearer_to_an_even_share() -> None:
-    # The widest is dearest; an even share would halve each.
-    layout = linear_layout(2, 32, 256, 32, 2)
-    shares = [
-        [allocate(layout, 0.25, p)[g.name] / g.size for g in layout.groups]
-        for p in (0.5, 1, 3)
-    ]
-
-    assert all(np.ptp(later) < np.ptp(earlier) for earlier, later in pairwise(shares))
-
-
 @pytest.mark.parametrize("least", [1, 2])
 @pytest.mark.parametrize("name", ZOO)
 def test_more_never_keeps_fewer_and_fits(name: str, least: int) -> None:

@@ -4,17 +4,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from models import mlp_layout, random_arrays
 from rounds import after_round, carried_out
-from torch import nn
 
 from flwr_autoflip.errors import AutoFlipWarning
-from flwr_autoflip.graph.tracing.trace import trace
 from flwr_autoflip.methods import L1, Guided, autoflip
-from flwr_autoflip.methods.guidance import report_by_unit
 from flwr_autoflip.methods.rescale import rescale_fan_in
 from flwr_autoflip.methods.threshold import (
     Absolute,
@@ -133,42 +127,6 @@ def test_sums_by_unit_by_hand() -> None:
     assert method.order(state, 1, [0]).payload == "units"
     # Of mean 1: 16 0 8 12 and 16 0 16 4 ninths; together 16 0 12 8 -> 1 0 .75 .5
     assert kept(method, *reports) == [0, 2]
-
-
-def bias_free() -> nn.Sequential:
-    sizes = ((3, 6), (6, 5), (5, 2))
-    layers = [m for a, b in sizes for m in (nn.Linear(a, b, bias=False), nn.ReLU())]
-    return nn.Sequential(*layers[:-1])
-
-
-BIAS_FREE = trace(bias_free(), torch.zeros(1, 3))
-"""A network whose units own one row of one tensor each."""
-
-
-@settings(deadline=None)
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    explorers=st.integers(2, 4),
-    threshold=st.sampled_from(["quantile:0.4", "2x", "macs:0.3", "macs:0.6"]),
-)
-def test_sums_by_unit_choose_what_whole_reports_choose(
-    seed: int, explorers: int, threshold: str
-) -> None:
-    generator = np.random.default_rng(seed)
-    whole = [
-        {t.name: generator.random(t.shape, np.float32) for t in BIAS_FREE.tensors}
-        for _ in range(explorers)
-    ]
-    short = [report_by_unit(BIAS_FREE, report) for report in whole]
-    method, weights = Guided(threshold=threshold), random_arrays(BIAS_FREE)
-
-    one, other = (
-        after_round(method, BIAS_FREE, weights, reports)[0]
-        for reports in (whole, short)
-    )
-
-    for name, units in one.plan.keep.items():
-        np.testing.assert_array_equal(units, other.plan.keep[name])
 
 
 # --- Too little to go by ---

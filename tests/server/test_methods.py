@@ -19,11 +19,12 @@ from federation import (
 from flwr.app import Array, ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, Strategy
 from grid import LocalGrid
+from lottery import Lottery
 from torch import nn
 
-from flwr_autoflip import AutoFlip, client_app
+from flwr_autoflip import AutoFlip, AutoFlipError, client_app
 from flwr_autoflip.graph.plan import Plan
-from flwr_autoflip.graph.shrink import arrays_of, shrink
+from flwr_autoflip.graph.shrink import arrays_of, shrink_with
 from flwr_autoflip.ledger.ledger import node_rows
 from flwr_autoflip.methods import EFLPrune, Method, PruneFL, Structured, named
 from flwr_autoflip.methods.baselines.initial_pruning import (
@@ -79,9 +80,12 @@ class Run:
         train = self.strategy.configure_train
 
         def configure_train(*args: Any) -> list[Message]:
-            self.plans.append(self.strategy.deployable_plan)
+            messages = train(*args)
+            order = self.strategy.run.order
+            assert order is not None
+            self.plans.append(order.plan)
             self.sent.append({n: a.numpy() for n, a in args[1].items()})
-            return train(*args)
+            return messages
 
         def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
             state = self.strategy.state
@@ -218,7 +222,7 @@ def test_bad_gradients_are_refused_and_the_round_goes_on(kind: str) -> None:
 
     assert sorted(run.row(2, "status")) == ["ok", "ok", "ok", "refused"]
     (reason,) = [r for r in run.row(2, "reason") if r]
-    assert reason.startswith("gradients: ")
+    assert "gradients" in reason
     assert run.row(3, "status") == ["ok"] * NODES
     assert run.plans[2] is not run.plans[1]  # three nodes' gradients are enough
 
@@ -309,17 +313,18 @@ def test_restart_starts_from_the_initial_values() -> None:
 def test_restart_also_reaches_an_inner_strategy_with_a_model_of_its_own() -> None:
     inner = FedAvgM(server_momentum=0.0, server_learning_rate=0.5, fraction_evaluate=0)
 
-    run = Run(Structured(k=1.0, rescale=False), 2, inner=inner)
+    run = Run(Structured(k=1.0), 2, inner=inner)
 
     plan, weight, name = run.plans[1], 0, "fc1.weight"
     assert plan is not run.plans[0]
     average = np.zeros(plan.small_shape(name))
+    afresh = rescale_fan_in(arrays_of(make_model()), plan)
     for node in range(NODES):
-        small = shrink(make_model(), plan).train()
+        small = shrink_with(make_model(), plan, afresh).train()
         sgd(small, node)
         weight += len(node_data(node)[0])
         average += len(node_data(node)[0]) * arrays_of(small)[name]
-    fresh = plan.take(name, arrays_of(make_model())[name])
+    fresh = plan.take(name, afresh[name])
     np.testing.assert_allclose(
         plan.take(name, run.arrays[name]), (fresh + average / weight) / 2, atol=1e-6
     )
@@ -344,7 +349,8 @@ def test_structured_at_a_compression() -> None:
     run = Run(Structured(threshold="2x"), 4)
 
     assert [plan.num_parameters for plan in run.plans[1:]] == [391] * 3
-    assert run.strategy.deployable_plan is run.plans[3]
+    assert run.deployed[4] is run.plans[3]
+    assert run.deployed[1] is run.plans[0]
 
 
 # --- All of them ---
@@ -355,3 +361,28 @@ def test_methods_by_name_take_part(name: str) -> None:
     run = Run(named(name), 3)
 
     assert {row["status"] for row in node_rows(run.rows)} == {"ok"}
+
+
+def test_a_method_from_outside_explores_asks_for_gradients_and_restarts() -> None:
+    run = Run(Lottery(), 4)
+
+    rows = node_rows(run.rows)
+    assert {row["status"] for row in rows} == {"ok"}
+    assert len(run.row(1, "node", "explore")) == len(run.row(1, "node")) == NODES
+    alive = [int(plan.alive.sum()) for plan in run.plans]
+    assert alive == [12, 12, 10, 10]  # of 14, one a group at a time
+    configs = [config_of(message) for _, message in run.grid.log]
+    payloads = [c.get("autoflip-payload", "values") for c in configs]
+    assert [payloads.count(p) for p in ("deviations", "gradients")] == [NODES, NODES]
+    for name, array in arrays_of(make_model()).items():  # round 3 began afresh
+        np.testing.assert_array_equal(run.sent[2][name], array)
+    assert (run.sent[1]["fc1.weight"] != run.sent[2]["fc1.weight"]).any()
+
+
+def test_a_method_that_never_trains_is_named() -> None:
+    class Curious(Lottery):
+        def learn(self, state: Any, done: Any) -> Any:
+            return state, done.weights
+
+    with pytest.raises(AutoFlipError, match=r"Curious gave 10 orders in round 1"):
+        Run(Curious(), 1)
