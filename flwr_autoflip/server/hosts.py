@@ -2,7 +2,7 @@
 
 import inspect
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from logging import ERROR, INFO, getLogger
 from typing import Any, TypeVar
@@ -124,10 +124,19 @@ def check_metrics(strategy: Strategy, reply: wire.Reply) -> None:
 
 
 def wait_for_nodes(grid: Grid, minimum: int, timeout: float | None) -> None:
-    """Wait until enough nodes are connected: FedAvg counts them before it waits.
+    """Wait until enough nodes are there: FedAvg counts them before it waits.
 
-    Raises ``AutoFlipError`` if they are not within ``timeout`` seconds; None waits for
-    ever.
+    Parameters
+    ----------
+    grid : Grid
+    minimum : int
+    timeout : float or None
+        Seconds to wait at most; None waits for ever.
+
+    Raises
+    ------
+    AutoFlipError
+        If they are not there by then.
     """
     end = float("inf") if timeout is None else time.monotonic() + timeout
     while (count := len(list(grid.get_node_ids()))) < minimum:
@@ -144,11 +153,14 @@ def wait_for_nodes(grid: Grid, minimum: int, timeout: float | None) -> None:
 
 def with_config(message: Message, extra: dict[str, Any]) -> Message:
     """Copy a message with more keys in its ConfigRecord."""
-    key, config = next(iter(wire.records_of(message.content, ConfigRecord).items()))
+    configs = wire.records_of(message.content, ConfigRecord)
+    key, config = next(iter(configs.items()))
     content = RecordDict({**wire.records_of(message.content, ArrayRecord)})
     content[key] = ConfigRecord({**config, **extra})
     metadata = message.metadata
-    return Message(content, metadata.dst_node_id, metadata.message_type)
+    return Message(
+        content, dst_node_id=metadata.dst_node_id, message_type=metadata.message_type
+    )
 
 
 def update_inplace(record: ArrayRecord, arrays: dict[str, NDArray[Any]]) -> None:
@@ -160,57 +172,65 @@ def update_inplace(record: ArrayRecord, arrays: dict[str, NDArray[Any]]) -> None
         record[name] = array
 
 
-# --- Rounds that are lost ---
+# --- Rounds that come to nothing ---
 
 
 @dataclass
 class Rounds:
     """Calls the inner strategy: what it raises costs a round, never the run.
 
+    A run in which no node's training counted must not look like one that saved bytes.
+
     Parameters
     ----------
     ledger : Ledger
-        Of the run, and of the one that it goes on with.
     """
 
     ledger: Ledger
-    _lost: dict[int, str] = field(default_factory=dict)
+    _trained: bool = False
+    _faults: list[str] = field(default_factory=list)
 
-    def attempt(
-        self, what: str, server_round: int, instead: T, work: Callable[[], T]
-    ) -> T:
+    def begin(self) -> None:
+        """Begin a run, or go on with the one whose rows the ledger holds."""
+        self._trained, self._faults = "ok" in self._statuses(), []
+
+    def attempt(self, what: str, instead: T, work: Callable[..., T], *args: Any) -> T:
         """Call the inner strategy's method ``what``; give ``instead`` if it raises."""
         try:
-            return work()
+            return work(*args)
         except Exception as error:
             fault = visible(f"{what} raised {type(error).__name__}: {error}")
             LOGGER.log(ERROR, "\t> this round is lost, the model stays: %s", fault)
-            if what.endswith("_train"):
-                self._lost[server_round] = fault
+            if what.endswith("_train") and fault not in self._faults:
+                self._faults.append(fault)
             return instead
 
     def choose(self, inner: Strategy, phase: str, *args: Any) -> list[Message]:
         """Let the inner strategy choose a phase's nodes; none if it raises."""
         what, none = f"configure_{phase}", list[Message]()
-        work = getattr(inner, what)
-        return self.attempt(what, args[0], none, lambda: list(work(*args)))
+        configure = getattr(inner, what)
+        return self.attempt(what, none, lambda: list(configure(*args)))
+
+    def note_trained(self) -> None:
+        """Remember that a round changed the model."""
+        self._trained = True
 
     def check(self) -> None:
-        """Raise ``AutoFlipError`` if nodes were to train, and nothing came of it.
-
-        Such a run must not look like one that saved most of its bytes.
-        """
-        rows = [row for row in self.ledger.rows if row["phase"] == "train"]
-        trained = {row["round"] for row in rows if row["status"] == "ok"}
-        if trained - set(self._lost) or not (rows or self._lost):
+        """Raise ``AutoFlipError`` if nodes were to train, and nothing came of it."""
+        statuses = self._statuses()
+        counted = self._trained or ("ok" in statuses and not self._faults)
+        if counted or not (statuses or self._faults):
             return
-        reasons = [*dict.fromkeys(self._lost.values()), *self.ledger.reasons("train")]
+        reasons = [*self._faults, *self.ledger.reasons("train")]
         more = len(reasons) - _SHOWN
         raise AutoFlipError(
             "no node's training counted in any round, the model is the one that the "
             f"run began with: {'; '.join(reasons[:_SHOWN])}"
             f"{f'; and {more} other reasons' if more > 0 else ''}"
         )
+
+    def _statuses(self) -> set[str]:
+        return {row["status"] for row in self.ledger.rows if row["phase"] == "train"}
 
 
 # --- A strategy's own start() ---
@@ -242,7 +262,7 @@ def check_can_resume(strategy: Strategy) -> None:
 def bind_start(
     strategy: Strategy, grid: Grid, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Bind what ``start`` was given, as Python does; may raise ``TypeError``.
+    """Bind what ``start`` was given.
 
     Parameters
     ----------
@@ -259,6 +279,11 @@ def bind_start(
         Arguments of Flower's ``Strategy.start``, complete, without ``self``.
     more : dict of str to object
         What only the override knows.
+
+    Raises
+    ------
+    TypeError
+        As Python does, if ``start`` does not take them.
     """
     own, standard = find_own_start(strategy), inspect.signature(Strategy.start)
     parameters = dict(standard.parameters)
@@ -290,7 +315,7 @@ def run_own_start(
     Parameters
     ----------
     own : Strategy
-        From :func:`find_own_start`.
+        From :func:`find_own_start`; its attributes change as its ``start`` says.
     steps : Strategy
         Runs the rounds.
     given, more : dict of str to object
@@ -308,7 +333,9 @@ def run_own_start(
     """
     asked: list[int] = []
 
-    def configure_train(server_round: int, *args: Any, **kwargs: Any) -> Any:
+    def configure_train(
+        server_round: int, *args: Any, **kwargs: Any
+    ) -> Iterable[Message]:
         asked.append(server_round)
         return steps.configure_train(server_round, *args, **kwargs)
 

@@ -116,9 +116,21 @@ class Legacy(Strategy):
 
     def __init__(self, strategy: LegacyStrategy) -> None:
         self.legacy = strategy
-        self.fraction_train = float(getattr(strategy, "fraction_fit", 1.0))
-        self.fraction_evaluate = float(getattr(strategy, "fraction_evaluate", 1.0))
-        self.min_available_nodes = int(getattr(strategy, "min_available_clients", 1))
+
+    @property
+    def fraction_train(self) -> float:
+        """Share of nodes that train in a round."""
+        return float(getattr(self.legacy, "fraction_fit", 1.0))
+
+    @property
+    def fraction_evaluate(self) -> float:
+        """Share of nodes that evaluate in a round."""
+        return float(getattr(self.legacy, "fraction_evaluate", 1.0))
+
+    @property
+    def min_available_nodes(self) -> int:
+        """How many nodes have to be there."""
+        return int(getattr(self.legacy, "min_available_clients", 1))
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

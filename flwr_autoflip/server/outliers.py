@@ -101,7 +101,18 @@ class Start:
         return units
 
     def measure(self, values: NDArray[Any], examples: float) -> Change:
-        """Measure what a node made of it: ``(plan.num_values,)`` float32, finite."""
+        """Measure what a node made of it.
+
+        Parameters
+        ----------
+        values : ndarray
+            ``(plan.num_values,)`` float32, finite.
+        examples : float
+
+        Returns
+        -------
+        Change
+        """
         squares, buffers = 0.0, {}
         for spec, part, given in self._parts(values):
             change = part - given
@@ -140,15 +151,33 @@ class Start:
         return ((spec, part, start) for (spec, part), (_, start) in pairs if part.size)
 
 
-def change_of(inner: Strategy, reply: wire.Reply, orders: wire.Orders) -> Change:
-    """Measure a reply.
+@dataclass
+class Measure:
+    """Measures the replies of one round.
 
-    Raises ``WireError`` if it lacks a metric that the inner strategy needs.
+    Parameters
+    ----------
+    inner : Strategy
     """
-    check_metrics(inner, reply)
-    examples = reply.receipt.get(wire.KEY_EXAMPLES) or reply.num_examples
-    start = Start(wire.starting_values(orders), orders.reply_plan)
-    return start.measure(reply.values, examples)
+
+    inner: Strategy
+    _starts: dict[int, tuple[wire.Orders, Start]] = field(default_factory=dict)
+
+    def __call__(self, reply: wire.Reply, orders: wire.Orders) -> Change:
+        """Measure a reply.
+
+        Raises
+        ------
+        WireError
+            If it lacks a metric without which the inner strategy cannot aggregate.
+        """
+        check_metrics(self.inner, reply)
+        if id(orders) not in self._starts:  # most nodes share one
+            start = Start(wire.starting_values(orders), orders.reply_plan)
+            self._starts[id(orders)] = orders, start
+        _, start = self._starts[id(orders)]
+        examples = reply.receipt.get(wire.KEY_EXAMPLES) or reply.num_examples
+        return start.measure(reply.values, examples)
 
 
 _DIVERGED = "If training diverged, lower the learning rate or clip gradients."
@@ -230,7 +259,14 @@ def shares_of_buffers(changes: Sequence[Change]) -> list[dict[str, float]]:
 def put_back_buffers(answers: Sequence[Answer[Change]]) -> list[Answer[Change]]:
     """Put nodes' buffers back to their limits; their training counts.
 
-    ``answers`` are of the nodes that count; their messages change with them.
+    Parameters
+    ----------
+    answers : sequence of Answer
+        Of the nodes that count. Messages' values are replaced where they change.
+
+    Returns
+    -------
+    list of Answer
     """
     held = list(answers)
     for place, shares in enumerate(shares_of_buffers([a.made for a in answers])):

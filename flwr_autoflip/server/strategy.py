@@ -1,7 +1,6 @@
 """AutoFlip: a Flower strategy around any other one. Explore, plan, ship, aggregate."""
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from logging import INFO, getLogger
 from pathlib import Path
 from typing import Any, Unpack
@@ -34,7 +33,7 @@ from .exchange import Exchange
 from .explorer import Budgets, Explorer
 from .keeper import Keeper
 from .options import Options, check_choice, resolve_options
-from .outliers import change_of, put_back_buffers, refuse_outliers
+from .outliers import Measure, put_back_buffers, refuse_outliers
 from .planner import Planner
 from .progress import Progress
 from .resume import Resumable
@@ -205,6 +204,7 @@ class AutoFlip(Strategy):
         self._weights = wire.from_arrayrecord(record)
         self._progress.begin(num_rounds)
         self._waits = given["evaluate_fn"] is not None
+        self._rounds.begin()
         if own := hosts.find_own_start(self.strategy):
             result = hosts.run_own_start(own, self, given, more)
         else:
@@ -343,7 +343,7 @@ class AutoFlip(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Expand valid replies and let the inner strategy average them."""
-        checks = partial(change_of, self.strategy), refuse_outliers
+        checks = Measure(self.strategy), refuse_outliers
         answers = put_back_buffers(self._exchange.replies(replies, *checks))
         if not answers:
             LOGGER.warning("\t> no valid reply: the global model stays as it was")
@@ -351,12 +351,13 @@ class AutoFlip(Strategy):
         for reply in (answer.reply for answer in answers if answer.reply.probe):
             self._planner.add_probe(reply.probe, reply.num_examples)
         zero = self.options["untrained"] == "zero"
-        args = self.strategy, server_round, answers, self._weights, zero
+        work = self.strategy, server_round, answers, self._weights, zero
         nothing: Aggregated = None, None
-        lost = "aggregate_train", server_round, nothing
-        aggregated, metrics = self._rounds.attempt(*lost, partial(aggregate, *args))
+        args = "aggregate_train", nothing, aggregate, *work
+        aggregated, metrics = self._rounds.attempt(*args)
         if aggregated is not None:
             self._weights = wire.from_arrayrecord(aggregated)
+            self._rounds.note_trained()
         return aggregated, metrics
 
     def configure_evaluate(
@@ -383,9 +384,9 @@ class AutoFlip(Strategy):
         accepted = [answer.message for answer in answers]
         metrics = None
         if accepted:
-            average = partial(self.strategy.aggregate_evaluate, server_round, accepted)
-            args = "aggregate_evaluate", server_round, None, average
-            metrics = self._rounds.attempt(*args)
+            average = self.strategy.aggregate_evaluate
+            args = None, average, server_round, accepted
+            metrics = self._rounds.attempt("aggregate_evaluate", *args)
         if not self._waits:
             self._progress.end_round(server_round, self._round_plan, metrics)
         return metrics
