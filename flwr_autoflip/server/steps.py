@@ -243,7 +243,9 @@ class Steps:
         if learns:
             state = self._learn(state, server_round, order, results)
         if state.method is not before:
-            self._note_plan(state, server_round + 1, log=state.method.plan is not before.plan)
+            self._note_plan(
+                state, server_round + 1, log=state.method.plan is not before.plan
+            )
         return state, (arrays, metrics)
 
     def configure_evaluate(
