@@ -25,18 +25,15 @@ if TYPE_CHECKING:
     from .graph.shrink import shrink
     from .graph.tracing.trace import trace
     from .server.legacy import autoflip_server
-    from .server.options import PRESETS, Options
     from .server.strategy import AutoFlip
 
 __all__ = [
-    "PRESETS",
     "AutoFlip",
     "AutoFlipClient",
     "AutoFlipError",
     "AutoFlipWarning",
     "KeepError",
     "Layout",
-    "Options",
     "Plan",
     "UnsupportedLayerError",
     "WireError",
@@ -60,8 +57,6 @@ _HOMES = {
     "AutoFlip": "server.strategy",
     "AutoFlipClient": "client.client",
     "Layout": "graph.layout",
-    "Options": "server.options",
-    "PRESETS": "server.options",
     "Plan": "graph.plan",
     "autoflip_mod": "client.mod",
     "autoflip_server": "server.legacy",

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from flwr_autoflip.methods.policy import unit_plan
 
 from flwr_autoflip.graph.codec import encode_plan
 from flwr_autoflip.graph.layout import Layout
@@ -25,7 +26,6 @@ from flwr_autoflip.graph.pack import expand, pack, unpack_small
 from flwr_autoflip.graph.plan import Plan
 from flwr_autoflip.graph.shrink import arrays_of
 from flwr_autoflip.graph.tracing.trace import trace
-from flwr_autoflip.methods.policy import unit_plan
 from flwr_autoflip.methods.threshold import parse_threshold
 
 from .server import MODELS

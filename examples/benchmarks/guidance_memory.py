@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flwr_autoflip.methods.statistics import Running
+from flwr_autoflip.server.store import ReportStore
 
 from flwr_autoflip.graph.codec import layout_digest
 from flwr_autoflip.graph.layout import Layout
 from flwr_autoflip.graph.plan import Plan
 from flwr_autoflip.methods import AutoFlipPolicy
 from flwr_autoflip.methods.guidance import Normalization, Report
-from flwr_autoflip.methods.statistics import Running
 from flwr_autoflip.methods.threshold import Quantile
-from flwr_autoflip.server.store import ReportStore
 
 Row = dict[str, Any]
 

@@ -26,6 +26,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
+from flwr_autoflip.wire.exploration import encode_report
 from numpy.typing import NDArray
 
 from examples.inprocess import InProcessGrid
@@ -33,7 +34,6 @@ from flwr_autoflip import AutoFlip, wire
 from flwr_autoflip.client.client import receipt_of
 from flwr_autoflip.graph.pack import pack
 from flwr_autoflip.ledger.cost import CostOf
-from flwr_autoflip.wire.exploration import encode_report
 
 from .churn import EXAMPLE, Net, resident_mb
 

@@ -24,6 +24,7 @@ from flwr.clientapp import ClientApp
 # Private to Flower: there is no public way to serialise a content.
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
+from flwr_autoflip.wire.compress import compress
 from numpy.typing import NDArray
 from torch import nn
 
@@ -34,7 +35,6 @@ from flwr_autoflip.graph.plan import Plan, dense_plan
 from flwr_autoflip.graph.shrink import arrays_of
 from flwr_autoflip.graph.tracing.trace import trace
 from flwr_autoflip.ledger.cost import count_parameters
-from flwr_autoflip.wire.compress import compress
 from flwr_autoflip.wire.encoding import Encoding
 
 WIDTH = 1500

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from flwr_autoflip.methods.policy import unit_plan
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -39,7 +40,6 @@ from flwr_autoflip.graph.shrink import (
     load_arrays_inplace,
 )
 from flwr_autoflip.graph.tracing.trace import trace
-from flwr_autoflip.methods.policy import unit_plan
 from flwr_autoflip.methods.threshold import MacShare
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from flwr_autoflip.methods.policy import unit_plan
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
@@ -11,7 +12,6 @@ from flwr_autoflip.graph.layout import Arrays, Layout
 from flwr_autoflip.graph.plan import Plan
 from flwr_autoflip.methods import Policy, Previous
 from flwr_autoflip.methods.guidance import Report
-from flwr_autoflip.methods.policy import unit_plan
 from flwr_autoflip.methods.threshold import MacShare
 
 from .scores import score_units

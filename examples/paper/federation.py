@@ -14,6 +14,7 @@ from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, FedAvgM, Strategy
+from flwr_autoflip.methods.policy import parse_units
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -27,7 +28,6 @@ from flwr_autoflip.methods.baselines.initial_pruning import (
     prune_initially_inplace,
 )
 from flwr_autoflip.methods.guidance import normalize
-from flwr_autoflip.methods.policy import parse_units
 from flwr_autoflip.methods.threshold import MacShare, Threshold
 from flwr_autoflip.wire import from_arrayrecord
 

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from flwr_autoflip.methods.policy import Renewal, unit_plan
 from numpy.typing import NDArray
 from torch import nn
 
@@ -14,7 +15,6 @@ from flwr_autoflip.graph.plan import Plan, dense_plan
 from flwr_autoflip.graph.shrink import load_arrays_inplace
 from flwr_autoflip.methods import Policy, Previous, RandomUnits
 from flwr_autoflip.methods.guidance import Report, split_by_group, unit_scores
-from flwr_autoflip.methods.policy import Renewal, unit_plan
 from flwr_autoflip.methods.threshold import MacShare
 
 from .scores import SCORES, UnitScores, score_units

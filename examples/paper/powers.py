@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from flwr_autoflip.methods.policy import unit_plan
 
 from flwr_autoflip.graph.layout import Arrays, Layout
 from flwr_autoflip.graph.plan import Plan, dense_plan
 from flwr_autoflip.methods import Policy, Previous
 from flwr_autoflip.methods.guidance import Report
-from flwr_autoflip.methods.policy import unit_plan
 
 
 @dataclass(frozen=True)

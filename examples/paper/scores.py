@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from flwr_autoflip.methods.policy import unit_plan
 from numpy.typing import NDArray
 
 from flwr_autoflip.graph.layout import Arrays, Layout
 from flwr_autoflip.graph.plan import Plan
 from flwr_autoflip.methods import Policy, Previous, RandomUnits
 from flwr_autoflip.methods.guidance import Report, unit_scores
-from flwr_autoflip.methods.policy import unit_plan
 from flwr_autoflip.methods.threshold import MacShare
 
 UnitScores = dict[str, NDArray[np.float64]]

@@ -57,16 +57,16 @@ NAMES = tuple(_NAMED)
 """Names of methods; those after "dense" are other papers'."""
 
 
-def named(name: str, macs: float | None = None) -> Method[Any]:
+def named(name: str | Method[Any], macs: float | None = None) -> Method[Any]:
     """Make a method by its name.
 
     Parameters
     ----------
-    name : str
-        One of :data:`NAMES`.
+    name : str or Method
+        One of :data:`NAMES`; a method is given back as it is.
     macs : float, optional
         Ratio, in (0, 1], of the MACs that can shrink, that is kept; left out, the
-        method's own.
+        method's own. For names only.
 
     Returns
     -------
@@ -82,6 +82,13 @@ def named(name: str, macs: float | None = None) -> Method[Any]:
     >>> named("l1", macs=0.5).macs
     0.5
     """
+    if isinstance(name, Method):
+        if macs is not None:
+            raise AutoFlipError(
+                f"macs={macs!r} does nothing here: {type(name).__name__} is an object "
+                "with options of its own; set it there."
+            )
+        return name
     if not isinstance(name, str) or name not in _NAMED:
         near = get_close_matches(str(name), _NAMED, 1)
         hint = f"did you mean {near[0]!r}? " if near else ""

@@ -62,7 +62,7 @@ def aggregate(
     AutoFlipError
         If the average holds NaN or values too large to be sent.
     """
-    plans = [answer.orders.reply_plan for answer in answers]
+    plans = [answer.instructions.reply_plan for answer in answers]
     flat = only_averages(inner) and all(plan is plans[0] for plan in plans)
     record_of = _flat_record if flat else _dense_record(answers, plans, weights)
     messages = _messages(answers, record_of, weight_key(inner))
@@ -97,7 +97,7 @@ def _messages(
 
 
 def _flat_record(answer: Answer[Any]) -> ArrayRecord:
-    return wire.kept_values(answer.message, answer.reply, answer.orders)
+    return wire.kept_values(answer.message, answer.reply, answer.instructions)
 
 
 def _dense_record(
@@ -110,7 +110,7 @@ def _dense_record(
     buffer = {name: np.empty_like(array) for name, array in base.items()}
 
     def record_of(answer: Answer[Any]) -> ArrayRecord:
-        expand(base, answer.reply.values, answer.orders.reply_plan, buffer)
+        expand(base, answer.reply.values, answer.instructions.reply_plan, buffer)
         return wire.to_arrayrecord(buffer)
 
     return record_of

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from logging import INFO, WARNING, getLogger
 from typing import Any
 
-import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
@@ -21,8 +20,7 @@ from ..errors import AutoFlipError, KeepError, WireError
 from ..graph.budget import Resource, parse_budget
 from ..graph.layout import Arrays, Layout
 from ..graph.plan import Plan, dense_plan
-from ..methods.allocate import floors
-from ..methods.threshold import Kept, keep_even
+from ..methods.threshold import Kept, floors, keep_even
 from .exchange import Exchange
 
 LOGGER = getLogger("flwr")
@@ -61,8 +59,8 @@ def ask_budgets(
     """
     if not templates:
         return {}
-    orders = wire.Orders("budget", dense_plan(layout), np.zeros(0, np.float32))
-    messages = exchange.requests(server_round, [(t, orders) for t in templates])
+    instructions = wire.Instructions.for_budget(dense_plan(layout))
+    messages = exchange.requests(server_round, [(t, instructions) for t in templates])
     replies = grid.send_and_receive(messages, timeout=exchange.timeout)
     told = {
         answer.message.metadata.src_node_id: answer.made
@@ -74,9 +72,9 @@ def ask_budgets(
     return told
 
 
-def _read_budget(reply: wire.Reply, orders: wire.Orders) -> str:
+def _read_budget(reply: wire.Reply, instructions: wire.Instructions) -> str:
     try:
-        budget = parse_budget(reply.receipt.get(wire.KEY_BUDGET), whose="its metadata")
+        budget = parse_budget(reply.metadata.get(wire.KEY_BUDGET), whose="its metadata")
     except AutoFlipError as error:
         raise WireError(str(error)) from error
     return str(budget or "")
@@ -151,42 +149,44 @@ class Parts:
         return part
 
 
-def cut_orders(
-    orders: wire.Orders,
+def cut_instructions(
+    instructions: wire.Instructions,
     weights: Arrays,
     nodes: Sequence[int],
     known: Known,
     parts: Parts,
-) -> dict[int, wire.Orders]:
-    """Give each node what it can carry of a round's orders.
+) -> dict[int, wire.Instructions]:
+    """Give each node what it can carry of a round's instructions.
 
     Parameters
     ----------
-    orders : Orders
+    instructions : Instructions
         For nodes that carry the whole plan, which alone are asked for gradients.
     weights : mapping of str to ndarray
         Dense global arrays.
     nodes : sequence of int
     known : mapping of int to str
     parts : Parts
-        Of the orders' plan.
+        Of the instructions' plan.
 
     Returns
     -------
-    dict of int to Orders
+    dict of int to Instructions
         In the order of ``nodes``, without those that are not known or cannot carry
         anything. Nodes with one budget share an object.
     """
-    made: dict[str, wire.Orders | None] = {"": orders}
+    made: dict[str, wire.Instructions | None] = {"": instructions}
     for budget in dict.fromkeys(known[node] for node in nodes if node in known):
-        plan = parts.fit(budget) if budget else orders.plan
+        plan = parts.fit(budget) if budget else instructions.plan
         if plan is None:
             made[budget] = None
-        elif plan is orders.plan:
-            made[budget] = replace(orders, budget=budget)
+        elif plan is instructions.plan:
+            made[budget] = replace(instructions, budget=budget)
         else:
-            own = wire.Orders.of(orders.phase, plan, weights, orders.encoding)
-            made[budget] = replace(own, regrow=orders.regrow, budget=budget)
+            own = wire.Instructions.of(
+                instructions.phase, plan, weights, instructions.encoding
+            )
+            made[budget] = replace(own, regrow=instructions.regrow, budget=budget)
     own_of = {node: made[known[node]] for node in nodes if node in known}
     return {node: own for node, own in own_of.items() if own is not None}
 

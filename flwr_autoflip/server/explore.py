@@ -11,11 +11,11 @@ from .. import wire
 from ..errors import AutoFlipError, WireError
 from ..graph.layout import Arrays
 from ..graph.pack import pack
-from ..graph.plan import dense_plan
 from ..methods.base import Result
+from ..methods.guidance import Report
 from ..wire.privacy import ReportPrivacy, parse_privacy
 from .exchange import Exchange
-from .outliers import WEIGHTS, Drift, drift_of_norm, find_too_far, units_of
+from .outliers import Change, Start, refuse_outliers
 from .reports import store_report
 
 LOGGER = getLogger("flwr")
@@ -39,30 +39,17 @@ def measure(
     Returns
     -------
     list of Result
-        At least one.
-
-    Raises
-    ------
-    AutoFlipError
-        If no report is valid.
     """
-    asked = len(exchange.sent)
     plan = exchange.sent[0].instructions.plan
-    units = units_of(pack(weights, plan), plan)
+    start = Start(pack(weights, plan), plan)
 
-    def read(reply: wire.Reply, instructions: wire.Instructions) -> Drift | None:
+    def read(reply: wire.Reply, instructions: wire.Instructions) -> Change | None:
         if _noise_of(reply, instructions) or instructions.payload == "deviations":
             return None  # noise has no scale; the paper takes deviations as they come
         examples = reply.metadata.get(wire.KEY_EXAMPLES) or reply.num_examples
-        return drift_of_norm(reply.norm, units, plan, examples)
+        return start.measure_norm(reply.norm, examples)
 
     answers = exchange.replies(replies, read, _refuse_outliers)
-    if not answers:
-        reasons = exchange.ledger.reasons("budget", "explore")
-        raise AutoFlipError(
-            f"none of {asked} explorers gave a valid report: {'; '.join(reasons[:3])}"
-            f"{_way_out(reasons)}"
-        )
     noises = Counter(_noise_of(a.reply, a.instructions) for a in answers)
     for noise in filter(None, noises):
         text = "\t> %s of %s reports were noised by their nodes, who say: %s"
@@ -71,9 +58,13 @@ def measure(
     while answers:  # one node's arrays at a time, whatever their number
         answer = answers.pop(0)
         node = answer.message.metadata.src_node_id
-        report = wire.report_of(answer.reply, answer.instructions)
+        report: Report = wire.report_of(answer.reply, answer.instructions)
         if answer.instructions.payload == "deviations":
-            report = store_report(folder, node, report)
+            try:
+                report = store_report(folder, node, report)
+            except AutoFlipError as error:
+                LOGGER.warning("\t> node %s counts as unexplored: %s", node, error)
+                continue
         results.append(Result(node, answer.reply.num_examples, report))
     return results
 
@@ -99,19 +90,5 @@ def _noise_of(
     return privacy
 
 
-def _refuse_outliers(drifts: list[Drift | None]) -> dict[int, str]:
-    """Say whose report moved farther than exploring does: place to reason."""
-    known = {place: drift for place, drift in enumerate(drifts) if drift is not None}
-    places = list(known)
-    return {
-        places[index]: f"report: it moved by {far.moved:.3g} times the weights' size, "
-        f"explorers' median is {far.median:.3g}; up to {far.limit:.3g} is taken here."
-        for index, found in find_too_far(list(known.values())).items()
-        for far in found
-        if far.name == WEIGHTS
-    }
-
-
-def _way_out(reasons: list[str]) -> str:
-    """Say what to do when a mod stumbles over a report, which has its own length."""
-    return f" {wire.MOD_ORDER}" if any("broadcast" in r for r in reasons) else ""
+def _refuse_outliers(changes: list[Change | None]) -> dict[int, str]:
+    return refuse_outliers(changes, "report", "")

@@ -2,7 +2,7 @@
 
 import inspect
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from logging import ERROR, INFO, getLogger
 from typing import Any, TypeVar
@@ -123,13 +123,14 @@ def check_metrics(strategy: Strategy, reply: wire.Reply) -> None:
 # --- Grids and messages ---
 
 
-def wait_for_nodes(grid: Grid, minimum: int, timeout: float | None) -> None:
+def wait_for_nodes(grid: Grid, strategy: Strategy, timeout: float | None) -> None:
     """Wait until enough nodes are there: FedAvg counts them before it waits.
 
     Parameters
     ----------
     grid : Grid
-    minimum : int
+    strategy : Strategy
+        Its ``min_available_nodes`` have to be there.
     timeout : float or None
         Seconds to wait at most; None waits for ever.
 
@@ -138,6 +139,7 @@ def wait_for_nodes(grid: Grid, minimum: int, timeout: float | None) -> None:
     AutoFlipError
         If they are not there by then.
     """
+    minimum = int(find_attribute(strategy, "min_available_nodes", 1))
     end = float("inf") if timeout is None else time.monotonic() + timeout
     while (count := len(list(grid.get_node_ids()))) < minimum:
         left = end - time.monotonic()
@@ -259,53 +261,27 @@ def check_can_resume(strategy: Strategy) -> None:
         )
 
 
-def bind_start(
-    strategy: Strategy, grid: Grid, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Bind what ``start`` was given.
+def default_rounds(strategy: Strategy) -> int:
+    """Give how many rounds a run has of which nobody says so: Flower's default.
 
-    Parameters
-    ----------
-    strategy : Strategy
-        The inner one; if it overrides ``start``, that one's defaults hold.
-    grid : Grid
-    args : tuple
-        ``initial_arrays`` first.
-    kwargs : dict of str to object
-
-    Returns
-    -------
-    given : dict of str to object
-        Arguments of Flower's ``Strategy.start``, complete, without ``self``.
-    more : dict of str to object
-        What only the override knows.
-
-    Raises
-    ------
-    TypeError
-        As Python does, if ``start`` does not take them.
+    An inner strategy's own ``start`` may have another.
     """
-    own, standard = find_own_start(strategy), inspect.signature(Strategy.start)
-    parameters = dict(standard.parameters)
-    if own is not None:
-        override = inspect.signature(type(own).start)
-        override.bind(own, grid, *args, **kwargs)
-        parameters |= {
-            name: p
-            for name, p in override.parameters.items()
-            if name in parameters and p.default is not p.empty
-        }
-    known = {k: v for k, v in kwargs.items() if own is None or k in parameters}
-    bound = standard.bind(strategy, grid, *args, **known).arguments
-    given = {name: p.default for name, p in parameters.items()} | bound
-    del given["self"]
-    return given, {k: v for k, v in kwargs.items() if k not in known}
+    own = find_own_start(strategy)
+    start = Strategy.start if own is None else type(own).start
+    parameter = inspect.signature(start).parameters.get("num_rounds")
+    given = inspect.Parameter.empty if parameter is None else parameter.default
+    return given if isinstance(given, int) else 3
 
 
-def run_own_start(
-    own: Strategy, steps: Strategy, given: dict[str, Any], more: dict[str, Any]
+def run_loop(
+    steps: Strategy,
+    inner: Strategy,
+    grid: Grid,
+    arrays: ArrayRecord,
+    own: Mapping[str, Any],
+    **given: Any,
 ) -> Result:
-    """Run a strategy's own ``start`` around the steps of another.
+    """Run Flower's loop, or an inner strategy's own ``start``, around our steps.
 
     People put into ``start()`` what a run does besides its rounds: save the best model,
     write a table. It runs on a *view*: an object of a subclass that shares all
@@ -314,42 +290,48 @@ def run_own_start(
 
     Parameters
     ----------
-    own : Strategy
-        From :func:`find_own_start`; its attributes change as its ``start`` says.
     steps : Strategy
         Runs the rounds.
-    given, more : dict of str to object
-        From :func:`bind_start`.
+    inner : Strategy
+    grid : Grid
+    arrays : ArrayRecord
+    own : mapping of str to object
+        What only the inner strategy's own ``start`` takes.
+    **given
+        What Flower's takes.
 
     Returns
     -------
     Result
-        Whatever it returns.
+        Whatever an own ``start`` returns.
 
     Raises
     ------
+    TypeError
+        If no ``start`` takes what was given.
     AutoFlipError
-        If its rounds went past ``steps``.
+        If an own ``start``'s rounds went past ``steps``.
     """
+    found = find_own_start(inner)
+    if found is None:
+        if own:
+            raise TypeError(f"start() takes no {', '.join(map(repr, own))}")
+        return Strategy.start(steps, grid, arrays, **given)
     asked: list[int] = []
 
-    def configure_train(
-        server_round: int, *args: Any, **kwargs: Any
-    ) -> Iterable[Message]:
+    def configure_train(server_round: int, *args: Any, **kwargs: Any) -> Any:
         asked.append(server_round)
         return steps.configure_train(server_round, *args, **kwargs)
 
-    kind = type(own)
+    kind = type(found)
     ours = {name: staticmethod(getattr(steps, name)) for name in STEPS}
     ours["configure_train"] = staticmethod(configure_train)
     view: Any = object.__new__(type(f"AutoFlip{kind.__name__}", (kind,), ours))
-    view.__dict__ = own.__dict__
+    view.__dict__ = found.__dict__
     takes = inspect.signature(kind.start).parameters
     takes_all = any(p.kind is p.VAR_KEYWORD for p in takes.values())
-    rest = {**given, **more}
-    grid, arrays = rest.pop("grid"), rest.pop("initial_arrays")
-    taken = {name: v for name, v in rest.items() if takes_all or name in takes}
-    result: Result = view.start(grid, arrays, **taken)
+    taken = {name: v for name, v in given.items() if takes_all or name in takes}
+    result: Result = view.start(grid, arrays, **taken, **own)
     if given["num_rounds"] and not asked:
         raise AutoFlipError(
             f"{kind.__name__}.start never asked AutoFlip for a round's messages: its "

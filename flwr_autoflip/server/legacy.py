@@ -92,7 +92,7 @@ def autoflip_server(
             return None if found is None else _with_loss(*found)
 
         inner = Legacy(legacy)
-        strategy = AutoFlip(inner, model, example_input, client_api="numpy", **options)
+        strategy = AutoFlip(inner, model, example_input, **options)
         strategy.start(
             grid,
             arrays,

@@ -161,9 +161,9 @@ class Measure:
     """
 
     inner: Strategy
-    _starts: dict[int, tuple[wire.Orders, Start]] = field(default_factory=dict)
+    _starts: dict[int, tuple[wire.Instructions, Start]] = field(default_factory=dict)
 
-    def __call__(self, reply: wire.Reply, orders: wire.Orders) -> Change:
+    def __call__(self, reply: wire.Reply, instructions: wire.Instructions) -> Change:
         """Measure a reply.
 
         Raises
@@ -172,11 +172,11 @@ class Measure:
             If it lacks a metric without which the inner strategy cannot aggregate.
         """
         check_metrics(self.inner, reply)
-        if id(orders) not in self._starts:  # most nodes share one
-            start = Start(wire.starting_values(orders), orders.reply_plan)
-            self._starts[id(orders)] = orders, start
-        _, start = self._starts[id(orders)]
-        examples = reply.receipt.get(wire.KEY_EXAMPLES) or reply.num_examples
+        if id(instructions) not in self._starts:  # most nodes share one
+            start = Start(instructions.start, instructions.reply_plan)
+            self._starts[id(instructions)] = instructions, start
+        _, start = self._starts[id(instructions)]
+        examples = reply.metadata.get(wire.KEY_EXAMPLES) or reply.num_examples
         return start.measure(reply.values, examples)
 
 
@@ -273,7 +273,7 @@ def put_back_buffers(answers: Sequence[Answer[Change]]) -> list[Answer[Change]]:
         if not shares:
             continue
         answer = answers[place]
-        start = Start(wire.starting_values(answer.orders), answer.orders.reply_plan)
+        start = Start(answer.instructions.start, answer.instructions.reply_plan)
         values = start.put_back(answer.reply.values, shares)
         wire.replace_values_inplace(answer.message, values)
         held[place] = replace(answer, reply=replace(answer.reply, values=values))

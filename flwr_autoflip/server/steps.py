@@ -1,6 +1,6 @@
 """The steps of a round: each takes the run's state and gives the next one."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from logging import INFO, getLogger
 from pathlib import Path
@@ -14,19 +14,22 @@ from flwr.serverapp.strategy import Strategy
 from .. import wire
 from ..errors import AutoFlipError
 from ..graph.layout import Arrays
+from ..ledger.ledger import Ledger
 from ..methods.base import Method, Order, Result, Round, ValueDtype
 from ..wire.encoding import Encoding
-from .aggregate import NOTHING, Aggregated, Meter, aggregate, hold_buffers
-from .aggregate import refuse_diverged
-from .budgets import Budgets
+from .aggregate import Aggregated, aggregate
+from .budgets import Parts, ask_budgets, cut_instructions
 from .exchange import Answer, Exchange
 from .explore import measure
-from .hosts import Attempts, update_inplace, weight_key, with_config
+from .hosts import Rounds, update_inplace, weight_key, with_config
+from .outliers import Measure, put_back_buffers, refuse_outliers
 from .progress import Progress
 from .state import RunState
 
 LOGGER = getLogger("flwr")
+EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 EPOCHS_KEY = "local-epochs"
+_NOTHING: Aggregated = None, None
 _MOST_ORDERS = 10
 """Orders of one round that only measure; a method that goes on asking has a bug."""
 
@@ -42,9 +45,10 @@ class Steps:
     method : Method
     dtype : {"float32", "float16", "int8"}
         Of values, where an order does not say another.
+    asks_budgets : bool
+        Whether nodes are asked what they can carry.
     exchange : Exchange
-    budgets : Budgets
-    attempts : Attempts
+    rounds : Rounds
         Turns what the inner strategy raises into a lost round.
     progress : Progress
     reports : Path or None
@@ -54,11 +58,16 @@ class Steps:
     inner: Strategy
     method: Method[Any]
     dtype: ValueDtype
+    asks_budgets: bool
     exchange: Exchange
-    budgets: Budgets
-    attempts: Attempts
+    rounds: Rounds
     progress: Progress
     reports: Path | None
+
+    @property
+    def ledger(self) -> Ledger:
+        """The run's."""
+        return self.exchange.ledger
 
     def configure_train(
         self,
@@ -74,7 +83,7 @@ class Steps:
         """
         state = replace(state, arrays=arrays, train_config=config)
         sampling = server_round, arrays, config, grid
-        sampled = self.attempts.choose(self.inner, "train", *sampling)
+        sampled = self.rounds.choose(self.inner, "train", *sampling)
         if not sampled:
             return state, None, []
         nodes = [template.metadata.dst_node_id for template in sampled]
@@ -115,11 +124,11 @@ class Steps:
                 templates = sampled[:count]
             case nodes:
                 templates = [to(node) for node in nodes]
-        if order.whole and self.budgets.asks:
+        if order.whole and self.asks_budgets:
             everyone = [to(node) for node in sorted(grid.get_node_ids())]
-            budgets = self.budgets.ask(state.budgets, server_round, grid, everyone)
-            state = replace(state, budgets=budgets)
-            templates = _replace_weak(templates, everyone, budgets)
+            asked = everyone if isinstance(order.who, str | int) else templates
+            state = self._ask(state, server_round, grid, asked)
+            templates = _replace_weak(templates, asked, state.budgets)
         if order.epochs is not None:
             extra = {EPOCHS_KEY: order.epochs}
             templates = [with_config(template, extra) for template in templates]
@@ -146,11 +155,47 @@ class Steps:
             regrow=order.regrow,
             payload=order.payload,
         )
-        if self.budgets.asks:
-            budgets = self.budgets.ask(state.budgets, server_round, grid, templates)
-            state = replace(state, budgets=budgets)
-        work = self.budgets.share_out(state.budgets, templates, instructions, weights)
-        return state, order, self.exchange.requests(server_round, work)
+        state, messages = self._share_out(
+            state, server_round, grid, templates, instructions, weights
+        )
+        return state, order, messages
+
+    def _share_out(
+        self,
+        state: RunState,
+        server_round: int,
+        grid: Grid,
+        templates: Sequence[Message],
+        instructions: wire.Instructions,
+        weights: Arrays,
+    ) -> tuple[RunState, list[Message]]:
+        """Make each node's request: what it can carry of the plan."""
+        nodes = [template.metadata.dst_node_id for template in templates]
+        own = dict.fromkeys(nodes, instructions)
+        if self.asks_budgets:
+            state = self._ask(state, server_round, grid, templates)
+            scores = self.method.importance(state.method, weights)
+            share = self.exchange.cost_of.ratio
+            multiple = getattr(self.method, "round_to", 1)
+            parts = Parts(instructions.plan, scores, share, multiple)
+            own = cut_instructions(instructions, weights, nodes, state.budgets, parts)
+        work = [(t, own[n]) for t, n in zip(templates, nodes, strict=True) if n in own]
+        return state, self.exchange.requests(server_round, work)
+
+    def _ask(
+        self,
+        state: RunState,
+        server_round: int,
+        grid: Grid,
+        templates: Sequence[Message],
+    ) -> RunState:
+        """Ask nodes for their budget that are new, or failed since they were asked."""
+        lost = self.exchange.lost
+        known = {n: told for n, told in state.budgets.items() if n not in lost}
+        new = [t for t in templates if t.metadata.dst_node_id not in known]
+        layout = state.method.plan.layout
+        told = ask_budgets(self.exchange, layout, server_round, grid, new)
+        return replace(state, budgets={**known, **told})
 
     def _explore(
         self,
@@ -176,7 +221,17 @@ class Steps:
             messages = self.exchange.requests(server_round, work)
             replies = grid.send_and_receive(messages, timeout=self.exchange.timeout)
             results = measure(self.exchange, replies, weights, self.reports)
-        state = self._learn(state, server_round, order, results)
+        try:
+            state = self._learn(state, server_round, order, results)
+        except AutoFlipError as error:
+            if results or not templates:
+                raise
+            reasons = self.ledger.reasons("budget", "explore")
+            way_out = any("broadcast" in reason for reason in reasons)
+            raise AutoFlipError(
+                f"{error} Nodes said: {'; '.join(reasons[:3])}"
+                f"{f' {wire.MOD_ORDER}' if way_out else ''}"
+            ) from error
         self._note_plan(state, server_round, log=True)
         return state
 
@@ -219,25 +274,25 @@ class Steps:
     ) -> tuple[RunState, Aggregated]:
         """Expand valid replies, let the inner strategy average, the method learn."""
         state = replace(state, trained=server_round)
-        answers = hold_buffers(
-            self.exchange.replies(replies, Meter(self.inner), refuse_diverged)
+        answers = put_back_buffers(
+            self.exchange.replies(replies, Measure(self.inner), refuse_outliers)
         )
         if not answers or order is None:
             LOGGER.warning("\t> no valid reply: the global model stays as it was")
-            return state, NOTHING
+            return state, _NOTHING
         learns = type(self.method).learn is not Method.learn
         results = [_result(answer) for answer in answers] if learns else []
         weights = wire.from_arrayrecord(state.arrays)
         zero = order.untrained == "zero"
         work = self.inner, server_round, answers, weights, zero
-        arrays, metrics = self.attempts.attempt(
-            "aggregate_train", NOTHING, aggregate, *work
+        arrays, metrics = self.rounds.attempt(
+            "aggregate_train", _NOTHING, aggregate, *work
         )
         if metrics is not None:
             state = replace(state, train={**state.train, server_round: metrics})
         if arrays is None:
             return state, (None, metrics)
-        self.attempts.note_trained()
+        self.rounds.note_trained()
         state = replace(state, arrays=arrays)
         before = state.method
         if learns:
@@ -259,18 +314,34 @@ class Steps:
         """Send the deployable model, or what fits, to the sampled nodes."""
         state = replace(state, evaluate_config=config)
         sampling = server_round, arrays, config, grid
-        templates = self.attempts.choose(self.inner, "evaluate", *sampling)
+        templates = self.rounds.choose(self.inner, "evaluate", *sampling)
         if not templates:
             return state, []
         weights = wire.from_arrayrecord(arrays)
         instructions = wire.Instructions.of(
             "evaluate", state.method.plan, weights, Encoding(self.dtype)
         )
-        if self.budgets.asks:
-            budgets = self.budgets.ask(state.budgets, server_round, grid, templates)
-            state = replace(state, budgets=budgets)
-        work = self.budgets.share_out(state.budgets, templates, instructions, weights)
-        return state, self.exchange.requests(server_round, work)
+        return self._share_out(
+            state, server_round, grid, templates, instructions, weights
+        )
+
+    def evaluate(
+        self,
+        state: RunState,
+        server_round: int,
+        arrays: ArrayRecord,
+        evaluate_fn: EvaluateFn,
+    ) -> MetricRecord | None:
+        """Let the app evaluate the deployable model; its arrays are dense, masked."""
+        plan = state.method.plan
+        masked = plan.apply(wire.from_arrayrecord(arrays))
+        metrics = dict(evaluate_fn(server_round, wire.to_arrayrecord(masked)) or {})
+        if self.method.evaluates_dense:
+            dense = dict(evaluate_fn(server_round, arrays) or {})
+            metrics |= {f"dense-{key}": value for key, value in dense.items()}
+        shape = self.exchange.cost_of.shape(plan)
+        self.ledger.add_server(server_round, metrics, shape)
+        return MetricRecord(metrics) if metrics else None
 
     def aggregate_evaluate(
         self, state: RunState, server_round: int, replies: Iterable[Message]
@@ -284,7 +355,7 @@ class Steps:
         if accepted := [answer.message for answer in answers]:
             average = self.inner.aggregate_evaluate
             args = None, average, server_round, accepted
-            metrics = self.attempts.attempt("aggregate_evaluate", *args)
+            metrics = self.rounds.attempt("aggregate_evaluate", *args)
         if metrics is not None:
             state = replace(state, evaluate={**state.evaluate, server_round: metrics})
         return state, metrics
@@ -298,7 +369,7 @@ def _result(answer: Answer[Any]) -> Result:
 
 
 def _replace_weak(
-    templates: list[Message], everyone: list[Message], budgets: dict[int, str]
+    templates: list[Message], everyone: list[Message], budgets: Mapping[int, str]
 ) -> list[Message]:
     """Let nodes that carry the dense model take the place of those that do not."""
     able = {

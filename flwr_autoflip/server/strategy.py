@@ -1,8 +1,6 @@
 """AutoFlip: a Flower strategy around any other one. Order, ship, aggregate, learn."""
 
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
-from dataclasses import replace
+from collections.abc import Iterable
 from logging import INFO, getLogger
 from pathlib import Path
 from typing import Any, get_args
@@ -22,14 +20,27 @@ from ..graph.tracing.verify import answering_groups
 from ..ledger.cost import CostOf
 from ..ledger.ledger import Ledger
 from ..methods import Method, named
-from ..methods.base import Order, ValueDtype
-from .checkpoint import Checkpoints
-from .hosts import check_inner, wait_for_nodes
+from ..methods.base import ValueDtype
+from .aggregate import Aggregated
+from .checkpoint import Checkpoints, claimed
+from .exchange import Exchange
+from .hosts import (
+    Rounds,
+    check_can_resume,
+    check_inner,
+    check_started,
+    default_rounds,
+    run_loop,
+    wait_for_nodes,
+    weight_key,
+)
+from .inner import Beginning, draws_noise, nodes_draw_noise, settings_of
+from .progress import Progress
+from .run import Run
 from .state import RunState
-from .steps import Steps
+from .steps import EvaluateFn, Steps
 
 LOGGER = getLogger("flwr")
-EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
 class AutoFlip(Strategy):
@@ -102,7 +113,9 @@ class AutoFlip(Strategy):
                 f"value_dtype must be one of {get_args(ValueDtype)}, got "
                 f"{value_dtype!r}."
             )
-        check_inner(strategy, budgets, resumes=checkpoint_dir is not None)
+        check_inner(strategy, budgets)
+        if checkpoint_dir is not None:
+            check_can_resume(strategy)
         self.value_dtype, self.budgets = value_dtype, budgets
         self.layout: Layout = trace(model, example_input, tuple(ignored_layers))
         answer = answering_groups(model, example_input, self.layout)
@@ -110,6 +123,9 @@ class AutoFlip(Strategy):
         self.checkpoint_dir = None if checkpoint_dir is None else Path(checkpoint_dir)
         folder = self.checkpoint_dir if ledger_dir is None else Path(ledger_dir)
         self.ledger = Ledger(None if folder is None else folder / "ledger.jsonl")
+        self._folders = [f for f in (self.checkpoint_dir, folder) if f is not None]
+        self._beginning = Beginning(strategy)
+        self._run: Run | None = None
 
     def start(
         self,
@@ -151,166 +167,115 @@ class AutoFlip(Strategy):
             If ``initial_arrays`` are not the model's, no node's training counted,
             another run holds the folder, or it holds another run or nothing whole.
         """
-        weights = wire.from_arrayrecord(initial_arrays)
-        check_arrays(self.layout, weights, whose="initial arrays")
-        method, weights = self.method.begin(self.layout, weights)
-        fresh = RunState(
+        given = wire.from_arrayrecord(initial_arrays)
+        check_arrays(self.layout, given, whose="initial arrays")
+        method, weights = self.method.begin(self.layout, given)
+        begun = RunState(
             method,
             wire.to_arrayrecord(weights),  # the caller's stay as they are
             ConfigRecord(dict(train_config or {})),
             ConfigRecord(dict(evaluate_config or {})),
         )
-        if num_rounds is None:
-            num_rounds = rounds_of(self.strategy)
+        num_rounds = num_rounds or default_rounds(self.strategy)
         noisy = draws_noise(self.strategy) or nodes_draw_noise(grid)
         with claimed(self._folders), self._beginning.restored(noisy):
-            state = self._open(fresh, noisy, num_rounds)
-            self._steps = self._build(timeout, num_rounds, evaluate_fn is not None)
+            run = self._run = self._begin(
+                begun, noisy, num_rounds, timeout, evaluate_fn
+            )
             wait_for_nodes(grid, self.strategy, timeout)
-            result = run_start(
-                self.strategy,
+            result = run_loop(
                 self,
-                own,
+                self.strategy,
                 grid,
-                state.arrays,
+                run.state.arrays,
+                own,
                 num_rounds=num_rounds,
                 timeout=timeout,
-                train_config=state.train_config,
-                evaluate_config=state.evaluate_config,
-                evaluate_fn=evaluate_fn and self._evaluate(evaluate_fn),
+                train_config=run.state.train_config,
+                evaluate_config=run.state.evaluate_config,
+                evaluate_fn=evaluate_fn and run.evaluate,
             )
-            self._steps.attempts.check()
+            run.steps.rounds.check()
         if isinstance(result, Result) and not len(result.arrays):
-            result.arrays = self.state.arrays
+            result.arrays = run.state.arrays
         return result
 
-    # --- One run ----------------------------------------------------------------------
-
-    def _open(self, fresh: RunState, noisy: bool, num_rounds: int) -> RunState:
-        """Begin a run, or go on with the folder's."""
-        found = None
+    def _begin(
+        self,
+        begun: RunState,
+        noisy: bool,
+        num_rounds: int,
+        timeout: float | None,
+        evaluate_fn: EvaluateFn | None,
+    ) -> Run:
+        """Begin a run, or go on with the one that the folder holds."""
+        checkpoints, found = None, None
         if self.checkpoint_dir is not None:
             settings = {
                 "method": repr(self.method),
                 "value_dtype": self.value_dtype,
-                "budgets": repr(self.asks_budgets),
-                "train_config": repr(dict(fresh.train_config)),
-                "evaluate_config": repr(dict(fresh.evaluate_config)),
+                "budgets": repr(self.budgets),
+                "train_config": repr(dict(begun.train_config)),
+                "evaluate_config": repr(dict(begun.evaluate_config)),
                 **settings_of(self.strategy, noisy),
             }
-            self._checkpoints = Checkpoints(
-                self.checkpoint_dir, settings, self.layout, noisy
-            )
-            found = self._checkpoints.open(
-                fresh, self.strategy, self.ledger, num_rounds
-            )
-        self._state = found or fresh
+            folder = self.checkpoint_dir
+            checkpoints = Checkpoints(folder, settings, self.layout, noisy)
+            found = checkpoints.open(begun, self.strategy, self.ledger, num_rounds)
         if found is None:
             self.ledger.clear()
-            self._save()
-        if self._state.done < num_rounds:  # else nothing is run
-            self.ledger.add_run(self._state.done)
-        return self._state
-
-    def _build(self, timeout: float | None, num_rounds: int, evaluates: bool) -> Steps:
-        key = weight_key(self.strategy)
-        exchange = Exchange(self.ledger, self.cost_of, key, timeout)
-        progress = Progress(self.ledger, self.cost_of)
-        progress.begin(num_rounds)
-        self._order, self._evaluates = None, evaluates
-        return Steps(
+        state = found or begun
+        if state.done < num_rounds:  # else nothing is run
+            self.ledger.add_run(state.done)
+        steps = Steps(
             self.strategy,
             self.method,
             self.value_dtype,
-            exchange,
-            Budgets(exchange, self.layout, self.asks_budgets),
-            Attempts(self.ledger),
-            progress,
-            self._checkpoints and self._checkpoints.reports,
+            self.budgets,
+            Exchange(self.ledger, self.cost_of, weight_key(self.strategy), timeout),
+            Rounds(self.ledger),
+            Progress(self.ledger, self.cost_of),
+            None if checkpoints is None else checkpoints.reports,
         )
+        steps.rounds.begin()
+        steps.progress.begin(num_rounds)
+        run = Run(state, steps, checkpoints, evaluate_fn)
+        if found is None:
+            run.save()
+        return run
 
-    def _save(self) -> None:
-        if self._checkpoints is not None:
-            self._checkpoints.save(self._state, self.strategy, self.ledger)
+    # --- Steps of Flower's loop; see :class:`.Run` ---
 
-    # --- Steps of Flower's loop -------------------------------------------------------
+    @property
+    def run(self) -> Run:
+        """What goes on since the last ``start``."""
+        check_started(self._run is not None)
+        assert self._run is not None
+        return self._run
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """Send the nodes of a round what the method asks; nobody if it is done."""
-        check_started(self._state)
-        before = self._state
-        if server_round <= before.trained:
-            return []
-        self._state, self._order, messages = self._steps.configure_train(
-            before, server_round, arrays, config, grid
-        )
-        if self._state.method is not before.method:  # exploring is not done twice
-            self._save()
-        return messages
+        """Send nodes what the method orders."""
+        return self.run.configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> Aggregated:
-        """Average what came back, and let the method learn from it.
-
-        It is saved before any node sees it, so that noise of differential privacy is
-        never drawn twice for one round.
-        """
-        if server_round <= self._state.trained:
-            return None, self._state.train.get(server_round)
-        self._state, aggregated = self._steps.aggregate_train(
-            self._state, self._order, server_round, replies
-        )
-        self._save()
-        return aggregated
+        """Average what nodes trained; the method learns from it."""
+        return self.run.aggregate_train(server_round, replies)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """Send the sampled nodes the deployable model; nobody if the round is done."""
-        if server_round <= self._state.done:
-            return []
-        self._state, messages = self._steps.configure_evaluate(
-            self._state, server_round, arrays, config, grid
-        )
-        return messages
+        """Send nodes the deployable model."""
+        return self.run.configure_evaluate(server_round, arrays, config, grid)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Average the nodes' metrics."""
-        if server_round <= self._state.done:
-            return self._state.evaluate.get(server_round)
-        self._state, metrics = self._steps.aggregate_evaluate(
-            self._state, server_round, replies
-        )
-        if not self._evaluates:
-            self._end_round(server_round, metrics)
-        return metrics
-
-    def _evaluate(self, evaluate_fn: EvaluateFn) -> EvaluateFn:
-        """Let the app evaluate the deployable model, once a round."""
-
-        def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-            state = self._state
-            if state.trained and server_round <= state.done:
-                return state.server.get(server_round)
-            metrics = self._steps.evaluate(state, server_round, arrays, evaluate_fn)
-            if metrics is not None:
-                server = {**state.server, server_round: metrics}
-                self._state = replace(state, server=server)
-            self._end_round(server_round, metrics)
-            return metrics
-
-        return evaluate
-
-    def _end_round(self, server_round: int, metrics: MetricRecord | None) -> None:
-        if server_round:
-            self._state = replace(self._state, done=server_round)
-            self._steps.progress.end_round(server_round, metrics)
-            self._save()
+        return self.run.aggregate_evaluate(server_round, replies)
 
     def summary(self) -> None:
         """Log the settings, then the inner strategy's."""
@@ -319,13 +284,12 @@ class AutoFlip(Strategy):
         LOGGER.log(INFO, "\t│\t└── Values: %s", self.value_dtype)
         self.strategy.summary()
 
-    # --- What comes out ---------------------------------------------------------------
+    # --- What comes out ---
 
     @property
     def state(self) -> RunState:
         """All that the run knows now."""
-        check_started(self._state)
-        return self._state
+        return self.run.state
 
     @property
     def deployable_plan(self) -> Plan:

@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn

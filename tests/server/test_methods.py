@@ -166,7 +166,9 @@ def test_gradients_are_those_of_the_rounds_own_training() -> None:
                         seen[name] = seen.get(name, 0) + squares
             return super().learn(state, done)
 
-    run = Run(Watching(interval=2, time=RoundTime(1.0, 1.0, 0.0)), 2, client=PruningClient)
+    run = Run(
+        Watching(interval=2, time=RoundTime(1.0, 1.0, 0.0)), 2, client=PruningClient
+    )
 
     plan = run.plans[1]
     masks = {n: torch.as_tensor(m) for n, m in plan.mask.items()}

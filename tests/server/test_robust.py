@@ -11,12 +11,12 @@ from federation import EXAMPLE, Client, TinyNet, guided, initial, node_data
 from flwr.app import Array, ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
+from flwr_autoflip.methods.units import unit_plan
 from grid import LocalGrid
 from torch import nn
 
 from flwr_autoflip import AutoFlip, AutoFlipError, autoflip_mod, client_app
 from flwr_autoflip.methods.guidance import unit_scores
-from flwr_autoflip.methods.policy import unit_plan
 from flwr_autoflip.methods.threshold import Mass
 
 NODES, BAD = 6, 2

@@ -20,12 +20,12 @@ from flwr.serverapp.strategy import (
     Result,
     Strategy,
 )
+from flwr_autoflip.server.inprocess import InProcessGrid
 
 from flwr_autoflip import AutoFlip, client_app
 from flwr_autoflip.graph.codec import encode_plan
 from flwr_autoflip.ledger.ledger import node_rows, read_ledger
 from flwr_autoflip.methods import Paper, PruneFL, Structured
-from flwr_autoflip.server.inprocess import InProcessGrid
 
 NODES = 5
 HALF = {"fraction_train": 0.6, "fraction_evaluate": 0.6}

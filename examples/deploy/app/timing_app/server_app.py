@@ -6,6 +6,7 @@ import torch
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
+from flwr_autoflip.methods.policy import Previous
 from quickstart.task import Net
 
 from flwr_autoflip import AutoFlip
@@ -13,7 +14,6 @@ from flwr_autoflip.graph.layout import Arrays, Layout
 from flwr_autoflip.graph.plan import Plan, dense_plan
 from flwr_autoflip.methods import AutoFlipPolicy
 from flwr_autoflip.methods.guidance import Report
-from flwr_autoflip.methods.policy import Previous
 from flwr_autoflip.methods.threshold import Mass
 
 
