@@ -34,7 +34,7 @@ TARGETS: dict[str, Target] = {
     "gradients": Target(decoders.fuzz_gradients, decoders.seed_gradients, 2048),
     "request": Target(messages.fuzz_request, messages.seeds, 64),
     "reply": Target(messages.fuzz_reply, messages.seeds, 64),
-    "report_file": Target(files.fuzz_report_file, files.seed_report_file, 1024),
+    "report_file": Target(files.fuzz_report_file, files.seed_report_file),
     "checkpoint": Target(files.fuzz_checkpoint, files.seed_checkpoint),
     "safetensors": Target(files.fuzz_safetensors, files.seed_safetensors),
     "model_file": Target(files.fuzz_model_file, files.seed_model_file, 8192),

@@ -2,16 +2,11 @@
 
 from functools import lru_cache
 from io import BytesIO
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from numpy.lib.format import (
-    dtype_to_descr,
-    read_array_header_1_0,
-    read_magic,
-    write_array_header_1_0,
-)
+from numpy.lib.format import dtype_to_descr, write_array_header_1_0
 from numpy.typing import NDArray
 
 from ..errors import WireError
@@ -22,12 +17,9 @@ R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
 NUMPY = "numpy.ndarray"
 """What Flower calls the bytes of ``numpy.save``."""
 
-_DTYPES = ("float32", "uint8", "float16", "float64")
+_DTYPES = tuple(map(np.dtype, ("float32", "uint8", "float16", "float64")))
 _HEAD = 128
 """Bytes before the values of a flat array, as NumPy saves it."""
-
-_HEAD_LENGTH = slice(8, 10)
-"""Where NumPy's format, version 1, says how long the rest of its head is."""
 
 
 def records_of(content: RecordDict, kind: type[R]) -> dict[str, R]:
@@ -61,22 +53,33 @@ def single_array(arrays: ArrayRecord) -> NDArray[Any]:
     WireError
         If there is not exactly one, or its bytes are anything else.
     """
-    check_single(len(arrays))
-    array = next(iter(arrays.values()))
+    if len(arrays) != 1:
+        raise WireError(
+            f"expected one flat array, {len(arrays)} came; wrap the server's strategy "
+            "in AutoFlip, and use autoflip_mod for dense clients only."
+        )
+    (array,) = arrays.values()
     if array.stype != NUMPY:  # as Flower reads it; so will the strategy
         raise WireError(f"the array cannot be read: its type is {array.stype[:40]!r}.")
-    for dtype in map(np.dtype, _DTYPES):
+    for dtype in _DTYPES:
         size = max(0, len(array.data) - _HEAD) // dtype.itemsize
-        head = _npy_head(dtype, (size,))
-        if (
-            array.data.startswith(head)
-            and len(array.data) == _HEAD + size * dtype.itemsize
-        ):
-            return np.frombuffer(array.data, dtype, offset=_HEAD)
+        if (found := _view(array.data, dtype, (size,))) is not None:
+            return found
     raise WireError(
         f"the array cannot be read: its {len(array.data)} bytes are no flat array of "
-        f"{', '.join(_DTYPES)} in NumPy's format."
+        f"{', '.join(map(str, _DTYPES))} in NumPy's format."
     )
+
+
+def _view(
+    data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> NDArray[Any] | None:
+    """View bytes as such an array; None unless they are what NumPy saves of it."""
+    head = _npy_head(dtype, shape)
+    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    if len(data) != len(head) + size or not data.startswith(head):
+        return None
+    return np.ndarray(shape, dtype, data, len(head))
 
 
 # Deep networks are hundreds of small arrays, the same ones in every round.
@@ -89,58 +92,23 @@ def _npy_head(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
     return head.getvalue()
 
 
-@lru_cache(maxsize=1024)
-def _read_npy_head(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Give shape, whether it goes column by column, and dtype."""
-    file = BytesIO(head)
-    if read_magic(file) != (1, 0):
-        raise ValueError("it is of another version.")
-    shape, by_column, dtype = read_array_header_1_0(file)
-    return shape, by_column, dtype
-
-
-def check_single(count: int) -> None:
-    """Raise ``WireError`` unless one array came."""
-    if count != 1:
-        raise WireError(
-            f"expected one flat array, {count} came; wrap the server's strategy in "
-            "AutoFlip, and use autoflip_mod for dense clients only."
-        )
-
-
 def as_numpy(array: Array) -> NDArray[Any]:
-    """View Flower's array as NumPy's; its own ``numpy()`` copies.
+    """Give Flower's array as NumPy's, where that is possible a read-only view.
 
     For arrays of this process; what came over the wire is :func:`single_array`'s.
-
-    Parameters
-    ----------
-    array : Array
-
-    Returns
-    -------
-    ndarray
-        Read-only, on the array's own bytes.
 
     Raises
     ------
     WireError
-        If the bytes are not those of one array of numbers, no more and no less.
+        If the bytes are none that NumPy saves.
     """
     try:
-        if array.stype != NUMPY:
-            raise ValueError(f"it is {array.stype!r}.")
-        start = _HEAD_LENGTH.stop + int.from_bytes(array.data[_HEAD_LENGTH], "little")
-        shape, by_column, dtype = _read_npy_head(array.data[:start])
-        if dtype.kind not in "biufc":
-            raise ValueError(f"dtype {dtype} is not one of numbers.")
-        order: Literal["C", "F"] = "F" if by_column else "C"
-        view = np.ndarray(shape, dtype, array.data, start, order=order)
-    except (TypeError, ValueError, EOFError, OverflowError) as error:
+        view = None
+        if array.dtype and array.stype == NUMPY:
+            view = _view(array.data, np.dtype(array.dtype), tuple(array.shape))
+        return array.numpy() if view is None else view
+    except (TypeError, ValueError, EOFError) as error:
         raise WireError(f"an array cannot be read: {error}") from error
-    if start + view.nbytes != len(array.data):
-        raise WireError("an array cannot be read: bytes follow it.")
-    return view
 
 
 def as_array(array: NDArray[Any]) -> Array:
@@ -157,5 +125,5 @@ def to_arrayrecord(arrays: Arrays) -> ArrayRecord:
 
 
 def from_arrayrecord(record: ArrayRecord) -> dict[str, NDArray[Any]]:
-    """View the named arrays of Flower's record, read-only."""
+    """Give the named arrays of Flower's record."""
     return {name: as_numpy(array) for name, array in record.items()}

@@ -270,7 +270,7 @@ def moved_by_a_liar(inner: Strategy) -> np.ndarray:
     found = run(strategy, spoiled_by(one_liar)).numpy()
     few = FedAvg(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1)
     honest = run(build(few), lambda n, r: None if n == BAD else r).numpy()
-    moved: np.ndarray = strategy.deployable_plan().take("fc2.weight", found - honest)
+    moved: np.ndarray = strategy.deployable_plan.take("fc2.weight", found - honest)
     return moved
 
 

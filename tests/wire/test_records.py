@@ -27,47 +27,35 @@ def saved(array: NDArray[Any]) -> bytes:
     return file.getvalue()
 
 
-def record(data: bytes, stype: str = "numpy.ndarray") -> ArrayRecord:
-    return ArrayRecord({"a": Array("float32", (2,), stype, data)})
-
-
 @given(NUMBERS)
 def test_an_array_is_written_as_numpy_saves_it(array: NDArray[Any]) -> None:
     written = to_arrayrecord({"a": array})["a"]
 
     assert written.data == saved(np.ascontiguousarray(array).reshape(array.shape))
     assert (written.dtype, tuple(written.shape)) == (str(array.dtype), array.shape)
-
-
-@given(NUMBERS, st.booleans())
-def test_whatever_numpy_saves_is_read(array: NDArray[Any], by_column: bool) -> None:
-    array = np.asarray(array, order="F" if by_column else "C")
-
-    view = from_arrayrecord(record(saved(array)))["a"]
-
-    np.testing.assert_array_equal(view, array)
-    assert view.dtype == array.dtype
+    view = from_arrayrecord(ArrayRecord({"a": written}))["a"]
+    np.testing.assert_array_equal(view, array, strict=True)
     assert not view.flags.writeable
 
 
+@given(NUMBERS, st.booleans(), st.booleans())
+def test_whatever_numpy_saves_is_read(
+    array: NDArray[Any], by_column: bool, said: bool
+) -> None:
+    array = np.asarray(array, order="F" if by_column else "C")
+    about: Any = (str(array.dtype), array.shape) if said else ("", ())
+    record = ArrayRecord({"a": Array(*about, "numpy.ndarray", saved(array))})
+
+    np.testing.assert_array_equal(from_arrayrecord(record)["a"], array, strict=True)
+
+
 @pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (b"", "an array cannot be read"),
-        (saved(np.zeros(2))[:9], "an array cannot be read"),
-        (saved(np.zeros(2))[:60], "an array cannot be read"),
-        (saved(np.zeros(2))[:-1], "an array cannot be read"),
-        (saved(np.zeros(2)) + b"x", "bytes follow it"),
-        (b"\x93NUMPY\x02" + saved(np.zeros(2))[7:], "of another version"),
-        (saved(np.array(["words"])), "is not one of numbers"),
-    ],
-)
-def test_bytes_of_anything_else_are_refused(data: bytes, message: str) -> None:
-    for _ in range(2):  # a refusal is not remembered as something read
-        with pytest.raises(WireError, match=message):
-            from_arrayrecord(record(data))
+    ("data", "stype"),
+    [(b"", "numpy.ndarray"), (saved(np.zeros(2))[:60], "numpy.ndarray"),
+     (saved(np.zeros(2)), "torch.Tensor")],
+)  # fmt: skip
+def test_bytes_of_anything_else_are_refused(data: bytes, stype: str) -> None:
+    array = Array("float64", (2,), stype, data)
 
-
-def test_other_serialisations_are_refused() -> None:
-    with pytest.raises(WireError, match=r"it is 'torch\.Tensor'"):
-        from_arrayrecord(record(saved(np.zeros(2)), "torch.Tensor"))
+    with pytest.raises(WireError, match="an array cannot be read"):
+        from_arrayrecord(ArrayRecord({"a": array}))
