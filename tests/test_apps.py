@@ -128,7 +128,7 @@ def test_a_forgotten_mod_is_named() -> None:
     ("said", "hint"),
     [
         ("'secaggplus_configs'", "leave secaggplus_mod out"),
-        ("'fitins.parameters'", "import mods from flwr.clientapp.mod"),
+        ("'fitres.parameters'", "import mods from flwr.clientapp.mod"),
         ('Missing key(s) in state_dict: "fc1.weight"', "mods=[autoflip_mod]"),
     ],
 )
@@ -347,7 +347,7 @@ def test_a_mod_that_would_train_another_network_refuses() -> None:
     with contextlib.suppress(AutoFlipError):
         strategy.start(LocalGrid(sigmoid_app(), NODES), start, num_rounds=1)
     (reason,) = {row["reason"] for row in node_rows(strategy.ledger.rows)}
-    assert "removed units of first still answer" in reason
+    assert "pruned units of first still answer" in reason
     assert "ignored_layers=(...), or use AutoFlipClient" in reason
 
 

@@ -17,6 +17,11 @@ MOD_ORDER = (
     "method whose nodes send what they trained."
 )
 
+LEGACY_MOD = (
+    "It looks for a NumPyClient's records: a mod around the app is of Flower's legacy "
+    "API; import mods from flwr.clientapp.mod, not flwr.client.mod."
+)
+
 NO_MOD = (
     "If the app has no autoflip_mod yet, that is why: ClientApp(mods=[autoflip_mod])."
 )
@@ -29,6 +34,7 @@ OTHER_SIZES = (
 HINTS = (
     ("secaggplus_configs", SECURE_AGGREGATION),
     ("uint8", EIGHT_BITS),
+    ("'fitres.", LEGACY_MOD),
     ("'arrays'", NO_MOD),
     ("Missing key(s) in state_dict", NO_MOD),
     ("size mismatch for ", OTHER_SIZES),

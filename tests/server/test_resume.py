@@ -47,7 +47,7 @@ INNERS: dict[str, Callable[[], Strategy]] = {
 }
 METHODS: dict[str, dict[str, Any]] = {
     "autoflip": exploring(0.5),
-    "paper": {"method": Paper(threshold=0.02, epochs=1)},
+    "paper": {"method": Paper(threshold=0.4, epochs=1)},
     "prunefl": {"method": PruneFL(threshold="2x", interval=1)},
     "restart": {"method": Structured(threshold="2x")},
     "eflprune": {"method": "eflprune-l1"},

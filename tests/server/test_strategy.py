@@ -213,8 +213,8 @@ def test_authors_code_trains_everything_from_masked_weights() -> None:
 
 def test_papers_participants_make_a_plan_of_their_own_each_round() -> None:
     strategy = build(
-        FedAvg(fraction_train=0.5, fraction_evaluate=0.0),
-        method=Paper(threshold=0.55, epochs=3),
+        FedAvg(fraction_train=0.75, fraction_evaluate=0.0),
+        method=Paper(threshold=0.4, epochs=1),
     )
     late = LocalGrid(client_app(Client), NODES)
     everyone = late.get_node_ids

@@ -67,7 +67,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "random": {"method": "random", "macs": 0.5},
     "autoflip": exploring(),
     "int8": exploring(value_dtype="int8"),
-    "paper": {"method": Paper(threshold=0.02, epochs=1)},
+    "paper": {"method": Paper(threshold=0.4, epochs=1)},
     "budgets": exploring(0.9, budgets=True),
     "restart": {"method": Structured(threshold="2x")},
     "prunefl": {"method": PruneFL(threshold="2x", interval=1)},
