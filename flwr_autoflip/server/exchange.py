@@ -155,7 +155,9 @@ class Exchange:
         place = {message_id: i for i, message_id in enumerate(waiting)}
         valid: list[tuple[Sent, Answer[T]]] = []
         for message in replies:
-            asked, node = message.metadata.reply_to_message_id, _sender(message)
+            asked, node = message.metadata.reply_to_message_id, None
+            if not message.has_error():  # which Flower reports in nodes' place
+                node = int(message.metadata.src_node_id)
             sent = waiting.get(asked)
             if sent is None or node not in (None, sent.row["node"]):
                 LOGGER.warning("\t> reply of node %s answers no open request", node)
@@ -196,26 +198,20 @@ class Exchange:
             LOGGER.log(WARNING, text, names)
         accepted = []
         for (sent, answer), common in zip(valid, metrics, strict=True):
-            note = self._note_metrics(sent, answer.reply.unusable)
-            self.lost.discard(sent.row["node"])
+            note, node = answer.reply.unusable, sent.row["node"]
+            if note:
+                note = visible(f"metrics left out: {note}")
+                LOGGER.log(WARNING, "\t> reply of node %s: %s", node, note)
+            self.lost.discard(node)
             self._book(sent, "ok", note, answer.message, answer.reply.metadata)
             reply = replace(answer.reply, metrics=common)
             accepted.append(replace(answer, reply=reply))
         return accepted
 
-    def _note_metrics(self, sent: Sent, unusable: str) -> str:
-        """Say which metrics of a reply that counts were left out, if any were."""
-        if not unusable:
-            return ""
-        note = visible(f"metrics left out: {unusable}")
-        LOGGER.log(WARNING, "\t> reply of node %s: %s", sent.row["node"], note)
-        return note
-
     def _lost(
         self, sent: Sent, status: Status, reason: str, message: Message | None = None
     ) -> None:
-        node = sent.row["node"]
-        reason = visible(reason)
+        node, reason = sent.row["node"], visible(reason)
         LOGGER.log(WARNING, "\t> %s reply of node %s: %s", status, node, reason)
         self.lost.add(node)  # it may have restarted, with another budget
         metadata: dict[str, Any] = {}
@@ -274,11 +270,6 @@ def _work(metadata: dict[str, Any], cost: Cost) -> dict[str, Any]:
             work[macs] = None if cost.macs is None else count * cost.macs
         why = cost.uncounted
     return {**work, "uncounted": visible(why)}
-
-
-def _sender(message: Message) -> int | None:
-    """Give who answers; None for errors, which Flower reports in nodes' place."""
-    return None if message.has_error() else int(message.metadata.src_node_id)
 
 
 def _bytes_up(message: Message | None) -> int:
