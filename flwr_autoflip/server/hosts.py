@@ -266,11 +266,25 @@ def default_rounds(strategy: Strategy) -> int:
 
     An inner strategy's own ``start`` may have another.
     """
+    parameter = _start_of(strategy).get("num_rounds")
+    found = None if parameter is None else parameter.default
+    return found if isinstance(found, int) else 3
+
+
+def check_taken(strategy: Strategy, given: Mapping[str, Any]) -> None:
+    """Raise ``TypeError`` if neither ``start`` takes what was given; None was not."""
+    takes = _start_of(strategy)
+    everything = any(p.kind is p.VAR_KEYWORD for p in takes.values())
+    names = [name for name, value in given.items() if value is not None]
+    if unknown := [name for name in names if not (everything or name in takes)]:
+        raise TypeError(f"start() takes no {', '.join(map(repr, unknown))}")
+
+
+def _start_of(strategy: Strategy) -> Mapping[str, inspect.Parameter]:
     own = find_own_start(strategy)
-    start = Strategy.start if own is None else type(own).start
-    parameter = inspect.signature(start).parameters.get("num_rounds")
-    given = inspect.Parameter.empty if parameter is None else parameter.default
-    return given if isinstance(given, int) else 3
+    return inspect.signature(
+        Strategy.start if own is None else type(own).start
+    ).parameters
 
 
 def run_loop(
@@ -307,15 +321,11 @@ def run_loop(
 
     Raises
     ------
-    TypeError
-        If no ``start`` takes what was given.
     AutoFlipError
         If an own ``start``'s rounds went past ``steps``.
     """
     found = find_own_start(inner)
     if found is None:
-        if own:
-            raise TypeError(f"start() takes no {', '.join(map(repr, own))}")
         return Strategy.start(steps, grid, arrays, **given)
     asked: list[int] = []
 
@@ -328,7 +338,7 @@ def run_loop(
     ours["configure_train"] = staticmethod(configure_train)
     view: Any = object.__new__(type(f"AutoFlip{kind.__name__}", (kind,), ours))
     view.__dict__ = found.__dict__
-    takes = inspect.signature(kind.start).parameters
+    takes = _start_of(inner)
     takes_all = any(p.kind is p.VAR_KEYWORD for p in takes.values())
     taken = {name: v for name, v in given.items() if takes_all or name in takes}
     result: Result = view.start(grid, arrays, **taken, **own)

@@ -102,8 +102,8 @@ class Run:
 
     def evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         """Let the app evaluate the deployable model; see :meth:`.Steps.evaluate`."""
-        done = self.state.trained > 0 and server_round <= self.state.done
-        if done or self.evaluate_fn is None:
+        begun = self.state.trained > 0 or self.state.sampled  # so round 0 is over
+        if (begun and server_round <= self.state.done) or self.evaluate_fn is None:
             return self.state.server.get(server_round)
         metrics = self.steps.evaluate(
             self.state, server_round, arrays, self.evaluate_fn

@@ -27,6 +27,9 @@ class RunState:
         The last round whose training is done.
     done : int (default: 0)
         The last round that is done, evaluation included.
+    sampled : mapping of int to ConfigRecord (default: empty)
+        Once nodes have explored in a round that is not trained yet: whom the inner
+        strategy sampled, and what it tells them.
     budgets : mapping of int to str
         Node id to what it said it can carry; "" is the dense model.
     train, evaluate, server : mapping of int to MetricRecord
@@ -41,6 +44,7 @@ class RunState:
     evaluate_config: ConfigRecord
     trained: int = 0
     done: int = 0
+    sampled: Mapping[int, ConfigRecord] = field(default_factory=dict)
     budgets: Mapping[int, str] = field(default_factory=dict)
     train: Metrics = field(default_factory=dict)
     evaluate: Metrics = field(default_factory=dict)

@@ -7,7 +7,7 @@ from pathlib import Path
 from random import sample
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
@@ -21,7 +21,7 @@ from .aggregate import Aggregated, aggregate
 from .budgets import Parts, ask_budgets, cut_instructions
 from .exchange import Answer, Exchange
 from .explore import measure
-from .hosts import Rounds, update_inplace, weight_key, with_config
+from .hosts import Rounds, find_attribute, update_inplace, weight_key, with_config
 from .outliers import Measure, put_back_buffers, refuse_outliers
 from .progress import Progress
 from .state import RunState
@@ -83,7 +83,9 @@ class Steps:
         """
         state = replace(state, arrays=arrays, train_config=config)
         sampling = server_round, arrays, config, grid
-        sampled = self.rounds.choose(self.inner, "train", *sampling)
+        sampled = _templates(state.sampled, self.inner) or self.rounds.choose(
+            self.inner, "train", *sampling
+        )
         if not sampled:
             return state, None, []
         nodes = [template.metadata.dst_node_id for template in sampled]
@@ -93,6 +95,7 @@ class Steps:
             if order.payload in ("values", "gradients") and templates:
                 return self._send(state, order, templates, server_round, grid)
             state = self._explore(state, order, templates, server_round, grid)
+            state = replace(state, sampled=_configs(sampled))
         raise AutoFlipError(
             f"{type(self.method).__name__} gave {_MOST_ORDERS} orders in round "
             f"{server_round} that train nothing; its learn() has to end that."
@@ -275,7 +278,7 @@ class Steps:
         replies: Iterable[Message],
     ) -> tuple[RunState, Aggregated]:
         """Expand valid replies, let the inner strategy average, the method learn."""
-        state = replace(state, trained=server_round)
+        state = replace(state, trained=server_round, sampled={})
         answers = put_back_buffers(
             self.exchange.replies(replies, Measure(self.inner), refuse_outliers)
         )
@@ -361,6 +364,33 @@ class Steps:
         if metrics is not None:
             state = replace(state, evaluate={**state.evaluate, server_round: metrics})
         return state, metrics
+
+
+def _configs(sampled: Iterable[Message]) -> dict[int, ConfigRecord]:
+    """Keep of a round's messages who is asked, and what the strategy tells them."""
+    return {
+        message.metadata.dst_node_id: next(
+            iter(wire.records_of(message.content, ConfigRecord).values()),
+            ConfigRecord(),
+        )
+        for message in sampled
+    }
+
+
+def _templates(sampled: Mapping[int, ConfigRecord], inner: Strategy) -> list[Message]:
+    """Make a round's messages again."""
+    names = [
+        str(find_attribute(inner, f"{kind}record_key", usual))
+        for kind, usual in (("array", "arrays"), ("config", "config"))
+    ]
+    contents = {
+        id(config): RecordDict({names[0]: ArrayRecord(), names[1]: config})
+        for config in sampled.values()
+    }
+    return [
+        Message(contents[id(config)], dst_node_id=node, message_type="train")
+        for node, config in sampled.items()
+    ]
 
 
 def _result(answer: Answer[Any]) -> Result:

@@ -29,6 +29,7 @@ from .hosts import (
     check_can_resume,
     check_inner,
     check_started,
+    check_taken,
     default_rounds,
     run_loop,
     wait_for_nodes,
@@ -167,6 +168,13 @@ class AutoFlip(Strategy):
             If ``initial_arrays`` are not the model's, no node's training counted,
             another run holds the folder, or it holds another run or nothing whole.
         """
+        flowers = {
+            "num_rounds": num_rounds,
+            "train_config": train_config,
+            "evaluate_config": evaluate_config,
+            "evaluate_fn": evaluate_fn,
+        }
+        check_taken(self.strategy, {**flowers, **own})
         given = wire.from_arrayrecord(initial_arrays)
         check_arrays(self.layout, given, whose="initial arrays")
         method, weights = self.method.begin(self.layout, given)
@@ -302,7 +310,8 @@ class AutoFlip(Strategy):
         Parameters
         ----------
         arrays : ArrayRecord
-            Dense, such as ``result.arrays``.
+            Dense, such as ``result.arrays``. Without a run the plan is the method's
+            first, of these weights.
 
         Returns
         -------
@@ -310,4 +319,8 @@ class AutoFlip(Strategy):
             In evaluation mode.
         """
         values = wire.from_arrayrecord(arrays)
-        return shrink_with(self.cost_of.model, self.deployable_plan, values).eval()
+        if self._run is None:
+            plan = self.method.begin(self.layout, values)[0].plan
+        else:
+            plan = self.deployable_plan
+        return shrink_with(self.cost_of.model, plan, values).eval()

@@ -20,8 +20,10 @@ from grid import LocalGrid
 
 from flwr_autoflip import AutoFlip, AutoFlipError, autoflip_mod, client_app
 from flwr_autoflip.ledger.ledger import node_rows
+from flwr_autoflip.methods import L1, Guided
 
 NODES, NORM = 4, 0.05
+CUMULATIVE = Guided(threshold="cumulative:0.5", rescale=False)
 
 WRAPPERS: dict[str, Any] = {
     "server-fixed": lambda inner, noise: DifferentialPrivacyServerSideFixedClipping(
@@ -50,9 +52,8 @@ def app_of(kind: str) -> Any:
 class Watched(AutoFlip):
     """AutoFlip that notes how far each aggregation moves the model."""
 
-    def __init__(self, inner: Strategy, policy: str = "autoflip") -> None:
-        threshold = "2x" if policy == "l1" else "mass:0.5"
-        super().__init__(inner, TinyNet(), EXAMPLE, policy=policy, threshold=threshold)
+    def __init__(self, inner: Strategy, method: Any = CUMULATIVE) -> None:
+        super().__init__(inner, TinyNet(), EXAMPLE, method=method)
         self.moved: list[dict[str, np.ndarray]] = []
 
     def configure_train(
@@ -88,17 +89,21 @@ def test_inside_what_is_aggregated_is_clipped(kind: str) -> None:
 
     bound = NORM * (np.exp(0.3) if "adaptive" in kind else 1) * 1.001
     assert {row["status"] for row in node_rows(strategy.ledger.rows)} == {"ok"}
-    assert strategy.deployable_plan().num_parameters < strategy.layout.num_parameters
+    assert strategy.deployable_plan.num_parameters < strategy.layout.num_parameters
     for clipped, whole in zip(strategy.moved, free.moved, strict=True):
         assert 0 < norm_of(clipped) <= bound
         assert norm_of(whole) > 2 * bound
 
 
 @pytest.mark.parametrize("kind", WRAPPERS)
-def test_inside_noise_reaches_what_stays_and_nothing_that_went(kind: str) -> None:
-    quiet, noised = (run(kind, noise, 1, policy="l1") for noise in (0.0, 0.3))
+def test_inside_noise_reaches_what_is_kept_and_nothing_that_is_pruned(
+    kind: str,
+) -> None:
+    quiet, noised = (
+        run(kind, noise, 1, method=L1(threshold="2x")) for noise in (0.0, 0.3)
+    )
 
-    mask = noised.deployable_plan().dense_mask("fc1.weight")
+    mask = noised.deployable_plan.dense_mask("fc1.weight")
     noise = noised.moved[0]["fc1.weight"] - quiet.moved[0]["fc1.weight"]
     # Adaptive: the norm's own noise takes a part, so more is added to the values.
     size = (0.3 if "fixed" in kind else 0.4535) * NORM / NODES

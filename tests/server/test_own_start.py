@@ -118,7 +118,7 @@ def test_what_stands_around_super_start_runs() -> None:
     result = run(strategy, note="mine")
 
     assert inner.notes == ["before mine", "after mine 2"]
-    small = strategy.deployable_plan().num_parameters
+    small = strategy.deployable_plan.num_parameters
     trained = [r for r in node_rows(strategy.ledger.rows) if r["phase"] == "train"]
     assert {row["parameters"] for row in trained} == {small}
     assert len(result.evaluate_metrics_clientapp) == 2

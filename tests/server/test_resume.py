@@ -26,6 +26,8 @@ from flwr_autoflip import AutoFlip, AutoFlipError, client_app
 from flwr_autoflip.ledger.ledger import Ledger, node_rows, read_ledger
 from flwr_autoflip.methods import Paper, PruneFL, Structured
 
+# Two participants have no guidance between 0 and 1 but 1/2, and the paper says so.
+pytestmark = pytest.mark.filterwarnings("ignore:T_p = ", "ignore:the plan prunes no")
 NODES = 5
 ROUNDS = 2
 HALF = {"fraction_train": 0.5, "fraction_evaluate": 0.5}

@@ -20,8 +20,8 @@ from flwr.serverapp.strategy import (
     Result,
     Strategy,
 )
-from flwr_autoflip.server.inprocess import InProcessGrid
 
+from examples.inprocess import InProcessGrid
 from flwr_autoflip import AutoFlip, client_app
 from flwr_autoflip.graph.codec import encode_plan
 from flwr_autoflip.ledger.ledger import node_rows, read_ledger
