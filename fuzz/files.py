@@ -24,11 +24,11 @@ from flwr_autoflip.graph.storage import read_arrays, write_arrays
 from flwr_autoflip.ledger.ledger import Ledger, Mark
 from flwr_autoflip.ledger.rows import NodeRow
 from flwr_autoflip.methods.base import State
-from flwr_autoflip.server.checkpoint import FORMAT as CHECKPOINT
-from flwr_autoflip.server.checkpoint import Checkpoints
-from flwr_autoflip.server.reports import find_report, store_report
+from flwr_autoflip.server.persistence.checkpoint import FORMAT as CHECKPOINT
+from flwr_autoflip.server.persistence.checkpoint import Checkpoints
+from flwr_autoflip.server.persistence.reports import find_report, store_report
+from flwr_autoflip.server.persistence.tree import TreeWriter
 from flwr_autoflip.server.state import RunState
-from flwr_autoflip.server.tree import TreeWriter
 
 from .draw import Draw, change_bytes, change_json
 from .model import ARRAYS, DENSE, LAYOUT, MASKED, MODEL, SMALL, Net

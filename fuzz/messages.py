@@ -24,8 +24,8 @@ from flwr_autoflip.graph.pack import pack
 from flwr_autoflip.graph.shrink import describe
 from flwr_autoflip.ledger.cost import CostOf
 from flwr_autoflip.ledger.ledger import Ledger, total
-from flwr_autoflip.server.aggregate import aggregate
-from flwr_autoflip.server.exchange import Answer, Exchange
+from flwr_autoflip.server.round.aggregate import aggregate
+from flwr_autoflip.server.round.exchange import Answer, Exchange
 from flwr_autoflip.wire.instructions import PAYLOADS
 
 from .decoders import ENCODINGS

@@ -14,7 +14,7 @@ from flwr_autoflip.graph.shrink import arrays_of
 from flwr_autoflip.graph.tracing.trace import trace
 from flwr_autoflip.ledger.cost import CostOf
 from flwr_autoflip.ledger.ledger import Ledger
-from flwr_autoflip.server.exchange import Answer, Exchange
+from flwr_autoflip.server.round.exchange import Answer, Exchange
 from flwr_autoflip.wire.encoding import Encoding
 
 LAYOUT = trace(TinyNet(), EXAMPLE)

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from examples.inprocess import InProcessGrid
 from flwr_autoflip import AutoFlip, AutoFlipClient, client_app
-from flwr_autoflip.server.outliers import FACTOR
+from flwr_autoflip.server.round.outliers import FACTOR
 
 from .explored import DATASET, LAST
 from .robustness import write_table

@@ -1,1 +1,1 @@
-"""TODO."""
+"""The server: AutoFlip around another strategy."""

@@ -7,11 +7,11 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 
 from ..methods.base import Order
-from .aggregate import Aggregated
-from .checkpoint import Checkpoints
 from .hosts import find_attribute
+from .persistence.checkpoint import Checkpoints
+from .round.aggregate import Aggregated
+from .round.steps import EvaluateFn, Steps
 from .state import RunState
-from .steps import EvaluateFn, Steps
 
 
 @dataclass

@@ -21,9 +21,6 @@ from ..ledger.cost import CostOf
 from ..ledger.ledger import Ledger
 from ..methods import Method, named
 from ..methods.base import ValueDtype
-from .aggregate import Aggregated
-from .checkpoint import Checkpoints, claimed
-from .exchange import Exchange
 from .hosts import (
     Rounds,
     check_can_resume,
@@ -35,11 +32,14 @@ from .hosts import (
     wait_for_nodes,
     weight_key,
 )
-from .inner import Beginning, draws_noise, nodes_draw_noise, settings_of
+from .persistence.checkpoint import Checkpoints, claimed
+from .persistence.inner import Beginning, draws_noise, nodes_draw_noise, settings_of
 from .progress import Progress
+from .round.aggregate import Aggregated
+from .round.exchange import Exchange
+from .round.steps import EvaluateFn, Steps
 from .run import Run
 from .state import RunState
-from .steps import EvaluateFn, Steps
 
 LOGGER = getLogger("flwr")
 

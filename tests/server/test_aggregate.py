@@ -11,7 +11,7 @@ from models import ZOO, flat_layout, layout_of, mlp_layout, random_arrays, rando
 from flwr_autoflip.graph.layout import Layout
 from flwr_autoflip.graph.pack import expand, pack
 from flwr_autoflip.graph.plan import Plan, dense_plan
-from flwr_autoflip.server.aggregate import cast_to_layout, fill_values, merge
+from flwr_autoflip.server.round.aggregate import cast_to_layout, fill_values, merge
 
 
 def test_merge_by_hand() -> None:

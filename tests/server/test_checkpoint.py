@@ -23,10 +23,10 @@ from flwr_autoflip.graph.storage import write_arrays
 from flwr_autoflip.ledger.ledger import Ledger
 from flwr_autoflip.ledger.rows import NodeRow
 from flwr_autoflip.methods.base import State
-from flwr_autoflip.server.checkpoint import FORMAT, Checkpoints
-from flwr_autoflip.server.reports import store_report
+from flwr_autoflip.server.persistence.checkpoint import FORMAT, Checkpoints
+from flwr_autoflip.server.persistence.reports import store_report
+from flwr_autoflip.server.persistence.tree import TreeWriter
 from flwr_autoflip.server.state import RunState
-from flwr_autoflip.server.tree import TreeWriter
 
 LAYOUT = mlp_layout()
 SMALL = Plan(LAYOUT, {g.name: np.arange(1) for g in LAYOUT.groups})

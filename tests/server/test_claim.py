@@ -15,13 +15,13 @@ import pytest
 from filelock import FileLock
 
 from flwr_autoflip import AutoFlipError, AutoFlipWarning
-from flwr_autoflip.server.checkpoint import claimed
+from flwr_autoflip.server.persistence.checkpoint import claimed
 
 ROOT = Path(__file__).parents[2]
 CLAIM = """
 import sys
 from pathlib import Path
-from flwr_autoflip.server.checkpoint import claimed
+from flwr_autoflip.server.persistence.checkpoint import claimed
 
 with claimed([Path(sys.argv[1])]):
     print("here", flush=True)

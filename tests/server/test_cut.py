@@ -18,7 +18,7 @@ from flwr_autoflip.graph.layout import Layout
 from flwr_autoflip.graph.plan import Plan, dense_plan
 from flwr_autoflip.graph.tracing.trace import trace
 from flwr_autoflip.ledger.cost import CostOf
-from flwr_autoflip.server.budgets import below_floor, cut_plan
+from flwr_autoflip.server.round.budgets import below_floor, cut_plan
 
 SEEDS = st.integers(0, 2**32 - 1)
 SHARES = st.floats(0.02, 1)

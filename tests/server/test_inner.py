@@ -26,7 +26,7 @@ from flwr.serverapp.strategy import (
 from grid import LocalGrid
 
 from flwr_autoflip import AutoFlipWarning
-from flwr_autoflip.server.inner import (
+from flwr_autoflip.server.persistence.inner import (
     Beginning,
     attributes_of,
     draws_noise,
@@ -36,7 +36,7 @@ from flwr_autoflip.server.inner import (
     settings_of,
     warn_unsaved,
 )
-from flwr_autoflip.server.tree import TreeReader, TreeWriter
+from flwr_autoflip.server.persistence.tree import TreeReader, TreeWriter
 
 
 class Accountant:

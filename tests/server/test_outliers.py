@@ -11,7 +11,7 @@ from flwr_autoflip.graph.pack import pack
 from flwr_autoflip.graph.plan import dense_plan
 from flwr_autoflip.graph.shrink import arrays_of
 from flwr_autoflip.graph.tracing.trace import trace
-from flwr_autoflip.server.outliers import (
+from flwr_autoflip.server.round.outliers import (
     Change,
     Start,
     refuse_outliers,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from models import mlp_layout
 
 from flwr_autoflip.graph.plan import Plan, dense_plan
-from flwr_autoflip.server.tree import TreeReader, TreeWriter, is_storable
+from flwr_autoflip.server.persistence.tree import TreeReader, TreeWriter, is_storable
 
 LAYOUT = mlp_layout()
 SCALARS = (

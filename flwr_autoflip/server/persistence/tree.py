@@ -17,11 +17,11 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
 from numpy.typing import NDArray
 
-from ..errors import AutoFlipError
-from ..graph.codec import decode_plan, encode_plan, layout_digest
-from ..graph.layout import Arrays, Layout
-from ..graph.plan import Plan
-from ..methods.base import State
+from ...errors import AutoFlipError
+from ...graph.codec import decode_plan, encode_plan, layout_digest
+from ...graph.layout import Arrays, Layout
+from ...graph.plan import Plan
+from ...methods.base import State
 from .reports import StoredReport, find_report
 
 T = TypeVar("T")

@@ -8,12 +8,12 @@ from typing import Any, Generic, TypeVar
 
 from flwr.app import Message, RecordDict
 
-from .. import wire
-from ..errors import WireError, visible
-from ..graph.codec import encode_layout, encode_plan
-from ..ledger.cost import Cost, CostOf
-from ..ledger.ledger import Ledger
-from ..ledger.rows import NodeRow, Status
+from ... import wire
+from ...errors import WireError, visible
+from ...graph.codec import encode_layout, encode_plan
+from ...ledger.cost import Cost, CostOf
+from ...ledger.ledger import Ledger
+from ...ledger.rows import NodeRow, Status
 
 LOGGER = getLogger("flwr")
 T = TypeVar("T")

@@ -21,13 +21,13 @@ import torch
 from filelock import FileLock, Timeout
 from flwr.serverapp.strategy import Strategy
 
-from ..errors import AutoFlipError, AutoFlipWarning, DamagedFileError, visible
-from ..graph.codec import layout_digest
-from ..graph.layout import Layout
-from ..graph.storage import UNREADABLE, make_private, read_arrays, write_arrays
-from ..ledger.ledger import Ledger, Mark
+from ...errors import AutoFlipError, AutoFlipWarning, DamagedFileError, visible
+from ...graph.codec import layout_digest
+from ...graph.layout import Layout
+from ...graph.storage import UNREADABLE, make_private, read_arrays, write_arrays
+from ...ledger.ledger import Ledger, Mark
+from ..state import RunState
 from .inner import attributes_of, restore_inplace, seed_anew, warn_unsaved
-from .state import RunState
 from .tree import TreeReader, TreeWriter
 
 LOGGER = getLogger("flwr")

@@ -1,30 +1,30 @@
 """The steps of a round: each takes the run's state and gives the next one."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from logging import INFO, getLogger
 from pathlib import Path
-from random import sample
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from .. import wire
-from ..errors import AutoFlipError
-from ..graph.layout import Arrays
-from ..ledger.ledger import Ledger
-from ..methods.base import Method, Order, Result, Round, ValueDtype
-from ..wire.encoding import Encoding
+from ... import wire
+from ...errors import AutoFlipError
+from ...graph.layout import Arrays
+from ...ledger.ledger import Ledger
+from ...methods.base import Method, Order, Result, Round, ValueDtype
+from ...wire.encoding import Encoding
+from ..hosts import Rounds, update_inplace, weight_key, with_config
+from ..progress import Progress
+from ..state import RunState
 from .aggregate import Aggregated, aggregate
 from .budgets import Parts, ask_budgets, cut_instructions
 from .exchange import Answer, Exchange
 from .explore import measure
-from .hosts import Rounds, find_attribute, update_inplace, weight_key, with_config
 from .outliers import Measure, put_back_buffers, refuse_outliers
-from .progress import Progress
-from .state import RunState
+from .sampling import configs_of, replace_weak, templates_of
 
 LOGGER = getLogger("flwr")
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
@@ -83,7 +83,7 @@ class Steps:
         """
         state = replace(state, arrays=arrays, train_config=config)
         sampling = server_round, arrays, config, grid
-        sampled = _templates(state.sampled, self.inner) or self.rounds.choose(
+        sampled = templates_of(state.sampled, self.inner) or self.rounds.choose(
             self.inner, "train", *sampling
         )
         if not sampled:
@@ -95,7 +95,7 @@ class Steps:
             if order.payload in ("values", "gradients") and templates:
                 return self._send(state, order, templates, server_round, grid)
             state = self._explore(state, order, templates, server_round, grid)
-            state = replace(state, sampled=_configs(sampled))
+            state = replace(state, sampled=configs_of(sampled))
         raise AutoFlipError(
             f"{type(self.method).__name__} gave {_MOST_ORDERS} orders in round "
             f"{server_round} that train nothing; its learn() has to end that."
@@ -131,7 +131,7 @@ class Steps:
             everyone = [to(node) for node in sorted(grid.get_node_ids())]
             asked = everyone if isinstance(order.who, str | int) else templates
             state = self._ask(state, server_round, grid, asked)
-            templates = _replace_weak(templates, asked, state.budgets)
+            templates = replace_weak(templates, asked, state.budgets)
         if order.epochs is not None:
             extra = {EPOCHS_KEY: order.epochs}
             templates = [with_config(template, extra) for template in templates]
@@ -366,51 +366,8 @@ class Steps:
         return state, metrics
 
 
-def _configs(sampled: Iterable[Message]) -> dict[int, ConfigRecord]:
-    """Keep of a round's messages who is asked, and what the strategy tells them."""
-    return {
-        message.metadata.dst_node_id: next(
-            iter(wire.records_of(message.content, ConfigRecord).values()),
-            ConfigRecord(),
-        )
-        for message in sampled
-    }
-
-
-def _templates(sampled: Mapping[int, ConfigRecord], inner: Strategy) -> list[Message]:
-    """Make a round's messages again."""
-    names = [
-        str(find_attribute(inner, f"{kind}record_key", usual))
-        for kind, usual in (("array", "arrays"), ("config", "config"))
-    ]
-    contents = {
-        id(config): RecordDict({names[0]: ArrayRecord(), names[1]: config})
-        for config in sampled.values()
-    }
-    return [
-        Message(contents[id(config)], dst_node_id=node, message_type="train")
-        for node, config in sampled.items()
-    ]
-
-
 def _result(answer: Answer[Any]) -> Result:
     reply = answer.reply
     report = wire.report_of(reply, answer.instructions)
     node = answer.message.metadata.src_node_id
     return Result(node, reply.num_examples, report)
-
-
-def _replace_weak(
-    templates: list[Message], everyone: list[Message], budgets: Mapping[int, str]
-) -> list[Message]:
-    """Let nodes that carry the dense model take the place of those that do not."""
-    able = {
-        message.metadata.dst_node_id: message
-        for message in everyone
-        if budgets.get(message.metadata.dst_node_id) == ""
-    }
-    nodes = [template.metadata.dst_node_id for template in templates]
-    chosen = [node for node in nodes if node in able]
-    others = [node for node in able if node not in chosen]
-    missing = min(len(others), len(nodes) - len(chosen))
-    return [able[node] for node in chosen + sample(others, missing)]

@@ -7,16 +7,16 @@ from pathlib import Path
 
 from flwr.app import Message
 
-from .. import wire
-from ..errors import AutoFlipError, WireError
-from ..graph.layout import Arrays
-from ..graph.pack import pack
-from ..methods.base import Result
-from ..methods.guidance import Report
-from ..wire.privacy import ReportPrivacy, parse_privacy
+from ... import wire
+from ...errors import AutoFlipError, WireError
+from ...graph.layout import Arrays
+from ...graph.pack import pack
+from ...methods.base import Result
+from ...methods.guidance import Report
+from ...wire.privacy import ReportPrivacy, parse_privacy
+from ..persistence.reports import store_report
 from .exchange import Exchange
 from .outliers import Change, Start, refuse_outliers
-from .reports import store_report
 
 LOGGER = getLogger("flwr")
 

@@ -18,7 +18,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp import strategy as flowers
 from flwr.serverapp.strategy import Strategy
 
-from ..errors import AutoFlipWarning
+from ...errors import AutoFlipWarning
 from .tree import is_storable
 
 _QUIET = {

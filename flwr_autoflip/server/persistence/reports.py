@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from ..errors import AutoFlipError, DamagedFileError, visible
-from ..graph.storage import UNREADABLE, make_private, read_arrays, write_arrays
+from ...errors import AutoFlipError, DamagedFileError, visible
+from ...graph.storage import UNREADABLE, make_private, read_arrays, write_arrays
 
 LOGGER = getLogger("flwr")
 _NAME = re.compile(r"node-(-?\d+)\.safetensors")

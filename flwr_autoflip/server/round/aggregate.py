@@ -13,13 +13,13 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from .. import wire
-from ..errors import AutoFlipError
-from ..graph.layout import Arrays, Layout
-from ..graph.pack import LARGEST, expand, is_variance, unpack_small
-from ..graph.plan import Plan
+from ... import wire
+from ...errors import AutoFlipError
+from ...graph.layout import Arrays, Layout
+from ...graph.pack import LARGEST, expand, is_variance, unpack_small
+from ...graph.plan import Plan
+from ..hosts import only_averages, update_inplace, weight_key
 from .exchange import Answer
-from .hosts import only_averages, update_inplace, weight_key
 
 Aggregated = tuple[ArrayRecord | None, MetricRecord | None]
 RecordOf = Callable[[Answer[Any]], ArrayRecord]

@@ -15,12 +15,12 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from .. import wire
-from ..errors import AutoFlipError, KeepError, WireError
-from ..graph.budget import Resource, parse_budget
-from ..graph.layout import Arrays, Layout
-from ..graph.plan import Plan, dense_plan
-from ..methods.threshold import Kept, floors, keep_even
+from ... import wire
+from ...errors import AutoFlipError, KeepError, WireError
+from ...graph.budget import Resource, parse_budget
+from ...graph.layout import Arrays, Layout
+from ...graph.plan import Plan, dense_plan
+from ...methods.threshold import Kept, floors, keep_even
 from .exchange import Exchange
 
 LOGGER = getLogger("flwr")

@@ -16,11 +16,11 @@ import numpy as np
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from .. import wire
-from ..graph.pack import is_variance, split_values
-from ..graph.plan import Plan
+from ... import wire
+from ...graph.pack import is_variance, split_values
+from ...graph.plan import Plan
+from ..hosts import check_metrics
 from .exchange import Answer
-from .hosts import check_metrics
 
 LOGGER = getLogger("flwr")
 

@@ -1,0 +1,1 @@
+"""A run on disk: checkpoints, reports, and what an inner strategy remembers."""

@@ -1,0 +1,1 @@
+"""One round: nodes asked, replies checked, compared, merged; state in, state out."""
