@@ -17,7 +17,7 @@ APP = Path(__file__).parent / "app"
 ROOT = Path(__file__).parents[2]
 
 
-class PartitionGrid(Grid):
+class PartitionGrid:
     """Nodes in the order of their partitions, around Flower's own grid.
 
     Flower numbers nodes at random; strategies sample from that list and add replies up
@@ -43,6 +43,9 @@ class PartitionGrid(Grid):
             for answer in answers
         }
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.grid, name)
+
     def get_node_ids(self) -> Iterable[int]:
         """Give node ids, ordered by partition."""
         return sorted(self.partition, key=self.partition.__getitem__)
@@ -56,27 +59,6 @@ class PartitionGrid(Grid):
             replies,
             key=lambda reply: self.partition.get(reply.metadata.src_node_id, -1),
         )
-
-    def set_run(self, run: Any) -> None:
-        """Leave it to Flower's grid."""
-        self.grid.set_run(run)
-
-    @property
-    def run(self) -> Any:
-        """Leave it to Flower's grid."""
-        return self.grid.run
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """Leave it to Flower's grid."""
-        return self.grid.create_message(*args, **kwargs)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Leave it to Flower's grid."""
-        return self.grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Leave it to Flower's grid."""
-        return self.grid.pull_messages(message_ids)
 
 
 def run_with_flower(setting: Setting, folder: Path) -> None:

@@ -22,9 +22,8 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, Strategy
 from grid import LocalGrid
 from torch import nn
 
-from examples.paper.growing import Growing
 from flwr_autoflip import AutoFlip, client_app
-from flwr_autoflip.graph.plan import Plan, dense_plan
+from flwr_autoflip.graph.plan import Plan
 from flwr_autoflip.graph.shrink import arrays_of, shrink
 from flwr_autoflip.ledger.ledger import node_rows
 from flwr_autoflip.methods import EflPrune, PruneFl, Structured
@@ -33,7 +32,6 @@ from flwr_autoflip.methods.baselines.initial_pruning import (
     prune_initially_inplace,
 )
 from flwr_autoflip.methods.baselines.prunefl import RoundTime
-from flwr_autoflip.methods.grow import grow
 from flwr_autoflip.methods.rescale import rescale_fan_in
 from flwr_autoflip.methods.threshold import Compression
 
@@ -355,38 +353,3 @@ def test_structured_at_a_compression() -> None:
     assert [plan.num_parameters for plan in run.plans[1:]] == [391] * 3
     assert run.strategy.deployable_plan() is run.plans[3]
     assert run.deployed[1] is run.plans[0]
-
-
-# --- Networks that grow ---
-
-
-def test_units_come_in_and_nobody_leaves() -> None:
-    run = Run(Growing({1: 0.2, 3: 0.5}), 4)
-
-    first, second = run.plans[0], run.plans[2]
-    assert run.plans[1] is first
-    assert run.plans[3] is second
-    assert first.macs <= 0.2 * dense_plan(first.layout).macs < second.macs
-    assert all(set(first.keep[name]) <= set(second.keep[name]) for name in first.keep)
-    assert min(run.row(3, "plan_bytes")) > 0
-    assert run.deployed[2] is first
-    assert run.deployed[4] is second
-
-
-def test_who_was_there_does_not_hear_newcomers_at_first() -> None:
-    run = Run(Growing({1: 0.2, 3: 0.5}), 4)
-
-    start = rescale_fan_in(arrays_of(make_model()), run.plans[0])
-    grown = grow(run.result_after(2), run.plans[0], run.plans[2])
-    for name, array in start.items():
-        np.testing.assert_array_equal(run.sent[0][name], array)
-        np.testing.assert_array_equal(run.sent[2][name], grown[name])
-        np.testing.assert_array_equal(run.sent[3][name], run.result_after(3)[name])
-
-
-def test_or_newcomers_start_with_their_initial_weights() -> None:
-    run = Run(Growing({1: 0.2, 3: 0.5}, function_preserving=False), 3)
-
-    assert run.plans[2] is not run.plans[0]
-    for name, array in run.result_after(2).items():
-        np.testing.assert_array_equal(run.sent[2][name], array)

@@ -1,4 +1,4 @@
-"""Tables III and V, as plain functions of finished runs."""
+"""Tables III and V, as plain functions of finished runs, and as Markdown."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +8,8 @@ import numpy as np
 
 from flwr_autoflip.ledger.page.curves import WINDOW, Curve
 
-from .results import Outcome
+from ..methods import EVERYTHING
+from ..records import Methods, Outcome
 
 BASELINE = "fedavg"
 ACCURACY = {
@@ -28,6 +29,7 @@ COST = {
     "macs_saved": "MACs saved",
 }
 """Columns of Table V: what it took to reach FedAvg's final accuracy."""
+FULLY_USED = 0.995
 
 
 @dataclass
@@ -84,13 +86,13 @@ def last_round_within(costs: Sequence[float], budget: float) -> int | None:
     Parameters
     ----------
     costs : sequence of float
-        Entry 0 is what exploration took.
+        Entry 0 is what came before round 1.
     budget : float
 
     Returns
     -------
     int or None
-        None if exploration alone takes more.
+        None if entry 0 alone is more.
     """
     within = np.flatnonzero(np.asarray(costs) <= budget)
     return int(within[-1]) if len(within) else None
@@ -113,7 +115,7 @@ def at_budget(
     Returns
     -------
     tuple of (float, float) or None
-        None if exploration alone takes more than the budget.
+        None if what came before round 1 takes more than the budget.
     """
     last = last_round_within(costs, budget)
     if last is None:
@@ -163,7 +165,7 @@ def cost_to_reach(run: Curve, baseline: Curve, last_round: int) -> dict[str, flo
 # --- All seeds of all methods of one task ---
 
 
-def accuracy_table(methods: Mapping[str, Sequence[Outcome]]) -> Table:
+def accuracy_table(methods: Methods) -> Table:
     """Build a task's part of Table III."""
     baselines = {one.seed: one for one in methods.get(BASELINE, ())}
     return {name: _accuracy_row(runs, baselines) for name, runs in methods.items()}
@@ -188,20 +190,19 @@ def _accuracy_row(runs: Iterable[Outcome], baselines: Mapping[int, Outcome]) -> 
     return row
 
 
-def cost_table(methods: Mapping[str, Sequence[Outcome]]) -> Table:
+def cost_table(methods: Methods) -> Table:
     """Build a task's part of Table V; empty without a run of FedAvg."""
     baselines = {one.seed: one for one in methods.get(BASELINE, ())}
     table: Table = {}
     for name, runs in methods.items():
-        row: Row = {column: Cell() for column in COST}
         compared = [one for one in runs if one.seed in baselines]
+        if compared:
+            table[name] = {column: Cell() for column in COST}
         for one in compared:
             baseline = baselines[one.seed].curve
             reached = cost_to_reach(one.curve, baseline, one.equal_rounds)
             for column, value in reached.items():
-                row[column].values[one.seed] = float(value)
-        if compared:
-            table[name] = row
+                table[name][column].values[one.seed] = float(value)
     return table
 
 
@@ -211,3 +212,92 @@ def best_methods(table: Table, column: str, seeds: int) -> set[str]:
         n: r[column].mean for n, r in table.items() if len(r[column].values) == seeds
     }
     return {name for name, mean in full.items() if mean == max(full.values())}
+
+
+# --- Markdown ---
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Write a table, figures to the right."""
+    lines = [header, ["---"] + ["--:"] * (len(header) - 1), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def show_accuracy(cell: Cell, seeds: int, best: bool) -> str:
+    """Write mean ± sd, and what is unusual about it."""
+    if not cell.values:
+        return "-"
+    text = f"{cell.mean:.3f}"
+    if cell.deviation is not None:
+        text += f" ±{cell.deviation:.3f}"
+    text = f"**{text}**" if best else text
+    if cell.mean_used < FULLY_USED:
+        text += f" (at {100 * cell.mean_used:.0f} %)"
+    return text + _count_of(cell, seeds)
+
+
+def _count_of(cell: Cell, seeds: int) -> str:
+    """Say how many seeds there are, if not all."""
+    count = len(cell.values)
+    return f" [{count} of {seeds} seeds]" if count < seeds else ""
+
+
+def accuracy_markdown(table: Table, seeds: int) -> str:
+    """Write a task's part of Table III."""
+    best = {column: best_methods(table, column, seeds) for column in ACCURACY}
+    rows = [
+        [
+            EVERYTHING[name].title,
+            *(show_accuracy(row[c], seeds, name in best[c]) for c in ACCURACY),
+        ]
+        for name, row in table.items()
+    ]
+    return markdown_table(("method", *ACCURACY.values()), rows)
+
+
+def summary_markdown(accuracy: Table, cost: Table, seeds: int) -> str:
+    """Write a task in short: accuracy at equal costs, cost to FedAvg's accuracy."""
+    columns = ("rounds", "macs", "bytes")
+    best = {column: best_methods(accuracy, column, seeds) for column in columns}
+    rows = []
+    for name, row in accuracy.items():
+        title = EVERYTHING[name].title + _count_of(row["rounds"], seeds)
+        run = len(row["rounds"].values)
+        shown = (show_accuracy(row[c], run, name in best[c]) for c in columns)
+        rows.append([title, *shown, *_shares_to_target(cost.get(name))])
+    header = (*(ACCURACY[column] for column in columns), "there", "MACs", "bytes")
+    return markdown_table(("method", *header), rows)
+
+
+def _shares_to_target(row: Row | None) -> list[str]:
+    """Write how many seeds got there, and for what share of FedAvg's costs."""
+    if row is None:
+        return ["", "", ""]
+    saved = [row["macs_saved"], row["bytes_saved"]]
+    there = f"{len(saved[0].values)}/{len(row['target'].values)}"
+    shares = (f"{1 - cell.mean:.2f}" if cell.values else "-" for cell in saved)
+    return [there, *shares]
+
+
+def cost_markdown(table: Table) -> str:
+    """Write a task's part of Table V."""
+    if not table:
+        return "No run of FedAvg.\n"
+    units = {"target_bytes": 1e6, "target_macs": 1e9}
+    rows = []
+    for name, row in table.items():
+        shown = []
+        for column in COST:
+            cell = row[column]
+            if column == "target":
+                shown.append(f"{cell.mean:.3f}")
+            elif not cell.values:
+                shown.append("-")
+            elif column.endswith("_saved"):
+                shown.append(f"{100 * cell.mean:.0f} %")
+            else:
+                shown.append(f"{cell.mean / units.get(column, 1):,.1f}")
+        reached, seeds = (len(row[c].values) for c in ("target_rounds", "target"))
+        rows.append([EVERYTHING[name].title, f"{reached} of {seeds}", *shown])
+    header = ("method", "seeds there", "target", "rounds", "MB", "GMACs")
+    return markdown_table((*header, "bytes saved", "MACs saved"), rows)

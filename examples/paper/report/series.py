@@ -1,6 +1,6 @@
 """The numbers behind Figures 4 to 9, as plain functions of finished runs."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .methods import ABLATIONS, EFLPRUNE_OWN, EVERYTHING
-from .results import Outcome
+from ..methods import EFLPRUNE_OWN, EVERYTHING, EXPLORATIONS, THRESHOLDS
+from ..records import Methods, Outcome
+from ..tasks import Federation, Scale, find_task, load
 from .tables import BASELINE, Cell
-from .tasks import Federation, Scale, find_task, load
 
 PANELS = {
     "AutoFLIP, guided, random units": ("autoflip", "guided", "random"),
@@ -37,19 +37,15 @@ def over_seeds(rows: Mapping[int, ArrayLike]) -> Series:
     arrays = [np.asarray(values, float) for values in rows.values()]
     length = min(map(len, arrays))
     stack = np.stack([values[:length] for values in arrays])
-    return {
-        "mean": _plain(stack.mean(0)),
-        "low": _plain(stack.min(0)),
-        "high": _plain(stack.max(0)),
-        "seeds": list(rows),
+    found = {"mean": stack.mean(0), "low": stack.min(0), "high": stack.max(0)}
+    plain = {
+        key: [None if np.isnan(value) else float(f"{value:.6g}") for value in values]
+        for key, values in found.items()
     }
+    return plain | {"seeds": list(rows)}
 
 
-def _plain(values: NDArray[np.float64]) -> list[float | None]:
-    return [None if np.isnan(value) else float(value) for value in values]
-
-
-def variances(methods: Mapping[str, Sequence[Outcome]]) -> dict[str, Series]:
+def variances(methods: Methods) -> dict[str, Series]:
     """Figure 4: Eq. 4, a round each up to FedAvg's last; empty unless both have it."""
     found = {}
     for name in VARIANCES:
@@ -63,7 +59,7 @@ def variances(methods: Mapping[str, Sequence[Outcome]]) -> dict[str, Series]:
     return found if {BASELINE, "autoflip"} <= set(found) else {}
 
 
-def guidance(methods: Mapping[str, Sequence[Outcome]]) -> list[int]:
+def guidance(methods: Methods) -> list[int]:
     """Figure 5: counts of guidance in equal bins of [0, 1], first run that explored."""
     for one in chain.from_iterable(methods.values()):
         if one.result.get("guidance"):
@@ -90,18 +86,12 @@ def class_shares(one: Outcome, data: Path) -> NDArray[np.float64]:
 
 def count_classes(federation: Federation, classes: int) -> NDArray[np.float64]:
     """Count labels, a row a node, and divide by the row's sum."""
-    counts = np.array(
-        [
-            np.bincount(node.tensors[1].flatten().numpy(), minlength=classes)
-            for node in federation.train
-        ],
-        float,
-    )
-    counts /= counts.sum(1, keepdims=True)
-    return counts
+    nodes = (node.tensors[1].flatten().numpy() for node in federation.train)
+    counts = np.array([np.bincount(one, minlength=classes) for one in nodes], float)
+    return counts / counts.sum(1, keepdims=True)
 
 
-def curves(methods: Mapping[str, Sequence[Outcome]]) -> dict[str, dict[str, Series]]:
+def curves(methods: Methods) -> dict[str, dict[str, Series]]:
     """Figure 7: trailing means of accuracy, panel -> method.
 
     FedAvg and AutoFLIP are in every panel.
@@ -120,15 +110,10 @@ def curves(methods: Mapping[str, Sequence[Outcome]]) -> dict[str, dict[str, Seri
     return panels
 
 
-def final_top1(runs: Iterable[Outcome]) -> Cell:
-    """Give the mean of the last five evaluations at equal rounds."""
-    return Cell({one.seed: one.curve.mean_until(one.equal_rounds) for one in runs})
-
-
-def exploration(methods: Mapping[str, Sequence[Outcome]]) -> list[dict[str, Any]]:
+def exploration(methods: Methods) -> list[dict[str, Any]]:
     """Figure 8: a point for each share of nodes and number of epochs."""
     points = []
-    for name in ABLATIONS["exploration"]:
+    for name in EXPLORATIONS:
         if name in methods:
             options = EVERYTHING[name].options
             spent = [
@@ -139,17 +124,17 @@ def exploration(methods: Mapping[str, Sequence[Outcome]]) -> list[dict[str, Any]
                 {
                     "fraction": options["exploration_fraction"],
                     "epochs": options["exploration_epochs"],
-                    "top1": final_top1(methods[name]).describe(),
+                    "top1": _final_top1(methods[name]).describe(),
                     "exploration_share_of_macs": float(np.mean(spent)),
                 }
             )
     return points
 
 
-def thresholds(methods: Mapping[str, Sequence[Outcome]]) -> list[dict[str, Any]]:
+def thresholds(methods: Methods) -> list[dict[str, Any]]:
     """Figure 9: a point for each T_p; what is kept is the deployable network's."""
     points = []
-    for name in ABLATIONS["threshold"]:
+    for name in THRESHOLDS:
         if name in methods:
             plans = [one.result["plan"] for one in methods[name]]
             dense = [plan["dense_parameters"] for plan in plans]
@@ -158,9 +143,14 @@ def thresholds(methods: Mapping[str, Sequence[Outcome]]) -> list[dict[str, Any]]
             points.append(
                 {
                     "threshold": EVERYTHING[name].options["threshold"],
-                    "top1": final_top1(methods[name]).describe(),
+                    "top1": _final_top1(methods[name]).describe(),
                     "parameters_kept": float(np.mean(np.divide(built, dense))),
                     "nonzero_kept": float(np.mean(np.divide(filled, dense))),
                 }
             )
     return points
+
+
+def _final_top1(runs: Iterable[Outcome]) -> Cell:
+    """Give the mean of the last five evaluations at equal rounds."""
+    return Cell({one.seed: one.curve.mean_until(one.equal_rounds) for one in runs})

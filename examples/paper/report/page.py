@@ -5,6 +5,7 @@ import os
 import platform
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +14,27 @@ from rich.console import Console
 
 from flwr_autoflip.ledger.provenance import describe as describe_made
 
+from ..data import DataError
+from ..methods import EVERYTHING, LONGER, METHODS
+from ..records import Found, Methods, Outcome, read_runs, write_atomically
 from . import figures, series
-from .data import DataError
-from .markdown import (
-    accuracy_markdown,
-    cost_markdown,
+from .losses import OURS, where_autoflip_loses
+from .published import (
+    BESIDE,
+    REASONS,
+    SMALL_SCALE,
     published_cost_markdown,
     published_markdown,
-    size_markdown,
+)
+from .sizes import Sizes, read_timed, size_markdown, size_table
+from .tables import (
+    Table,
+    accuracy_markdown,
+    accuracy_table,
+    cost_markdown,
+    cost_table,
     summary_markdown,
 )
-from .methods import EVERYTHING, LONGER, METHODS
-from .published import REASONS, SMALL_SCALE
-from .records import write_atomically
-from .results import Found, Outcome, by_method, read_runs, tasks_of
-from .sizes import read_timed, size_table
-from .tables import Table, accuracy_table, cost_table
-from .verdict import OURS, where_autoflip_loses
-
-Methods = dict[str, list[Outcome]]
 
 MEASURED_BY = {
     "short": (
@@ -64,21 +67,28 @@ MEASURED_BY = {
     ),
 }
 
-BESIDE = (
-    "The last figure is global test top-1 at round 200 in the authors' published "
-    "result files; FEMNIST's is of clients that took no part. Why all three differ:"
-)
+
+@dataclass(frozen=True)
+class Tables:
+    """The tables, by task, and what the page says besides."""
+
+    study: Path
+    found: Found
+    accuracy: dict[str, Table]
+    cost: dict[str, Table]
+    sizes: dict[str, Sizes]
+    hardware: str
 
 
 def write_report(
-    runs: Path, results: Path, console: Console, data: str = "", hardware: str = ""
+    study: Path, results: Path, console: Console, data: str = "", hardware: str = ""
 ) -> None:
     """Write ``report.md``, ``results.json`` and the figures.
 
     Parameters
     ----------
-    runs : Path
-        Holds ``<task>/<method>/seed<k>/``; its name is the scale's.
+    study : Path
+        Folder of runs, or what its file is named after; see :mod:`..records`.
     results : Path
         Folder to write. What an older report there timed is kept for networks of the
         same sizes.
@@ -94,57 +104,58 @@ def write_report(
     ValueError
         If there is no finished run.
     """
-    found = read_runs(runs)
+    found = read_runs(study)
     results.mkdir(parents=True, exist_ok=True)
-    tasks = {task: by_method(found.outcomes, task) for task in tasks_of(found.outcomes)}
-    compared = {
-        task: {name: some for name, some in methods.items() if name in METHODS}
-        for task, methods in tasks.items()
-    }
-    accuracy = {
-        task: accuracy_table(
-            {n: some for n, some in methods.items() if n in METHODS | LONGER}
-        )
-        for task, methods in tasks.items()
-    }
-    cost = {task: cost_table(methods) for task, methods in compared.items()}
+    tasks = found.by_task()
     timed = read_timed(results / "results.json")
-    sizes, unbuilt = measure_sizes(compared, timed)
-    drawn, numbers, skipped = draw_figures(tasks, results, data)
-    hardware = hardware or this_machine()
-    made_by = {
-        task: _made_by(runs, task, accuracy[task], found, hardware) for task in tasks
-    }
+    sizes, unbuilt = _measure_sizes(_only(tasks, METHODS), timed)
+    tables = Tables(
+        study,
+        found,
+        {t: accuracy_table(m) for t, m in _only(tasks, METHODS | LONGER).items()},
+        {t: cost_table(m) for t, m in _only(tasks, METHODS).items()},
+        sizes,
+        hardware or _this_machine(),
+    )
+    drawn, numbers, skipped = _draw_figures(tasks, results, data)
     text = [
-        *_first_lines(runs.name, accuracy, cost, sizes),
-        *_what_was_run(runs, found, hardware),
-        *_tables(runs, made_by, compared, accuracy, cost, sizes),
-        *_figures(drawn, unbuilt + skipped),
+        *_first_lines(tables),
+        *_what_was_run(tables),
+        *_tables(tables),
+        *("## Figures", ""),  # and what is left out, figure or table
+        *(f"![{path.stem}]({path.name})\n" for path in drawn),
+        *(f"- {line}" for line in unbuilt + skipped),
     ]
     write_atomically(results / "report.md", "\n".join(text) + "\n")
     figures_of = {
-        "totals": ledger_totals(found.outcomes),
-        "table_iii": describe(accuracy),
+        "totals": _ledger_totals(found.outcomes),
+        "table_iii": _describe(tables.accuracy),
         "table_iv": sizes,
-        "table_v": describe(cost),
+        "table_v": _describe(tables.cost),
         "figures": numbers,
         "refused": [[*key, reason] for key, reason in found.refused.items()],
         "damaged": found.damaged,
     }
-    write_atomically(results / "results.json", json.dumps(figures_of, indent=1))
+    write_atomically(results / "results.json", _to_json(figures_of))
     console.print(
         f"{len(found.outcomes)} runs. Written: {results}/report.md, results.json, "
         f"{', '.join(path.name for path in drawn) or 'no figure'}."
     )
 
 
-def measure_sizes(
-    compared: Mapping[str, Methods],
-    timed: Mapping[str, Any],
-) -> tuple[dict[str, Any], list[str]]:
+def _only(tasks: Mapping[str, Methods], names: Mapping[str, Any]) -> dict[str, Methods]:
+    return {
+        task: {name: runs for name, runs in methods.items() if name in names}
+        for task, methods in tasks.items()
+    }
+
+
+def _measure_sizes(
+    tasks: Mapping[str, Methods], timed: Mapping[str, Any]
+) -> tuple[dict[str, Sizes], list[str]]:
     """Build Table IV; say which tasks' networks cannot be built any more."""
     sizes, unbuilt = {}, []
-    for task, methods in compared.items():
+    for task, methods in tasks.items():
         try:
             if table := size_table(methods, timed.get(task)):
                 sizes[task] = table
@@ -153,7 +164,7 @@ def measure_sizes(
     return sizes, unbuilt
 
 
-def describe(tables: Mapping[str, Table]) -> dict[str, Any]:
+def _describe(tables: Mapping[str, Table]) -> dict[str, Any]:
     """Turn cells into what JSON takes."""
     return {
         task: {
@@ -164,7 +175,13 @@ def describe(tables: Mapping[str, Table]) -> dict[str, Any]:
     }
 
 
-def ledger_totals(outcomes: list[Outcome]) -> dict[str, float]:
+def _to_json(found: Mapping[str, Any]) -> str:
+    """Write a line a part, so that versions can be compared."""
+    parts = (f"{json.dumps(key)}: {json.dumps(part)}" for key, part in found.items())
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def _ledger_totals(outcomes: list[Outcome]) -> dict[str, float]:
     """Add up what all runs moved, computed and took."""
     results = [one.result for one in outcomes]
     return {
@@ -176,7 +193,7 @@ def ledger_totals(outcomes: list[Outcome]) -> dict[str, float]:
     }
 
 
-def this_machine() -> str:
+def _this_machine() -> str:
     """Say what the program runs on, without its name."""
     system, kind = platform.system(), platform.machine()
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
@@ -186,26 +203,26 @@ def this_machine() -> str:
 # --- The page ---
 
 
-def _first_lines(
-    scale: str,
-    accuracy: Mapping[str, Table],
-    cost: Mapping[str, Table],
-    sizes: Mapping[str, Any],
-) -> list[str]:
+def _first_lines(tables: Tables) -> list[str]:
+    """Begin with where AutoFLIP loses."""
     merged = {
-        task: {name: row | cost[task].get(name, {}) for name, row in table.items()}
-        for task, table in accuracy.items()
+        task: {
+            name: row | tables.cost[task].get(name, {}) for name, row in rows.items()
+        }
+        for task, rows in tables.accuracy.items()
     }
-    ratios = {t: s[OURS]["time_ratio"] for t, s in sizes.items() if OURS in s}
+    ratios = {t: s[OURS]["time_ratio"] for t, s in tables.sizes.items() if OURS in s}
     losses = where_autoflip_loses(merged, ratios)
     lines = [f"- {line}." for line in losses] or ["- In nothing that is measured here."]
-    return [f"# Where AutoFLIP loses, scale {scale}", "", *lines, ""]
+    return [f"# Where AutoFLIP loses, scale {tables.found.scale}", "", *lines, ""]
 
 
-def _what_was_run(runs: Path, found: Found, hardware: str) -> list[str]:
+def _what_was_run(tables: Tables) -> list[str]:
+    """Say what there is, what it was made with, and what is missing."""
+    found = tables.found
     lines = [
-        f"Scale {runs.name}: {_totals(found.outcomes)}.",
-        f"Hardware: {hardware}.",
+        f"Scale {found.scale}: {_totals(found.outcomes)}.",
+        f"Hardware: {tables.hardware}.",
         *_made_with(found.outcomes),
         *_lost(found.outcomes),
     ]
@@ -221,7 +238,8 @@ def _what_was_run(runs: Path, found: Found, hardware: str) -> list[str]:
 
 def _made_with(outcomes: list[Outcome]) -> list[str]:
     """Say what runs were made with: a line for each commit, versions and machine."""
-    lines = Counter(describe_made({**one.provenance, "date": ""}) for one in outcomes)
+    made_with = (one.result.get("provenance", {}) for one in outcomes)
+    lines = Counter(describe_made({**made, "date": ""}) for made in made_with)
     return [
         f"Made with {made}: {count} run(s)."
         if made
@@ -245,23 +263,22 @@ def _lost(outcomes: list[Outcome]) -> list[str]:
     return lines
 
 
-def _tables(
-    runs: Path,
-    made_by: Mapping[str, str],
-    compared: Mapping[str, Methods],
-    accuracy: Mapping[str, Table],
-    cost: Mapping[str, Table],
-    sizes: Mapping[str, Any],
-) -> list[str]:
-    reasons = (*REASONS, SMALL_SCALE) if runs.name == "small" else REASONS
+def _tables(tables: Tables) -> list[str]:
+    """Write all tables, each with the command that makes it."""
+    small = tables.found.scale == "small"
+    reasons = (*REASONS, SMALL_SCALE) if small else REASONS
+    accuracy, cost = tables.accuracy, tables.cost
 
     def by_task(write: Callable[[str, int], str]) -> list[str]:
         lines = []
-        for task, methods in compared.items():
-            if methods:  # else ablations only
-                seeds = max(len(some) for some in methods.values())
+        for task, table in accuracy.items():
+            counts = [
+                len(row["rounds"].values) for n, row in table.items() if n in METHODS
+            ]
+            if counts:  # else ablations only
+                seeds = max(counts)
                 lines += [f"### {task}, {seeds} seed(s)", "", write(task, seeds)]
-                lines += [made_by[task], ""]
+                lines += [_made_by(tables, task), ""]
         return lines
 
     return [
@@ -273,16 +290,17 @@ def _tables(
         *(published_markdown(accuracy), BESIDE, ""),
         *(f"- {reason}" for reason in reasons),
         *("", "## Table IV: size and speed", "", MEASURED_BY["IV"], ""),
-        size_markdown(sizes) if sizes else "No run of AutoFLIP.\n",
-        *(f"`{_report_command(runs)}`, on the runs of Table III.", ""),
+        size_markdown(tables.sizes) if tables.sizes else "No run of AutoFLIP.\n",
+        *(f"`{_report_command(tables)}`, on the runs of Table III.", ""),
         *("## Table V: communication", "", MEASURED_BY["V"], ""),
         *by_task(lambda task, _: cost_markdown(cost[task])),
-        published_cost_markdown(list(compared)),
+        published_cost_markdown(list(cost)),
     ]
 
 
-def _made_by(runs: Path, task: str, table: Table, found: Found, hardware: str) -> str:
+def _made_by(tables: Tables, task: str) -> str:
     """Give the command that makes a task's runs, what they cost, and where."""
+    found, table = tables.found, tables.accuracy[task]
     tried = {name for of_task, name in found.refused if of_task == task} | set(table)
     names = [name for name in table if name in METHODS]
     names = ["all"] if set(METHODS) <= tried else names
@@ -294,13 +312,13 @@ def _made_by(runs: Path, task: str, table: Table, found: Found, hardware: str) -
     seeds = 1 + max((one.seed for one in outcomes), default=0)
     return (
         f"`python -m examples.paper run --task {task} --methods {','.join(names)} "
-        f"--seeds {seeds} --scale {runs.name}`: {_totals(outcomes)}; {hardware}. Then "
-        f"`{_report_command(runs)}`."
+        f"--seeds {seeds} --scale {found.scale}`: {_totals(outcomes)}; "
+        f"{tables.hardware}. Then `{_report_command(tables)}`."
     )
 
 
 def _totals(outcomes: list[Outcome]) -> str:
-    totals = ledger_totals(outcomes)
+    totals = _ledger_totals(outcomes)
     return (
         f"{totals['runs']} runs, {totals['bytes'] / 1e9:,.2f} GB moved, "
         f"{totals['macs'] / 1e12:,.3f} TMACs computed, {totals['seconds']:,.0f} s, "
@@ -308,83 +326,65 @@ def _totals(outcomes: list[Outcome]) -> str:
     )
 
 
-def _report_command(runs: Path) -> str:
-    return f"python -m examples.paper report --scale {runs.name}"
-
-
-def _figures(drawn: list[Path], skipped: list[str]) -> list[str]:
-    lines = ["## Figures", ""]  # and what is left out, figure or table
-    lines += [f"![{path.stem}]({path.name})\n" for path in drawn]
-    return lines + [f"- {line}" for line in skipped]
+def _report_command(tables: Tables) -> str:
+    return f"python -m examples.paper report --out {tables.study.as_posix()}"
 
 
 # --- Figures ---
 
 
-def draw_figures(
+def _draw_figures(
     tasks: Mapping[str, Methods], folder: Path, data: str
 ) -> tuple[list[Path], dict[str, Any], list[str]]:
     """Draw what there are runs for.
 
-    Returns
-    -------
-    tuple of (list of Path, dict, list of str)
-        Files, the numbers in them, and why others are not there.
+    Gives the files, the numbers in them, and why others are not there.
     """
     drawn: list[Path] = []
     numbers: dict[str, Any] = {}
     skipped: list[str] = []
-    for number, title, collect, draw in (
+
+    def add(name: str, found: Any, draw: Callable[..., None], *first: Any) -> None:
+        path = folder / f"{name}.png"
+        draw(*first, path)
+        drawn.append(path)
+        numbers[name] = found
+
+    for number, title, gather, draw in (
         (4, "variance", series.variances, figures.draw_variances),
         (5, "guidance", series.guidance, figures.draw_guidance),
         (8, "exploration", series.exploration, figures.draw_exploration),
         (9, "threshold", series.thresholds, figures.draw_thresholds),
     ):
-        found: dict[str, Any] = {
-            t: got for t, methods in tasks.items() if (got := collect(methods))
-        }
-        if not found:
+        found = {t: got for t, methods in tasks.items() if (got := gather(methods))}
+        if found:
+            add(f"figure{number}-{title}", found, draw, found)
+        else:
             skipped.append(f"Figure {number} ({title}) is left out: no run for it.")
-            continue
-        path = folder / f"figure{number}-{title}.png"
-        draw(found, path)
-        drawn.append(path)
-        numbers[path.stem] = found
     for task, methods in tasks.items():
-        lines = series.curves(methods)
-        if not lines:
+        if lines := series.curves(methods):
+            rounds = next(iter(methods.values()))[0].equal_rounds
+            add(f"figure7-{task}", lines, figures.draw_curves, task, lines, rounds)
+        else:
             skipped.append(f"Figure 7, {task}, is left out: no run for it.")
-            continue
-        path = folder / f"figure7-{task}.png"
-        rounds = next(iter(methods.values()))[0].equal_rounds
-        figures.draw_curves(task, lines, rounds, path)
-        drawn.append(path)
-        numbers[path.stem] = lines
-    skipped += _draw_partitions(tasks, folder, data, drawn, numbers)
-    return sorted(drawn), numbers, sorted(skipped)
+    shares, missing = _partitions(tasks, data)
+    if shares:
+        plain = {task: share.tolist() for task, share in shares.items()}
+        add("figure6-partition", plain, figures.draw_partitions, shares)
+    return sorted(drawn), numbers, sorted(skipped + missing)
 
 
-def _draw_partitions(
-    tasks: Mapping[str, Methods],
-    folder: Path,
-    data: str,
-    drawn: list[Path],
-    numbers: dict[str, Any],
-) -> list[str]:
-    """Draw Figure 6; give the reasons why a task is not in it."""
+def _partitions(
+    tasks: Mapping[str, Methods], data: str
+) -> tuple[dict[str, Any], list[str]]:
+    """Count Figure 6; give the reasons why a task is not in it."""
     if not data:
-        return ["Figure 6 (partition) is left out: it needs --data."]
+        return {}, ["Figure 6 (partition) is left out: it needs --data."]
     shares, skipped = {}, []
     for task, methods in tasks.items():
         try:
-            shares[task] = series.class_shares(
-                next(iter(methods.values()))[0], Path(data)
-            )
+            first = next(iter(methods.values()))[0]
+            shares[task] = series.class_shares(first, Path(data))
         except DataError as error:
             skipped.append(f"Figure 6, {task}, is left out: {error}")
-    if shares:
-        path = folder / "figure6-partition.png"
-        figures.draw_partitions(shares, path)
-        drawn.append(path)
-        numbers[path.stem] = {task: share.tolist() for task, share in shares.items()}
-    return skipped
+    return shares, skipped

@@ -12,27 +12,28 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from flwr_autoflip.graph.layout import Layout
-from flwr_autoflip.graph.plan import Plan
-from flwr_autoflip.graph.shrink import shrink
-from flwr_autoflip.graph.tracing.trace import trace
+from flwr_autoflip import Layout, Plan, shrink, trace
 from flwr_autoflip.ledger.cost import count_macs, count_macs_thop, count_parameters
 
-from .results import Outcome
-from .tasks import Scale, Task, find_task
-from .training import train
+from ..methods import EVERYTHING
+from ..records import Methods
+from ..tasks import Scale, Task, find_task
+from ..training import train
+from .tables import markdown_table
 
 VARIANTS = ("autoflip", "autoflip-paper", "autoflip-authors")
+TIMES = ("step_seconds", "time_ratio")
 WARM_UP, TURNS, SECONDS = 3, 30, 20.0
 """Turns not counted, turns at most, and seconds after which no turn starts."""
-
+HEADER = (
+    "task", "network", "parameters", "zeros among them", "MACs", "MACs, THOP",
+    "parameters saved", "MACs saved", "MACs saved, THOP", "step time",
+)  # fmt: skip
 
 Sizes = dict[str, dict[str, Any]]
 
 
-def size_table(
-    methods: Mapping[str, Sequence[Outcome]], timed: Mapping[str, Any] | None = None
-) -> Sizes:
+def size_table(methods: Methods, timed: Mapping[str, Any] | None = None) -> Sizes:
     """Build a task's part of Table IV.
 
     Parameters
@@ -60,17 +61,17 @@ def size_table(
         name: [build_deployable(dense, layout, one.result["plan"]) for one in seeds]
         for name, seeds in runs.items()
     }
-    table = {"dense": measure([dense], task) | {"zeros": 0.0, "seeds": []}}
+    table = {"dense": _measure([dense], task) | {"zeros": 0.0, "seeds": []}}
     for name, seeds in runs.items():
         zeros = [float(one.result["plan"]["zeros"]) for one in seeds]
-        table[name] = measure(built[name], task) | {
+        table[name] = _measure(built[name], task) | {
             "zeros": statistics.mean(zeros),
             "seeds": [one.seed for one in seeds],
         }
     if timed and _without_times(timed) == _without_times(table):
         return dict(timed)
     models = {"dense": dense} | {name: some[0] for name, some in built.items()}
-    medians = time_steps(models, task, scale.batch_size)
+    medians = _time_steps(models, task, scale.batch_size)
     for name, seconds in medians.items():
         table[name]["step_seconds"] = seconds
         table[name]["time_ratio"] = seconds / medians["dense"]
@@ -86,9 +87,8 @@ def read_timed(path: Path) -> dict[str, Sizes]:
 
 
 def _without_times(table: Mapping[str, Mapping[str, Any]]) -> Sizes:
-    times = ("step_seconds", "time_ratio")
     return {
-        name: {key: value for key, value in row.items() if key not in times}
+        name: {key: value for key, value in row.items() if key not in TIMES}
         for name, row in table.items()
     }
 
@@ -114,7 +114,7 @@ def build_deployable(
     return small
 
 
-def measure(models: Sequence[nn.Module], task: Task) -> dict[str, Any]:
+def _measure(models: Sequence[nn.Module], task: Task) -> dict[str, Any]:
     """Count parameters and MACs; means over the models."""
     counters = {"macs": count_macs, "thop_macs": count_macs_thop}
     counted: dict[str, Any] = {
@@ -124,17 +124,13 @@ def measure(models: Sequence[nn.Module], task: Task) -> dict[str, Any]:
     return counted | {"parameters": statistics.mean(map(count_parameters, models))}
 
 
-def time_steps(
+def _time_steps(
     models: Mapping[str, nn.Module], task: Task, batch_size: int
 ) -> dict[str, float]:
     """Time one training step of each model, in turns, on one thread.
 
-    Returns
-    -------
-    dict of str to float
-        Median processor seconds, which other programs disturb less than the clock's.
-        Single weights at zero are computed like any other, so a mask would not change
-        them.
+    Gives median processor seconds, which other programs disturb less than the clock's.
+    Single weights at zero are computed like any other, so a mask would not change them.
     """
     batch = _random_batch(task, batch_size)
     times: dict[str, list[float]] = {name: [] for name in models}
@@ -156,11 +152,32 @@ def time_steps(
 def _random_batch(task: Task, size: int) -> TensorDataset:
     """Make inputs and labels; a model of texts has a label at every position."""
     generator = torch.Generator().manual_seed(0)
+    shape = (size, *task.input_shape)
     if task.input_dtype == torch.long:
-        shape = (size, *task.input_shape)
         texts = torch.randint(task.classes, shape, generator=generator)
         return TensorDataset(texts, texts.roll(-1, 1))
-    images = torch.randn(size, *task.input_shape, generator=generator)
-    return TensorDataset(
-        images, torch.randint(task.classes, (size,), generator=generator)
-    )
+    images = torch.randn(shape, generator=generator)
+    labels = torch.randint(task.classes, (size,), generator=generator)
+    return TensorDataset(images, labels)
+
+
+def size_markdown(tables: Mapping[str, Sizes]) -> str:
+    """Write Table IV."""
+    rows = []
+    for task, table in tables.items():
+        for name in ("dense", *VARIANTS):
+            if name in table:
+                title = "dense" if name == "dense" else EVERYTHING[name].title
+                rows.append([task, title, *_size_row(table[name], table["dense"])])
+    return markdown_table(HEADER, rows)
+
+
+def _size_row(size: Mapping[str, Any], dense: Mapping[str, Any]) -> list[str]:
+    kinds = ("parameters", "macs", "thop_macs")
+    return [
+        f"{size['parameters']:,.0f}",
+        f"{size['zeros']:,.0f}",
+        *(f"{size[kind] / 1e6:,.3f} M" for kind in kinds[1:]),
+        *(f"{100 * (1 - size[kind] / dense[kind]):.1f} %" for kind in kinds),
+        f"{size['time_ratio']:.2f}",
+    ]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from .methods import EVERYTHING, LONGER
+from ..methods import EVERYTHING, LONGER
 from .tables import ACCURACY, BASELINE, Cell, Row, Table
 
 OURS, RANDOM = "autoflip", "random"
@@ -15,58 +15,6 @@ HIGHER_IS_BETTER = {
 }
 NAMED = 3
 """Winners named in a line; more are counted."""
-
-
-def paired_means(one: Cell, other: Cell) -> tuple[float, float, int]:
-    """Give both means over the seeds that both have, and how many these are."""
-    seeds = sorted(set(one.values) & set(other.values))
-    if not seeds:
-        return 0.0, 0.0, 0
-    ours, theirs = ([cell.values[s] for s in seeds] for cell in (one, other))
-    return sum(ours) / len(seeds), sum(theirs) / len(seeds), len(seeds)
-
-
-def winners(table: Table, column: str) -> list[tuple[str, float, float, int]]:
-    """List who is better than AutoFLIP: FedAvg, random units, then by lead.
-
-    Returns
-    -------
-    list of (str, float, float, int)
-        Method, its mean, AutoFLIP's mean over the same seeds, how many these are.
-    """
-    ours = table[OURS][column]
-    found = []
-    for name, row in table.items():
-        if name in LONGER:  # that is AutoFLIP
-            continue
-        own, other, seeds = paired_means(ours, row.get(column, Cell()))
-        if seeds and other > own:
-            found.append((name, other, own, seeds))
-    return sorted(found, key=lambda w: (w[0] not in FIRST, w[2] - w[1]))
-
-
-def random_is_close(table: Table, column: str) -> tuple[float, float] | None:
-    """Give AutoFLIP's lead over random units, if it is within a standard deviation.
-
-    Parameters
-    ----------
-    table : Table
-    column : str
-
-    Returns
-    -------
-    tuple of (float, float) or None
-        The lead, and the larger of the two methods' standard deviations. None where
-        random units lose clearly, win, or fewer than two seeds have both.
-    """
-    if RANDOM not in table:
-        return None
-    ours, theirs = table[OURS][column], table[RANDOM].get(column, Cell())
-    own, other, seeds = paired_means(ours, theirs)
-    deviation = max(ours.deviation or 0.0, theirs.deviation or 0.0)
-    if seeds < 2 or not 0 <= own - other <= deviation:
-        return None
-    return own - other, deviation
 
 
 def where_autoflip_loses(
@@ -105,8 +53,7 @@ def _task_lines(table: Table) -> list[str]:
         if column not in table[OURS]:
             continue
         shown = _show(column)
-        better = winners(table, column)
-        if better:
+        if better := _winners(table, column):
             seeds = len(table[OURS][column].values)
             text = "; ".join(
                 f"{EVERYTHING[name].title}, {shown(theirs)} against {shown(ours)}"
@@ -123,7 +70,7 @@ def _task_lines(table: Table) -> list[str]:
             )
     lines += _never(table[OURS])
     if RANDOM in table:
-        *_, seeds = paired_means(table[OURS]["rounds"], table[RANDOM]["rounds"])
+        *_, seeds = _paired_means(table[OURS]["rounds"], table[RANDOM]["rounds"])
         if seeds < 2:
             lines.append(
                 f"random units: {seeds} seed(s) of both, so no standard deviation says "
@@ -132,7 +79,56 @@ def _task_lines(table: Table) -> list[str]:
     return lines
 
 
+def _paired_means(one: Cell, other: Cell) -> tuple[float, float, int]:
+    """Give both means over the seeds that both have, and how many these are."""
+    seeds = sorted(set(one.values) & set(other.values))
+    if not seeds:
+        return 0.0, 0.0, 0
+    ours, theirs = ([cell.values[s] for s in seeds] for cell in (one, other))
+    return sum(ours) / len(seeds), sum(theirs) / len(seeds), len(seeds)
+
+
+def _winners(table: Table, column: str) -> list[tuple[str, float, float, int]]:
+    """List who is better than AutoFLIP: FedAvg, random units, then by lead.
+
+    Each with its mean, AutoFLIP's over the same seeds, and how many these are.
+    """
+    found = []
+    for name, row in table.items():
+        if name in LONGER:  # that is AutoFLIP
+            continue
+        own, other, seeds = _paired_means(table[OURS][column], row.get(column, Cell()))
+        if seeds and other > own:
+            found.append((name, other, own, seeds))
+    return sorted(found, key=lambda w: (w[0] not in FIRST, w[2] - w[1]))
+
+
+def random_is_close(table: Table, column: str) -> tuple[float, float] | None:
+    """Give AutoFLIP's lead over random units, if it is within a standard deviation.
+
+    Parameters
+    ----------
+    table : Table
+    column : str
+
+    Returns
+    -------
+    tuple of (float, float) or None
+        The lead, and the larger of the two methods' standard deviations. None where
+        random units lose clearly, win, or fewer than two seeds have both.
+    """
+    if RANDOM not in table:
+        return None
+    ours, theirs = table[OURS][column], table[RANDOM].get(column, Cell())
+    own, other, seeds = _paired_means(ours, theirs)
+    deviation = max(ours.deviation or 0.0, theirs.deviation or 0.0)
+    if seeds < 2 or not 0 <= own - other <= deviation:
+        return None
+    return own - other, deviation
+
+
 def _never(row: Row) -> list[str]:
+    """Say so if FedAvg's accuracy is not reached with every seed."""
     if "target" not in row:  # no run of FedAvg
         return []
     seeds, reached = len(row["target"].values), len(row["target_rounds"].values)
