@@ -256,7 +256,8 @@ def svg(chart: Chart) -> str:
     chart.draw(figure.add_axes((LEFT / WIDTH, bottom / chart.height, *inner)))
     buffer = StringIO()
     none = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    FigureCanvasSVG(figure).print_svg(buffer, metadata=none)
+    canvas: Any = FigureCanvasSVG(figure)
+    canvas.print_svg(buffer, metadata=none)
     return (
         f'<svg class="chart" viewBox="0 0 {WIDTH} {chart.height}" role="img" '
         f'aria-label="{escape(chart.name)}">{_shorten(buffer.getvalue())}</svg>'

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from flwr_autoflip.cli import checks, doctor
-from flwr_autoflip.cli.checks import (
+from flwr_autoflip.cli import doctor
+from flwr_autoflip.cli.doctor import (
     NO_INSTALLATION,
     PORT_VARIABLE,
     Finding,
@@ -70,11 +70,11 @@ def test_versions_are_those_that_the_package_asks_for() -> None:
 
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
 
-    assert f'"flwr>={".".join(map(str, checks.FLOWER))},<2"' in text
-    assert f'requires-python = ">={".".join(map(str, checks.PYTHON))}"' in text
+    assert f'"flwr>={".".join(map(str, doctor.FLOWER))},<2"' in text
+    assert f'requires-python = ">={".".join(map(str, doctor.PYTHON))}"' in text
     wanted = [line for line in requires("flwr") or [] if line.startswith("ray")]
     assert wanted
-    assert all(line.startswith(f"ray=={checks.RAY}") for line in wanted)
+    assert all(line.startswith(f"ray=={doctor.RAY}") for line in wanted)
     names = {
         line.partition(">")[0].partition("<")[0] for line in requires("flwr") or []
     }
@@ -87,7 +87,7 @@ def test_a_pair_that_does_not_load_is_a_problem() -> None:
 
     found = check_torch(broken)
 
-    if checks.installed("torchvision") is None:
+    if doctor.installed("torchvision") is None:
         pytest.skip("torchvision is not installed")
     assert found.status == "problem"
     assert "torchvision::nms does not exist" in found.found
