@@ -4,27 +4,19 @@ import argparse
 import logging
 import multiprocessing
 import warnings
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import track
 
 from .methods import GROUPS, METHODS, find_methods
 from .records import collect, read_runs
-from .runs import LOG, Backend, Run, RunError, execute, prepare
+from .report.page import write_report
+from .report.paired import paired_markdown
+from .runs import LOG, Run, RunError, execute, prepare
 from .tasks import TASKS, find_task
-
-POLL = 0.5
 
 
 def main() -> None:
@@ -35,15 +27,11 @@ def main() -> None:
             case "run":
                 run(options)
             case "collect":
-                Console().print(f"Written: {collect(options.out)}")
+                print(f"Written: {collect(options.out)}")
             case "compare":
-                from .report.paired import paired_markdown
-
                 for task, methods in read_runs(options.out).by_task().items():
                     print(f"### {task}\n\n{paired_markdown(methods)}")
             case "report":
-                from .report.page import write_report
-
                 write_report(
                     options.out,
                     options.results,
@@ -78,7 +66,6 @@ def parse() -> argparse.Namespace:
         help="validation: what nodes hold out, for choosing among methods",
     )
     run.add_argument("--jobs", type=int, default=2, help="runs at a time")
-    run.add_argument("--backend", choices=["in-process", "flwr"], default="in-process")
     gather = commands.add_parser("collect", help="put all finished runs into one file")
     compare = commands.add_parser("compare", help="print a table, seed by seed")
     report = commands.add_parser("report", help="write tables and figures")
@@ -96,9 +83,6 @@ def seeds(text: str) -> range:
     """Read a number of seeds, from 0, or the first and the last of them."""
     first, dash, last = text.partition("-")
     return range(int(first), int(last) + 1) if dash else range(int(first))
-
-
-# --- Making runs ---
 
 
 def run(options: argparse.Namespace) -> None:
@@ -122,30 +106,17 @@ def run(options: argparse.Namespace) -> None:
     for one in runs:  # before hours of work, not after
         if one.done or (one.reference is None):
             prepare(one)
-    console = Console()
-    console.print(f"{len(runs)} runs, {len(runs) - len(waiting)} of them made already.")
-    with (
-        ProcessPoolExecutor(
-            options.jobs,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=start_worker,
-        ) as pool,
-        progress(console) as bars,
-    ):
-        failed = make_all(waiting, pool, bars, options.jobs, options.backend)
+    print(f"{len(runs)} runs, {len(runs) - len(waiting)} of them made already.")
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.jobs, spawn, initializer=start_worker) as pool:
+        failed = make_all(waiting, pool)
     if failed:
         lines = "\n  ".join(failed)
         raise RunError(f"{len(failed)} runs are not made; all others are.\n  {lines}")
 
 
-def make_all(
-    waiting: list[Run],
-    pool: ProcessPoolExecutor,
-    bars: Progress,
-    jobs: int,
-    backend: Backend,
-) -> list[str]:
-    """Keep every worker busy; a run starts when AutoFLIP's, if it needs it, is done.
+def make_all(waiting: list[Run], pool: Executor) -> list[str]:
+    """Make runs, those first whose size others copy.
 
     Returns
     -------
@@ -157,42 +128,22 @@ def make_all(
     ValueError
         What a user has to put right; nothing else is started then.
     """
-    total = bars.add_task("all", total=sum(one.rounds for one in waiting))
-    running: dict[Future[None], tuple[Run, TaskID]] = {}
-    finished, failed = 0, []
-    while waiting or running:
-        while len(running) < jobs and (one := next_run(waiting)) is not None:
-            waiting.remove(one)
-            bar = bars.add_task(one.label, total=one.rounds)
-            running[pool.submit(execute, one, backend)] = (one, bar)
-        if not running:  # the rest needs AutoFLIP's runs, and these have failed
-            return failed + [f"{one.label}: AutoFLIP's run failed" for one in waiting]
-        ended, _ = wait(running, timeout=POLL, return_when=FIRST_COMPLETED)
-        for future in ended:
-            one, bar = running.pop(future)
+    failed = []
+    copies = [one for one in waiting if one.reference is not None]
+    for some in ([one for one in waiting if one.reference is None], copies):
+        ready = [one for one in some if one.reference is None or one.reference.done]
+        failed += [f"{r.label}: AutoFLIP's run failed" for r in some if r not in ready]
+        futures = {pool.submit(execute, one): one for one in ready}
+        for future in track(as_completed(futures), "runs", len(futures)):
+            one = futures[future]
             try:
                 future.result()
             except ValueError:
+                pool.shutdown(cancel_futures=True)
                 raise
             except Exception as error:  # the night goes on
                 failed.append(f"{one.label}: {error!r}; see {one.folder / LOG}")
-            finished += one.rounds
-            bars.remove_task(bar)
-        under_way = 0
-        for one, bar in running.values():
-            done = one.rounds_done()
-            under_way += done
-            bars.update(bar, completed=done)
-        bars.update(total, completed=finished + under_way)
     return failed
-
-
-def next_run(waiting: list[Run]) -> Run | None:
-    """Give the first run that can start."""
-    for one in waiting:
-        if one.reference is None or one.reference.done:
-            return one
-    return None
 
 
 def start_worker() -> None:
@@ -200,19 +151,6 @@ def start_worker() -> None:
     torch.set_num_threads(1)
     logging.captureWarnings(True)
     warnings.simplefilter("default")
-
-
-def progress(console: Console) -> Progress:
-    """Show rounds and the time left."""
-    return Progress(
-        TextColumn("{task.description:<36}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One federated training: the same strategy and client for all methods and backends."""
+"""One federated training: the same strategy and client for all methods."""
 
 import json
 from collections.abc import Callable

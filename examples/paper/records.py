@@ -29,7 +29,7 @@ CONFIG, RESULT = "config.json", "run.json"
 PER_ROUND = ("top1", "dense_top1", "local_top1", "bytes", "macs")
 SINGLE = ("exploration", "plan", "plan_bytes", "lost", "seconds", "training_seconds")
 UNIT_KEYS = ("parameters", "zeros", "dense_parameters", "units")
-UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, OSError)
+DAMAGE = (ValueError, KeyError, TypeError, AttributeError)
 """What a damaged file or run raises."""
 Record = Mapping[str, Any]
 """A run's ``"config"`` and ``"result"``; see :class:`Outcome`."""
@@ -130,7 +130,7 @@ def _read(path: Path, changed: int) -> dict[str, Record]:
         with gzip.open(path, "rt", encoding="utf-8") as file:
             records = [json.loads(line) for line in file]
         return {record.pop("run"): record for record in records}
-    except (*UNREADABLE, EOFError, zlib.error) as error:
+    except (*DAMAGE, OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is damaged ({error}); restore it.") from error
 
 
@@ -180,10 +180,6 @@ class Found:
     outcomes: list[Outcome] = field(default_factory=list)
     refused: dict[tuple[str, str], str] = field(default_factory=dict)
     """(task, method) -> why the method does not take the task."""
-    damaged: list[str] = field(default_factory=list)
-    """One line a run that was skipped."""
-    unfinished: int = 0
-    """Runs that were begun only."""
 
     @property
     def scale(self) -> str:
@@ -199,7 +195,7 @@ class Found:
 
 
 def read_runs(study: Path) -> Found:
-    """Read all runs of a study.
+    """Read all finished runs of a study.
 
     Parameters
     ----------
@@ -213,24 +209,20 @@ def read_runs(study: Path) -> Found:
     Raises
     ------
     ValueError
-        If there is no finished run.
+        If there is no finished run, or one is damaged.
     """
-    found, names = Found(), finished(study)
-    begun = {
-        path.parent.relative_to(study).as_posix()
-        for path in study.glob(f"*/*/seed*/{CONFIG}")
-    }
-    found.unfinished = len(begun - set(names))
-    for name in names:
+    found = Found()
+    for name in finished(study):
         try:
             _add(found, name, read_record(study, name))
-        except UNREADABLE as error:
-            found.damaged.append(f"{name}: {type(error).__name__}: {error}")
+        except DAMAGE as error:
+            raise ValueError(
+                f"{study / name} is damaged, move it away: "
+                f"{type(error).__name__}: {error}"
+            ) from error
     if not (found.outcomes or found.refused):
-        damaged = f" ({len(found.damaged)} damaged)" if found.damaged else ""
         raise ValueError(
-            f"{study}: no finished run{damaged}; make some with "
-            "python -m examples.paper run."
+            f"{study}: no finished run; make some with python -m examples.paper run."
         )
     tasks, methods = list(TASKS), list(EVERYTHING)
     found.outcomes.sort(
@@ -240,6 +232,7 @@ def read_runs(study: Path) -> Found:
 
 
 def _add(found: Found, name: str, record: Record) -> None:
+    """Add one run, or why it was refused."""
     task, method, seed = name.split("/")
     find_task(task)
     if method not in EVERYTHING:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +25,6 @@ from .methods import METHODS, Method
 from .records import CONFIG, RESULT, collected, read_record, write_atomically
 from .tasks import find_task
 
-Backend = Literal["in-process", "flwr"]
 LEDGER, LOG = "ledger.jsonl", "log.txt"
 
 
@@ -120,11 +119,6 @@ class Run:
             self.evaluate_on,
         )
 
-    def rounds_done(self) -> int:
-        """Count the rounds of a run that is under way."""
-        path = self.folder / LEDGER
-        return path.read_text().count('"phase": "server"') if path.exists() else 0
-
 
 def prepare(run: Run) -> Setting:
     """Make the run's folder, or check that what is there is of the same run.
@@ -152,33 +146,26 @@ def prepare(run: Run) -> Setting:
     return setting
 
 
-def execute(run: Run, backend: Backend = "in-process") -> None:
+def execute(run: Run) -> None:
     """Make one run, from its first round, and write its result.
 
     Raises
     ------
     RunError
-        If the folder is of another configuration, or ``flwr run`` failed.
+        If the folder is of another configuration, or the run ended early.
     """
     setting = prepare(run)
     device = torch.cuda.get_device_name() if DEVICE == "cuda" else DEVICE
-    made = {"backend": backend, "provenance": provenance("examples")}
-    made["provenance"] |= {"device": device}
+    made = {"provenance": provenance("examples") | {"device": device}}
     start, cpu = time.monotonic(), time.process_time()
-    if backend == "flwr":
-        from .flower import run_with_flower
-
-        run_with_flower(setting, run.folder)
-    else:
+    grid = InProcessGrid(make_client_app(), setting.load().num_nodes, asdict(setting))
+    try:
         with _logging_to(run.folder / LOG):
-            nodes = setting.load().num_nodes
-            grid = InProcessGrid(make_client_app(), nodes, asdict(setting))
-            try:
-                run_server(grid, setting, run.folder)
-            except AutoFlipError as error:  # such as BatchNorm scores without BatchNorm
-                refused = json.dumps({"refused": str(error), **made})
-                write_atomically(run.folder / RESULT, refused)
-                return
+            run_server(grid, setting, run.folder)
+    except AutoFlipError as error:  # such as BatchNorm scores without BatchNorm
+        refused = json.dumps({"refused": str(error), **made})
+        write_atomically(run.folder / RESULT, refused)
+        return
     seconds = {
         "seconds": time.monotonic() - start,
         "cpu_seconds": time.process_time() - cpu,

@@ -1,7 +1,6 @@
 """RESULTS.md and docs/results show what the kept runs say."""
 
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -44,7 +43,6 @@ def test_the_comparison_is_the_report_in_short() -> None:
 def test_the_report_is_what_the_runs_say(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copy(RESULTS / "results.json", tmp_path)  # for what was timed
     monkeypatch.setattr(page, "_draw_figures", lambda *args: ([], {}, []))
     monkeypatch.chdir(ROOT)
     hardware = "2 cores of an AMD EPYC, no accelerator"

@@ -18,7 +18,6 @@ from ..data import DataError
 from ..methods import EVERYTHING, LONGER, METHODS
 from ..records import Found, Methods, Outcome, read_runs, write_atomically
 from . import figures, series
-from .losses import OURS, where_autoflip_loses
 from .published import (
     BESIDE,
     REASONS,
@@ -26,7 +25,7 @@ from .published import (
     published_cost_markdown,
     published_markdown,
 )
-from .sizes import Sizes, read_timed, size_markdown, size_table
+from .sizes import Sizes, size_markdown, size_table
 from .tables import (
     Table,
     accuracy_markdown,
@@ -55,9 +54,7 @@ MEASURED_BY = {
     "IV": (
         "Networks really built from the sizes that the runs ended with, means over "
         "seeds; a MAC is half a FLOP of Eq. 12. Single weights at zero stay in memory "
-        "and are computed, so they stand apart. Step time: a training step over the "
-        "dense network's, median, both in turns in one process, one thread, first "
-        "seed."
+        "and are computed, so they stand apart."
     ),
     "V": (
         "What it took until the trailing mean of five evaluations was at least "
@@ -90,14 +87,13 @@ def write_report(
     study : Path
         Folder of runs, or what its file is named after; see :mod:`..records`.
     results : Path
-        Folder to write. What an older report there timed is kept for networks of the
-        same sizes.
+        Folder to write.
     console : Console
         Is told what was written.
     data : str (default: "")
         Folder of data sets, for Figure 6.
     hardware : str (default: "")
-        What times were measured on; "" reads it from this machine.
+        What the runs ran on; "" reads it from this machine.
 
     Raises
     ------
@@ -107,8 +103,7 @@ def write_report(
     found = read_runs(study)
     results.mkdir(parents=True, exist_ok=True)
     tasks = found.by_task()
-    timed = read_timed(results / "results.json")
-    sizes, unbuilt = _measure_sizes(_only(tasks, METHODS), timed)
+    sizes, unbuilt = _measure_sizes(tasks)
     tables = Tables(
         study,
         found,
@@ -119,7 +114,7 @@ def write_report(
     )
     drawn, numbers, skipped = _draw_figures(tasks, results, data)
     text = [
-        *_first_lines(tables),
+        *(f"# The comparison, scale {found.scale}", ""),
         *_what_was_run(tables),
         *_tables(tables),
         *("## Figures", ""),  # and what is left out, figure or table
@@ -134,7 +129,6 @@ def write_report(
         "table_v": _describe(tables.cost),
         "figures": numbers,
         "refused": [[*key, reason] for key, reason in found.refused.items()],
-        "damaged": found.damaged,
     }
     write_atomically(results / "results.json", _to_json(figures_of))
     console.print(
@@ -151,13 +145,13 @@ def _only(tasks: Mapping[str, Methods], names: Mapping[str, Any]) -> dict[str, M
 
 
 def _measure_sizes(
-    tasks: Mapping[str, Methods], timed: Mapping[str, Any]
+    tasks: Mapping[str, Methods],
 ) -> tuple[dict[str, Sizes], list[str]]:
     """Build Table IV; say which tasks' networks cannot be built any more."""
     sizes, unbuilt = {}, []
     for task, methods in tasks.items():
         try:
-            if table := size_table(methods, timed.get(task)):
+            if table := size_table(methods):
                 sizes[task] = table
         except (ValueError, TypeError) as error:  # runs of an older program
             unbuilt.append(f"Table IV, {task}, is left out: {error}")
@@ -203,20 +197,6 @@ def _this_machine() -> str:
 # --- The page ---
 
 
-def _first_lines(tables: Tables) -> list[str]:
-    """Begin with where AutoFLIP loses."""
-    merged = {
-        task: {
-            name: row | tables.cost[task].get(name, {}) for name, row in rows.items()
-        }
-        for task, rows in tables.accuracy.items()
-    }
-    ratios = {t: s[OURS]["time_ratio"] for t, s in tables.sizes.items() if OURS in s}
-    losses = where_autoflip_loses(merged, ratios)
-    lines = [f"- {line}." for line in losses] or ["- In nothing that is measured here."]
-    return [f"# Where AutoFLIP loses, scale {tables.found.scale}", "", *lines, ""]
-
-
 def _what_was_run(tables: Tables) -> list[str]:
     """Say what there is, what it was made with, and what is missing."""
     found = tables.found
@@ -226,9 +206,6 @@ def _what_was_run(tables: Tables) -> list[str]:
         *_made_with(found.outcomes),
         *_lost(found.outcomes),
     ]
-    if found.unfinished:
-        lines.append(f"{found.unfinished} run(s) are not finished and are left out.")
-    lines += [f"Damaged and skipped: {line}" for line in found.damaged]
     lines += [
         f"Refused, {task}, {EVERYTHING[method].title}: {reason}"
         for (task, method), reason in found.refused.items()
@@ -289,7 +266,7 @@ def _tables(tables: Tables) -> list[str]:
         *("### Beside the paper's, at equal rounds", ""),
         *(published_markdown(accuracy), BESIDE, ""),
         *(f"- {reason}" for reason in reasons),
-        *("", "## Table IV: size and speed", "", MEASURED_BY["IV"], ""),
+        *("", "## Table IV: size", "", MEASURED_BY["IV"], ""),
         size_markdown(tables.sizes) if tables.sizes else "No run of AutoFLIP.\n",
         *(f"`{_report_command(tables)}`, on the runs of Table III.", ""),
         *("## Table V: communication", "", MEASURED_BY["V"], ""),
