@@ -28,7 +28,7 @@ from .model import DENSE, EXAMPLE, LAYOUT, MODEL, SMALL
 PAGE_ROUNDS = 300
 """Ledgers with later rounds are read, but not drawn: they take long, not wrong ways."""
 COLUMNS = ("bytes_down", "bytes_up", "macs", "examples", "eval_examples")
-VOID = {"meta", "link", "br"}
+VOID = {"meta", "link", "br", "img"}
 
 
 def make_ledger(path: Path) -> list[str]:

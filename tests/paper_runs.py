@@ -1,12 +1,9 @@
-"""Folders of finished runs, written without training."""
+"""Studies of finished runs, written without training."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from examples.paper.methods import EVERYTHING
-from examples.paper.tasks import TASKS
 
 # Small enough to count by hand and to build in no time.
 SETTINGS = {
@@ -24,24 +21,22 @@ UNITS = {"0": 2, "3": 3, "6": 4, "9": 5, "13": 6}
 
 
 def write_run(
-    root: Path,
+    study: Path,
     method: str,
     top1: Sequence[float],
     round_cost: int,
     exploration: int = 0,
     *,
-    task: str = "mnist",
     seed: int = 0,
-    settings: dict[str, Any] = SETTINGS,
     plan: dict[str, Any] | None = None,
     changes: dict[str, Any] | None = None,
 ) -> Path:
-    """Write one run whose every round moves ``round_cost`` bytes, ten times as many
-    MACs; give its folder."""
+    """Write one run on MNIST whose every round moves ``round_cost`` bytes, ten times as
+    many MACs; give its folder."""
     rounds = len(top1) - 1
     moved = [exploration + round_cost * number for number in range(rounds + 1)]
-    config = {"task": task, "scale": "small", "method": method, "seed": seed}
-    config |= {"rounds": rounds, "settings": settings}
+    config = {"task": "mnist", "scale": "small", "method": method, "seed": seed}
+    config |= {"rounds": rounds, "settings": SETTINGS}
     plan = plan or {"parameters": 10, "dense_parameters": 100, "units": {}}
     result = {
         "top1": list(top1),
@@ -60,18 +55,16 @@ def write_run(
     }
     if method == "autoflip":
         result["guidance"] = [50, *range(48, -1, -1)]
-    assert task in TASKS
-    assert method in EVERYTHING
-    folder = root / "small" / task / method / f"seed{seed}"
+    folder = study / "mnist" / method / f"seed{seed}"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "run.json").write_text(json.dumps(result | (changes or {})))
     return folder
 
 
-def write_two_seeds(root: Path) -> None:
+def write_two_seeds(study: Path) -> None:
     """Write FedAvg at 10 a round, AutoFLIP at 4 and 5 to explore, of two seeds each."""
     for seed in (0, 1):
         fedavg = [value + 0.02 * seed for value in RISING]
-        write_run(root, "fedavg", fedavg, 10, seed=seed)
-        write_run(root, "autoflip", TWICE, 4, 5, seed=seed)
+        write_run(study, "fedavg", fedavg, 10, seed=seed)
+        write_run(study, "autoflip", TWICE, 4, 5, seed=seed)

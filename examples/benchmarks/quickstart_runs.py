@@ -1,4 +1,10 @@
-"""Variants of the quickstart, in-process: one table of accuracies and costs."""
+"""Variants of the quickstart, in one process: accuracies and costs.
+
+``python -m examples.benchmarks.quickstart_runs dtypes`` compares what fewer bits a
+value do, ``budgets`` what weak nodes cost: a third of the nodes carries a quarter of
+the dense model's MACs, a third half, a third all of it; beside it the same run with
+nodes that carry the whole plan, and one in which everybody trains the quarter.
+"""
 
 import argparse
 import json
@@ -7,7 +13,6 @@ import random
 import statistics
 import sys
 import tomllib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +24,26 @@ from flwr_autoflip.ledger.page.curves import curve
 
 APP = Path(__file__).parents[1] / "quickstart"
 NODES = 20
-Rows = list[dict[str, Any]]
-Cases = Mapping[str, dict[str, Any]]
+EXACT = {"value-dtype": "float32"}
+GUIDED = {"preset": "guided", **EXACT}
+QUARTER, MOST = {"threshold": "even-macs:0.25"}, {"threshold": "even-macs:0.75"}
+STUDIES: dict[str, dict[str, dict[str, Any]]] = {
+    "dtypes": {
+        dtype: {"value-dtype": dtype} for dtype in ("float32", "float16", "int8")
+    },
+    "budgets": {
+        "dense, all whole": {"policy": "dense", **EXACT},
+        "dense, thirds": {"policy": "dense", "budgets": "thirds", **EXACT},
+        "l1, all a quarter": GUIDED | QUARTER | {"policy": "l1"},
+        "guided, all whole": GUIDED | MOST,
+        "guided, thirds": GUIDED | MOST | {"budgets": "thirds"},
+        "guided, all a quarter": GUIDED | QUARTER,
+    },
+}
+"""Study -> case -> changes of the quickstart's configuration."""
 
 
-def run_quickstart(changes: dict[str, Any], folder: Path) -> Rows:
+def run_quickstart(changes: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     """Run the quickstart app in this process; give its ledger."""
     if str(APP) not in sys.path:
         sys.path.insert(0, str(APP))
@@ -39,39 +59,39 @@ def run_quickstart(changes: dict[str, Any], folder: Path) -> Rows:
     return read_ledger(folder / "ledger.jsonl")
 
 
-def compare(cases: Cases, name: str, description: str | None) -> None:
-    """Run every case on every seed, as the command line says; print and write.
-
-    Parameters
-    ----------
-    cases : mapping of str to dict
-        Changes of the quickstart's configuration.
-    name : str
-        Of the folder of runs and of the file of figures.
-    description : str, optional
-        For ``--help``.
-    """
-    parser = argparse.ArgumentParser(description=description)
+def main() -> None:
+    """Run every case of a study on every seed; print and write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--cases", nargs="+", default=list(cases), choices=cases)
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks") / name)
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
     options = parser.parse_args()
     logging.getLogger("flwr").setLevel("ERROR")
     found: dict[str, dict[str, list[float]]] = {}
-    for case in options.cases:
+    for case, changes in STUDIES[options.study].items():
         columns: dict[str, list[float]] = {"top1": [], "macs": [], "bytes": []}
         for seed in range(options.seeds):
-            changes = {"seed": seed, "num-server-rounds": options.rounds}
-            folder = options.out / f"{case.replace(', ', '-').replace(' ', '-')}-{seed}"
-            rows = run_quickstart({**cases[case], **changes}, folder)
+            folder = options.out / options.study / f"{case.replace(', ', '-')}-{seed}"
+            run = {**changes, "seed": seed, "num-server-rounds": options.rounds}
+            rows = run_quickstart(run, folder)
             columns["top1"].append(curve(rows).mean_until(options.rounds))
             columns["macs"].append(total(rows, "macs"))
             moved = total(rows, "bytes_down") + total(rows, "bytes_up")
             columns["bytes"].append(moved)
         found[case] = columns
+        first = next(iter(found.values()))
+        macs, moved = (
+            statistics.mean(columns[key]) / statistics.mean(first[key])
+            for key in ("macs", "bytes")
+        )
         top1 = " ".join(f"{value:.3f}" for value in columns["top1"])
-        macs, moved = (statistics.mean(columns[key]) for key in ("macs", "bytes"))
-        print(f"{case:<24} top-1 {top1}  MACs {macs:.3g}  bytes {moved:.3g}")
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+        print(f"{case:<24} top-1 {top1}  MACs {macs:.2f}  bytes {moved:.2f}")
+    path = options.out / f"{options.study}.json"
+    path.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,9 +1,8 @@
-"""One federated training: the same strategy and client for all methods and backends."""
+"""One federated training: the same strategy and client for all methods."""
 
 import json
-import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -13,14 +12,11 @@ import torch.nn.functional as F
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg, FedAvgM, Strategy
-from flwr_autoflip.methods.policy import parse_units
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from flwr_autoflip import AutoFlip, AutoFlipClient, client_app
-from flwr_autoflip.graph.layout import Arrays, Layout
-from flwr_autoflip.graph.shrink import arrays_of, load_arrays_inplace, shrink
+from flwr_autoflip import AutoFlip, AutoFlipClient, client_app, shrink
+from flwr_autoflip.graph.shrink import load_arrays_inplace
 from flwr_autoflip.ledger.page.curves import WINDOW
 from flwr_autoflip.methods import EflPrune, Policy, PruneFl, RandomUnits, Structured
 from flwr_autoflip.methods.baselines.initial_pruning import (
@@ -28,20 +24,13 @@ from flwr_autoflip.methods.baselines.initial_pruning import (
     prune_initially_inplace,
 )
 from flwr_autoflip.methods.guidance import normalize
-from flwr_autoflip.methods.threshold import MacShare, Threshold
+from flwr_autoflip.methods.policy import parse_units
 from flwr_autoflip.wire import from_arrayrecord
 
-from .around import SameNodes
-from .blended import Blended
-from .growing import Growing
-from .later import Later, activation_scores
-from .method import Method
-from .methods import EVERYTHING
-from .powers import Powers
-from .scores import Scored, UnitScores
+from .methods import EVERYTHING, Method
 from .tasks import Federation, Scale, Task, find_task, load
-from .training import evaluate, recompute_statistics, train
-from .watch import UpdateVariance, guidance_histogram
+from .training import evaluate, train
+from .watch import Watched, WatchedM, guidance_histogram
 
 HeldOut = Literal["test", "validation"]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -83,7 +72,9 @@ class Setting:
     def parts(self) -> tuple[Task, Scale, Method]:
         """Look the names up."""
         task, method = find_task(self.task), EVERYTHING[self.method]
-        return task, method.tune(task.scale(self.scale)), method
+        scale = task.scale(self.scale)
+        epochs = scale.local_epochs * method.epoch_factor
+        return task, replace(scale, local_epochs=epochs), method
 
     @property
     def rounds(self) -> int:
@@ -101,18 +92,13 @@ class Setting:
         _, scale, method = self.parts
         described = asdict(self) | {"rounds": self.rounds}
         del described["data"]
-        if self.evaluate_on == "test":  # as folders say that were made without it
+        if self.evaluate_on == "test":  # as in runs that were made without it
             del described["evaluate_on"]
         return described | {
             "settings": asdict(scale),
             "options": dict(method.options),
             "exploration_epochs": scale.exploration_epochs if method.literal else None,
         }
-
-
-def device_name() -> str:
-    """Name what nodes train on: an accelerator's model, or "cpu"."""
-    return torch.cuda.get_device_name() if DEVICE == "cuda" else DEVICE
 
 
 # --- The node ---
@@ -190,87 +176,56 @@ def make_client_app() -> ClientApp:
 # --- The server ---
 
 
-def make_policy(setting: Setting, threshold: Threshold | str, model: nn.Module) -> Any:
+def make_policy(setting: Setting, threshold: str) -> Policy | str:
     """Build the policy of a method; a quarter of the rounds is its time unit.
 
     PruneFL adjusts every 50 of the paper's 200 rounds; structured pruning may prune in
     as many.
     """
     _, scale, method = setting.parts
-    options, seed = method.options, setting.seed
-    name = str(options["policy"])
+    name = str(method.options["policy"])
     kind, _, detail = name.partition("-")
     size = parse_units(threshold) if threshold else None
     quarter = max(1, scale.rounds // 4)
-    policies: dict[str, Callable[[], Policy]] = {
-        "random": lambda: RandomUnits(size, seed),
-        "scored": lambda: Scored(detail, size, arrays_of(model), seed),
-        "later": lambda: Later(
-            detail,
-            options["dense_rounds"],
-            size,
-            arrays_of(model),
-            seed,
-            partial(activations, setting),
-        ),
-        "blended": lambda: Blended(size, options["blend"], arrays_of(model)),
-        "powers": lambda: Powers(options["share"], options["exponent"]),
-        "growing": lambda: Growing(
-            options["shares"],
-            detail != "initial",
-            1.0 if detail == "balanced" else math.inf,
-        ),
-        "eflprune": lambda: EflPrune(detail, size, seed),  # type: ignore[arg-type]
-        "prunefl": lambda: PruneFl(size, interval=quarter),  # type: ignore[arg-type]
-        "structured": lambda: Structured(
-            threshold=size, last_round=1 + quarter, restart=detail == "restart"
-        ),
-    }
-    return policies[kind]() if kind in policies else name
-
-
-def activations(setting: Setting, layout: Layout, weights: Arrays) -> UnitScores:
-    """Look at units' outputs on ten training examples of every node.
-
-    No message carries that, so whoever plans by it knows more than a server does, and
-    pays nothing.
-    """
-    model = model_fn(setting.task, setting.scale)()
-    return activation_scores(model, layout, weights, first_inputs(setting, 10))
-
-
-def first_inputs(setting: Setting, count: int) -> torch.Tensor:
-    """Give that many training examples of every node, or all that it has."""
-    return torch.cat([node.tensors[0][:count] for node in setting.load().train])
+    match kind:
+        case "random":
+            return RandomUnits(size, setting.seed)
+        case "eflprune":
+            return EflPrune(detail, size, setting.seed)  # type: ignore[arg-type]
+        case "prunefl":
+            return PruneFl(size, interval=quarter)  # type: ignore[arg-type]
+        case "structured":
+            return Structured(
+                threshold=size, last_round=1 + quarter, restart=detail == "restart"
+            )
+    return name
 
 
 def make_strategy(setting: Setting, model: nn.Module, ledger_dir: Path) -> AutoFlip:
     """Build the strategy of a run."""
     task, scale, method = setting.parts
-    options = method.package_options
+    options = dict(method.options)
     threshold = setting.threshold or options.pop("threshold", "")
-    if "macs" in method.options:
-        threshold = MacShare(**method.options["macs"])
     if "policy" in options:
-        options["policy"] = make_policy(setting, threshold, model)
+        options["policy"] = make_policy(setting, threshold)
     if threshold and not isinstance(options.get("policy"), Policy):
         options["threshold"] = threshold
     if method.literal:
         options["exploration_epochs"] = scale.exploration_epochs
     common = {
+        "seed": setting.seed,
+        "names": [name for name, _ in model.named_parameters()],
         "fraction_train": scale.nodes_per_round / setting.load().num_nodes,
         "fraction_evaluate": 0.0,
         "min_train_nodes": scale.nodes_per_round,
         "min_available_nodes": setting.load().num_nodes,
     }
-    inner: Strategy = (
-        FedAvgM(**common, server_momentum=scale.server_momentum)
-        if scale.server_momentum
-        else FedAvg(**common)
+    momentum = scale.server_momentum
+    inner = (
+        WatchedM(**common, server_momentum=momentum) if momentum else Watched(**common)
     )
-    names = [name for name, _ in model.named_parameters()]
     return AutoFlip(
-        UpdateVariance(SameNodes(inner, setting.seed), names),
+        inner,
         model,
         task.example_input,
         ledger_dir=ledger_dir,
@@ -335,20 +290,13 @@ class Evaluation:
         deployable, self.evaluated = self.evaluated != server_round, server_round
         if not (deployable or late):
             return None
-        model = self._model(arrays, small=deployable)
-        if count := self.setting.parts[2].options.get("statistics_of"):
-            recompute_statistics(model, first_inputs(self.setting, count), DEVICE)
-        held_out = getattr(data, self.setting.evaluate_on)
-        loss, top1 = evaluate(model, held_out, DEVICE)
+        model = model_fn(self.setting.task, self.setting.scale)()
+        load_arrays_inplace(model, from_arrayrecord(arrays))
+        if deployable:
+            model = shrink(model, self.strategy.deployable_plan())
+        loss, top1 = evaluate(model, getattr(data, self.setting.evaluate_on), DEVICE)
         metrics = {"loss": loss, "top1": top1}
         if late:
             locally = [evaluate(model, own, DEVICE)[1] for own in data.local_test]
             metrics["local-top1"] = sum(locally) / len(locally)
         return MetricRecord(metrics)
-
-    def _model(self, arrays: ArrayRecord, small: bool) -> nn.Module:
-        model = model_fn(self.setting.task, self.setting.scale)()
-        load_arrays_inplace(model, from_arrayrecord(arrays))
-        if not small:
-            return model
-        return shrink(model, self.strategy.deployable_plan())

@@ -1,10 +1,10 @@
-"""Where finished runs are: a folder each, and one file for all that are put away.
+"""Finished runs: a folder each, and one file for all that a study collected.
 
-Below ``<root>/<scale>/`` every run that is made has a folder,
+A study is a folder; every run that is made has one below it,
 ``<task>/<method>/seed<k>/``. :func:`collect` puts the configurations and results of all
-into ``<root>/<scale>.jsonl.gz``, one JSON object a line, sorted: the same runs are the
-same bytes. A folder comes before its line in the file, so a run that is made again
-replaces the old one.
+into ``<study>.jsonl.gz``, one JSON object a line, sorted: the same runs are the same
+bytes. A folder comes before its line in the file, so a run that is made again replaces
+the old one.
 """
 
 import gzip
@@ -13,24 +13,37 @@ import json
 import os
 import zlib
 from collections.abc import Mapping
-from functools import lru_cache
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from flwr_autoflip.graph.storage import write_whole
+import numpy as np
+
+from flwr_autoflip.ledger.page.curves import Curve
+
+from .methods import EVERYTHING
+from .tasks import TASKS, find_task
 
 CONFIG, RESULT = "config.json", "run.json"
+PER_ROUND = ("top1", "dense_top1", "local_top1", "bytes", "macs")
+SINGLE = ("exploration", "plan", "plan_bytes", "lost", "seconds", "training_seconds")
+UNIT_KEYS = ("parameters", "zeros", "dense_parameters", "units")
+DAMAGE = (ValueError, KeyError, TypeError, AttributeError)
+"""What a damaged file or run raises."""
 Record = Mapping[str, Any]
-"""A run's ``"config"`` and ``"result"``; see :class:`.results.Outcome`."""
+"""A run's ``"config"`` and ``"result"``; see :class:`Outcome`."""
 
 
-def put_away(folder: Path) -> Mapping[str, Record]:
-    """Read the file of a scale.
+# --- Folders and files ---
+
+
+def collected(study: Path) -> Mapping[str, Record]:
+    """Read a study's file.
 
     Parameters
     ----------
-    folder : Path
-        ``<root>/<scale>``.
+    study : Path
 
     Returns
     -------
@@ -42,49 +55,36 @@ def put_away(folder: Path) -> Mapping[str, Record]:
     ValueError
         If the file is damaged.
     """
-    path = _file_of(folder)
+    path = _file_of(study)
     return _read(path, path.stat().st_mtime_ns) if path.exists() else {}
 
 
-def finished(folder: Path) -> list[str]:
-    """List the names of all runs of a scale that have ended, by task, method, seed."""
+def finished(study: Path) -> list[str]:
+    """List the names of all runs that have ended, by task, method, seed."""
     made = {
-        path.parent.relative_to(folder).as_posix()
-        for path in folder.glob(f"*/*/seed*/{RESULT}")
+        path.parent.relative_to(study).as_posix()
+        for path in study.glob(f"*/*/seed*/{RESULT}")
     }
-    return sorted(made | set(put_away(folder)), key=lambda name: name.split("/"))
+    return sorted(made | set(collected(study)), key=lambda name: name.split("/"))
 
 
-def read_record(folder: Path, name: str) -> Record:
-    """Read one finished run, from its own folder if there is one.
-
-    Parameters
-    ----------
-    folder : Path
-        ``<root>/<scale>``.
-    name : str
-        One of :func:`finished`.
-
-    Returns
-    -------
-    mapping
-    """
-    own = folder / name
-    if (own / RESULT).exists():
-        return {
-            "config": json.loads((own / CONFIG).read_text()),
-            "result": json.loads((own / RESULT).read_text()),
-        }
-    return put_away(folder)[name]
+def read_record(study: Path, name: str) -> Record:
+    """Read one finished run, from its own folder if there is one."""
+    own = study / name
+    if not (own / RESULT).exists():
+        return collected(study)[name]
+    return {
+        "config": json.loads((own / CONFIG).read_text()),
+        "result": json.loads((own / RESULT).read_text()),
+    }
 
 
-def collect(folder: Path) -> Path:
-    """Put all finished runs of a scale into its file; their folders stay.
+def collect(study: Path) -> Path:
+    """Put all finished runs into the study's file; their folders stay.
 
     Parameters
     ----------
-    folder : Path
-        ``<root>/<scale>``.
+    study : Path
 
     Returns
     -------
@@ -97,31 +97,30 @@ def collect(folder: Path) -> Path:
         If a run cannot be read, or there is none; the old file stays as it is.
     """
     lines = []
-    for name in finished(folder):
+    for name in finished(study):
         try:
-            line = {"run": name, **read_record(folder, name)}
+            line = {"run": name, **read_record(study, name)}
         except (ValueError, OSError) as error:
-            raise ValueError(f"{folder / name} cannot be read: {error}") from error
+            raise ValueError(f"{study / name} cannot be read: {error}") from error
         lines.append(json.dumps(line, separators=(",", ":")) + "\n")
     if not lines:
-        raise ValueError(f"{folder}: no finished run.")
+        raise ValueError(f"{study}: no finished run.")
     packed = io.BytesIO()
     with gzip.GzipFile("", "wb", 9, packed, mtime=0) as file:
         file.write("".join(lines).encode())
-    path = _file_of(folder)
-    write_whole(path, packed.getvalue())
-    return path
+    write_atomically(_file_of(study), packed.getvalue())
+    return _file_of(study)
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file such that it is there whole or not at all."""
     part = path.with_suffix(".part")
-    part.write_text(text)
+    part.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(part, path)
 
 
-def _file_of(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.jsonl.gz")
+def _file_of(study: Path) -> Path:
+    return study.with_name(f"{study.name}.jsonl.gz")
 
 
 @lru_cache(maxsize=8)
@@ -131,12 +130,134 @@ def _read(path: Path, changed: int) -> dict[str, Record]:
         with gzip.open(path, "rt", encoding="utf-8") as file:
             records = [json.loads(line) for line in file]
         return {record.pop("run"): record for record in records}
-    except (
-        ValueError,
-        KeyError,
-        AttributeError,
-        EOFError,
-        OSError,
-        zlib.error,
-    ) as error:
+    except (*DAMAGE, OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is damaged ({error}); restore it.") from error
+
+
+# --- What came out ---
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One finished run.
+
+    Parameters
+    ----------
+    task, method : str
+    seed : int
+    config : dict
+        What was run; see :meth:`.federation.Setting.describe`.
+    result : dict
+        What came out; see :func:`.runs.summarise`.
+    """
+
+    task: str
+    method: str
+    seed: int
+    config: dict[str, Any]
+    result: dict[str, Any]
+
+    @property
+    def equal_rounds(self) -> int:
+        """FedAvg's rounds: where methods are compared at equal rounds."""
+        return int(self.config["settings"]["rounds"])
+
+    @cached_property
+    def curve(self) -> Curve:
+        """Accuracy and cumulative cost, an entry a round and one before round 1."""
+        columns = ("top1", "dense_top1", "bytes", "macs")
+        return Curve(*(np.array(self.result[key], float) for key in columns))
+
+
+Methods = dict[str, list[Outcome]]
+"""Method -> its runs of one task, by seed."""
+
+
+@dataclass
+class Found:
+    """What a study holds."""
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    refused: dict[tuple[str, str], str] = field(default_factory=dict)
+    """(task, method) -> why the method does not take the task."""
+
+    @property
+    def scale(self) -> str:
+        """Name of the runs' scale."""
+        return str(self.outcomes[0].config["scale"]) if self.outcomes else ""
+
+    def by_task(self) -> dict[str, Methods]:
+        """Sort the runs by task and method."""
+        tasks: dict[str, Methods] = {}
+        for one in self.outcomes:
+            tasks.setdefault(one.task, {}).setdefault(one.method, []).append(one)
+        return tasks
+
+
+def read_runs(study: Path) -> Found:
+    """Read all finished runs of a study.
+
+    Parameters
+    ----------
+    study : Path
+
+    Returns
+    -------
+    Found
+        Tasks and methods in the order in which the program lists them, then by seed.
+
+    Raises
+    ------
+    ValueError
+        If there is no finished run, or one is damaged.
+    """
+    found = Found()
+    for name in finished(study):
+        try:
+            _add(found, name, read_record(study, name))
+        except DAMAGE as error:
+            raise ValueError(
+                f"{study / name} is damaged, move it away: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+    if not (found.outcomes or found.refused):
+        raise ValueError(
+            f"{study}: no finished run; make some with python -m examples.paper run."
+        )
+    tasks, methods = list(TASKS), list(EVERYTHING)
+    found.outcomes.sort(
+        key=lambda one: (tasks.index(one.task), methods.index(one.method), one.seed)
+    )
+    return found
+
+
+def _add(found: Found, name: str, record: Record) -> None:
+    """Add one run, or why it was refused."""
+    task, method, seed = name.split("/")
+    find_task(task)
+    if method not in EVERYTHING:
+        raise ValueError("no such method")
+    config, result = record["config"], record["result"]
+    if "refused" in result:
+        found.refused[task, method] = str(result["refused"])
+        return
+    one = Outcome(task, method, int(seed.removeprefix("seed")), config, result)
+    _check(one)
+    found.outcomes.append(one)
+
+
+def _check(one: Outcome) -> None:
+    """Raise on anything that would make a wrong figure."""
+    here = (one.task, one.method, one.seed)
+    if here != tuple(one.config[key] for key in ("task", "method", "seed")):
+        raise ValueError(f"{CONFIG} is of another run")
+    for key in SINGLE:
+        one.result[key]
+    for key in UNIT_KEYS:
+        one.result["plan"][key]
+    length = int(one.config["rounds"]) + 1
+    for key in PER_ROUND:
+        if len(one.result[key]) != length:
+            raise ValueError(f"{key} has {len(one.result[key])} of {length} entries")
+    if one.equal_rounds >= length or not np.isfinite(one.curve.top1).all():
+        raise ValueError("top1 is not there up to FedAvg's last round")

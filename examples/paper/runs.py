@@ -1,15 +1,16 @@
-"""Runs and their folders: what is done is not done again, nothing is overwritten."""
+"""Making runs: what is done is not done again, nothing is overwritten."""
 
 import json
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
+import torch
 
 from examples.inprocess import InProcessGrid
 from flwr_autoflip import AutoFlipError
@@ -19,28 +20,25 @@ from flwr_autoflip.ledger.page.runs import Run as Ran
 from flwr_autoflip.ledger.page.runs import failures
 from flwr_autoflip.ledger.provenance import provenance
 
-from .federation import HeldOut, Setting, device_name, make_client_app, run_server
-from .method import Method
-from .methods import EVERYTHING
-from .records import CONFIG, RESULT, Record, put_away, read_record, write_atomically
+from .federation import DEVICE, HeldOut, Setting, make_client_app, run_server
+from .methods import METHODS, Method
+from .records import CONFIG, RESULT, collected, read_record, write_atomically
 from .tasks import find_task
 
-Backend = Literal["in-process", "flwr"]
 LEDGER, LOG = "ledger.jsonl", "log.txt"
 
 
 class RunError(ValueError):
-    """A folder holds something else than what was asked for, or a run failed."""
+    """A study holds something else than what was asked for, or a run failed."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training and the folder it is kept in.
+    """One training, and where it is kept; see :mod:`.records`.
 
     Parameters
     ----------
-    root : Path
-        Of all runs.
+    study : Path
     task, scale : str
     method : Method
     seed : int
@@ -49,7 +47,7 @@ class Run:
     evaluate_on : {"test", "validation"}
     """
 
-    root: Path
+    study: Path
     task: str
     scale: str
     method: Method
@@ -58,21 +56,20 @@ class Run:
     evaluate_on: HeldOut = "test"
 
     @property
-    def folder(self) -> Path:
-        """Where everything about the run is."""
-        return self.root / self.scale / self.name
-
-    @property
     def name(self) -> str:
-        """Its name among the runs of its scale; see :mod:`.records`."""
+        """Its name in the study."""
         return f"{self.task}/{self.method.name}/seed{self.seed}"
 
     @property
+    def folder(self) -> Path:
+        """Where everything about the run is."""
+        return self.study / self.name
+
+    @property
     def reference(self) -> "Run | None":
-        """The run of the same seed whose size this one copies, if it does."""
-        if self.method.size == "own":
-            return None
-        return replace(self, method=EVERYTHING[self.method.model])
+        """AutoFLIP's run of the same seed, if this one copies its size."""
+        own = self.method.size == "own"
+        return None if own else replace(self, method=METHODS["autoflip"])
 
     @property
     def label(self) -> str:
@@ -87,11 +84,7 @@ class Run:
     @property
     def done(self) -> bool:
         """Whether the run has ended."""
-        return (self.folder / RESULT).exists() or self._put_away is not None
-
-    @property
-    def _put_away(self) -> Record | None:
-        return put_away(self.root / self.scale).get(self.name)
+        return (self.folder / RESULT).exists() or self.name in collected(self.study)
 
     def config(self) -> dict[str, Any] | None:
         """Read what was run, or is being run; None before that."""
@@ -99,7 +92,12 @@ class Run:
         if path.exists():
             config: dict[str, Any] = json.loads(path.read_text())
             return config
-        return None if self._put_away is None else self._put_away["config"]
+        return dict(collected(self.study).get(self.name, {})).get("config")
+
+    def result(self) -> dict[str, Any]:
+        """Read what came out."""
+        result: dict[str, Any] = read_record(self.study, self.name)["result"]
+        return result
 
     def setting(self) -> Setting:
         """Say what is run; a method whose size is copied must be done."""
@@ -121,18 +119,6 @@ class Run:
             self.evaluate_on,
         )
 
-    def result(self) -> dict[str, Any]:
-        """Read what came out."""
-        result: dict[str, Any] = read_record(self.root / self.scale, self.name)[
-            "result"
-        ]
-        return result
-
-    def rounds_done(self) -> int:
-        """Count the rounds of a run that is under way."""
-        path = self.folder / LEDGER
-        return path.read_text().count('"phase": "server"') if path.exists() else 0
-
 
 def prepare(run: Run) -> Setting:
     """Make the run's folder, or check that what is there is of the same run.
@@ -140,61 +126,51 @@ def prepare(run: Run) -> Setting:
     Raises
     ------
     RunError
-        If the folder is of another configuration; it is left as it is.
+        If what is there is of another configuration; it is left as it is.
     """
     setting = run.setting()
     described = json.loads(json.dumps(setting.describe()))
     there = run.config()
-    if there is not None:
-        differs = sorted(
-            key
-            for key in {**there, **described}
-            if there.get(key) != described.get(key)
+    keys = {*described, *(there or ())} - {"options"}  # the method's name says it
+    differs = sorted(
+        key for key in keys if there and there.get(key) != described.get(key)
+    )
+    if differs:
+        raise RunError(
+            f"{run.folder} holds a run with other {', '.join(differs)}; choose "
+            "another --out, or move it away."
         )
-        if differs:
-            raise RunError(
-                f"{run.folder} holds a run with other {', '.join(differs)}; choose "
-                "another --out, or move it away."
-            )
     if not run.done:
         run.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(run.folder / CONFIG, json.dumps(described, indent=1))
     return setting
 
 
-def execute(run: Run, backend: Backend = "in-process") -> None:
+def execute(run: Run) -> None:
     """Make one run, from its first round, and write its result.
 
     Raises
     ------
     RunError
-        If the folder is of another configuration, or ``flwr run`` failed.
+        If the folder is of another configuration, or the run ended early.
     """
     setting = prepare(run)
-    made_with = provenance("examples") | {"device": device_name()}
+    device = torch.cuda.get_device_name() if DEVICE == "cuda" else DEVICE
+    made = {"provenance": provenance("examples") | {"device": device}}
     start, cpu = time.monotonic(), time.process_time()
-    if backend == "flwr":
-        from .flower import run_with_flower
-
-        run_with_flower(setting, run.folder)
-    else:
+    grid = InProcessGrid(make_client_app(), setting.load().num_nodes, asdict(setting))
+    try:
         with _logging_to(run.folder / LOG):
-            grid = InProcessGrid(
-                make_client_app(), setting.load().num_nodes, asdict(setting)
-            )
-            try:
-                run_server(grid, setting, run.folder)
-            except AutoFlipError as error:  # such as BatchNorm scores without BatchNorm
-                refused = {"refused": str(error), "backend": backend}
-                refused["provenance"] = made_with
-                write_atomically(run.folder / RESULT, json.dumps(refused))
-                return
+            run_server(grid, setting, run.folder)
+    except AutoFlipError as error:  # such as BatchNorm scores without BatchNorm
+        refused = json.dumps({"refused": str(error), **made})
+        write_atomically(run.folder / RESULT, refused)
+        return
     seconds = {
         "seconds": time.monotonic() - start,
         "cpu_seconds": time.process_time() - cpu,
     }
-    result = summarise(run.folder, setting) | seconds
-    result |= {"backend": backend, "provenance": made_with}
+    result = summarise(run.folder, setting) | seconds | made
     write_atomically(run.folder / RESULT, json.dumps(result))
 
 
@@ -221,6 +197,8 @@ def summarise(folder: Path, setting: Setting) -> dict[str, Any]:
         raise RunError(
             f"{folder} has {len(server) - 1} of {setting.rounds} rounds; see {LOG}."
         )
+    exploring = [row for row in nodes if row["phase"] == "explore"]
+    columns = {"down": "bytes_down", "up": "bytes_up", "macs": "macs"}
     return {
         "top1": line.top1.round(5).tolist(),
         "dense_top1": _or_none(line.dense_top1),
@@ -230,12 +208,8 @@ def summarise(folder: Path, setting: Setting) -> dict[str, Any]:
         "bytes": line.bytes_moved.astype(int).tolist(),
         "macs": line.macs.astype(int).tolist(),
         "exploration": {
-            key: sum(row[column] for row in nodes if row["phase"] == "explore")
-            for key, column in (
-                ("down", "bytes_down"),
-                ("up", "bytes_up"),
-                ("macs", "macs"),
-            )
+            key: sum(row[column] for row in exploring)
+            for key, column in columns.items()
         },
         "plan_bytes": sum(row["plan_bytes"] for row in nodes),
         "lost": sum(row["status"] != "ok" for row in nodes),
@@ -264,22 +238,3 @@ def _logging_to(path: Path) -> Iterator[None]:
         for logger, handlers in zip(loggers, before, strict=True):
             logger.handlers = handlers
         handler.close()
-
-
-def all_runs(
-    root: Path,
-    tasks: Iterable[str],
-    scale: str,
-    methods: Iterable[Method],
-    seeds: Iterable[int],
-    data: str,
-    evaluate_on: HeldOut = "test",
-) -> list[Run]:
-    """List runs in the order to make them: seed by seed, so that all have one first."""
-    chosen = list(methods)
-    return [
-        Run(root, task, scale, method, seed, data, evaluate_on)
-        for seed in seeds
-        for task in tasks
-        for method in chosen
-    ]

@@ -81,25 +81,6 @@ def evaluate(
     return loss / count, hits / count
 
 
-@torch.no_grad()
-def recompute_statistics(
-    model: nn.Module, inputs: torch.Tensor, device: str = "cpu"
-) -> None:
-    """Replace BatchNorm's running means and variances by those of some inputs."""
-    model = _placed(model, device).eval()
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the mean over all batches
-        norm.train()
-    for batch in inputs.tensor_split(math.ceil(len(inputs) / EVALUATION_BATCH)):
-        model(_placed(batch, device))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-        norm.eval()
-
-
 def _loss(
     logits: torch.Tensor, labels: torch.Tensor, reduction: str = "mean"
 ) -> torch.Tensor:

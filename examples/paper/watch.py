@@ -1,29 +1,35 @@
-"""What the paper plots of a run and the ledger does not hold."""
+"""FedAvg as the comparison needs it: seeded, and watched."""
 
+import random
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, Message, MetricRecord
-from flwr.serverapp.strategy import Strategy
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg, FedAvgM
 from numpy.typing import NDArray
 
 from flwr_autoflip.wire import from_arrayrecord
 
-from .around import Around
-
 BINS = 50
 
 
-class UpdateVariance(Around):
-    """Measure how far nodes' updates are apart, around another strategy.
+class Watched(FedAvg):
+    """Sample the same nodes for the same seed; measure how far updates are apart.
+
+    Flower samples with Python's global generator, from which its heartbeats and its
+    waiting for slow replies draw as well: how many rounds that takes changes who is
+    sampled next.
 
     Parameters
     ----------
-    strategy : Strategy
-        Does all the work.
+    seed : int
+        As if ``random.seed(seed)`` came before the first round and nobody else drew.
     names : iterable of str
         Trainable tensors.
+    **options
+        Of the strategy.
 
     Attributes
     ----------
@@ -31,20 +37,37 @@ class UpdateVariance(Around):
         Eq. 4 of arXiv:2405.10271v3, one a round.
     """
 
-    def __init__(self, strategy: Strategy, names: Iterable[str]) -> None:
-        super().__init__(strategy)
+    def __init__(self, seed: int, names: Iterable[str], **options: Any) -> None:
+        super().__init__(**options)
         self.names = tuple(names)
         self.variances: list[float] = []
+        self.generator = random.Random(seed).getstate()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Sample from this run's own numbers."""
+        others = random.getstate()
+        random.setstate(self.generator)
+        try:
+            return list(super().configure_train(server_round, arrays, config, grid))
+        finally:
+            self.generator = random.getstate()
+            random.setstate(others)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Measure, then leave it to the inner strategy."""
+        """Measure, then average."""
         replies = list(replies)
         if server_round > 0:  # exploring is not one of the paper's rounds
             records = [next(iter(r.content.array_records.values())) for r in replies]
             self.variances.append(update_variance(records, self.names))
         return super().aggregate_train(server_round, replies)
+
+
+class WatchedM(Watched, FedAvgM):
+    """The same with momentum on the server."""
 
 
 def update_variance(records: list[ArrayRecord], names: Iterable[str]) -> float:

@@ -6,14 +6,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from ..errors import AutoFlipError, visible
 from ..graph.save import export_onnx, load_pruned
-from ..ledger.page.svg import amount
+from ..ledger.amounts import amount
 from .output import say
 
 DTYPES = {"float32": torch.float32, "int64": torch.int64, "int32": torch.int32}
@@ -41,8 +40,7 @@ def export_model(path: Path, onnx: Path, model: str, example: str) -> None:
     AutoFlipError
         If anything does not fit, or the extra is not installed.
     """
-    inputs = parse_example(example)
-    make = find_model(model)
+    inputs, make = parse_example(example), find_model(model)
     with _said(f"--model {model} cannot be built for {path}"):
         small, _ = load_pruned(path, make)
     with _said(f"--input {example}: the model cannot take it"), torch.no_grad():
@@ -71,29 +69,14 @@ def _said(what: str) -> Iterator[None]:
     except AutoFlipError:
         raise
     except Exception as error:
-        while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+        while isinstance(error.__cause__, Exception):
             error = error.__cause__
         first = visible(str(error).partition("\n")[0], LONGEST_CAUSE)
         raise AutoFlipError(f"{what}: {type(error).__name__}: {first}") from error
 
 
 def find_model(where: str) -> Callable[[], nn.Module]:
-    """Import what gives the dense model.
-
-    Parameters
-    ----------
-    where : str
-        ``module:name``.
-
-    Returns
-    -------
-    callable
-
-    Raises
-    ------
-    AutoFlipError
-        If there is no such thing.
-    """
+    """Import what gives the dense model, ``module:name``; an AutoFlipError if none."""
     module, _, name = where.partition(":")
     if not module or not name:
         raise AutoFlipError(
@@ -112,30 +95,14 @@ def find_model(where: str) -> Callable[[], nn.Module]:
     return found  # type: ignore[no-any-return]
 
 
-def parse_example(text: str) -> Any:
-    """Make an example input of zeros.
-
-    Parameters
-    ----------
-    text : str
-        Such as ``1,3,32,32`` or ``1,80:int64``.
-
-    Returns
-    -------
-    Tensor
-
-    Raises
-    ------
-    AutoFlipError
-        If it cannot be read.
-    """
+def parse_example(text: str) -> torch.Tensor:
+    """Make an example input of zeros of ``1,3,32,32`` or ``1,80:int64``."""
     shape, _, dtype = text.partition(":")
-    sizes = [part.strip() for part in shape.split(",")]
-    if (dtype or "float32") not in DTYPES or not all(
-        size.isdecimal() and int(size) > 0 for size in sizes
-    ):
+    sizes, dtype = [part.strip() for part in shape.split(",")], dtype or "float32"
+    whole = all(size.isdecimal() and int(size) > 0 for size in sizes)
+    if dtype not in DTYPES or not whole:
         raise AutoFlipError(
             f"--input must read 1,3,32,32 or 1,80:int64, got {text!r}; dtypes are "
             f"{', '.join(DTYPES)}."
         )
-    return torch.zeros(*map(int, sizes), dtype=DTYPES[dtype or "float32"])
+    return torch.zeros(*map(int, sizes), dtype=DTYPES[dtype])

@@ -40,30 +40,18 @@ def print_json(value: Any) -> None:
 def console() -> Console:
     """Give a console as wide as the terminal; 80 columns where there is none."""
     width = None if os.isatty(1) or "COLUMNS" in os.environ else 80
-    return Console(width=width, highlight=False, soft_wrap=False)
+    return Console(width=width, highlight=False)
 
 
 def print_table(
     heads: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[int] = (0,)
 ) -> None:
-    """Print a table that folds long words instead of cutting them.
-
-    Parameters
-    ----------
-    heads : sequence of str
-    rows : sequence of sequence of str
-    words : sequence of int (default: the first)
-        Columns of words, which are left-aligned.
-    """
+    """Print a table that folds long words; columns of words are left-aligned."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     for number, head in enumerate(heads):
         left = number in words
-        table.add_column(
-            head,
-            justify="left" if left else "right",
-            overflow="fold",
-            no_wrap=not left,
-        )
+        justify: Any = "left" if left else "right"
+        table.add_column(head, justify=justify, overflow="fold", no_wrap=not left)
     for row in rows:
         table.add_row(*(Text(visible(cell)) for cell in row))  # no markup
     console().print(table)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AutoFlipError, visible
+from ..ledger.amounts import ratio
 from ..ledger.headline import numbers
 from ..ledger.page.runs import read_runs
-from ..ledger.page.svg import share_of
 from ..ledger.rows import NODE_PHASES
 from .output import say
 
@@ -23,13 +23,6 @@ LONGEST_TAG = 120
 
 def write_scalars(path: Path, logdir: Path, follow: bool) -> None:
     """Write a run's scalars, and with ``follow`` go on until interrupted.
-
-    Parameters
-    ----------
-    path : Path
-        A ledger, or its folder.
-    logdir : Path
-    follow : bool
 
     Raises
     ------
@@ -65,18 +58,10 @@ def write_scalars(path: Path, logdir: Path, follow: bool) -> None:
 
 
 def scalars(rows: Iterable[dict[str, Any]]) -> dict[tuple[str, int], float]:
-    """Turn a ledger's rows into scalars.
+    """Turn a ledger's rows, from the first on, into (tag, round) to value.
 
-    Parameters
-    ----------
-    rows : iterable of dict
-        From the first on: totals begin there.
-
-    Returns
-    -------
-    dict
-        (tag, round) to value; totals at the end of each round, exploring included.
-        What is unknown adds nothing; where nothing is known, there is no total.
+    Totals are those at the end of each round, exploring included. What is unknown adds
+    nothing; where nothing is known, there is no total.
     """
     found: dict[tuple[str, int], float] = {}
     moved = macs = 0
@@ -97,8 +82,8 @@ def _server(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     for name, value in numbers(row.get("metrics", {})).items():
         yield f"server/{visible(name, LONGEST_TAG)}", value
     plan = row["plan"]
-    share = share_of(plan.get("parameters"), plan.get("dense_parameters"))
-    if share is not None:
-        yield "plan/parameters-kept", share
-    for name, count in plan.get("units", {}).items():
+    kept = ratio(plan.get("parameters"), plan.get("dense_parameters"))
+    if kept is not None:
+        yield "plan/parameters-kept", kept
+    for name, count in (plan.get("units") or {}).items():
         yield f"units/{visible(name, LONGEST_TAG)}", count

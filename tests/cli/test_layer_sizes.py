@@ -16,16 +16,16 @@ KEEP = {"conv": np.array([0, 2, 5]), "fc1": np.array([1, 2, 6, 7])}
 def test_sizes_by_hand() -> None:
     conv, norm, fc1, fc2 = layer_sizes(Plan(LAYOUT, KEEP))
 
-    assert (conv.name, conv.dense_shape, conv.shape) == (
+    assert (conv["name"], conv["dense_shape"], conv["shape"]) == (
         "conv",
         (6, 1, 3, 3),
         (3, 1, 3, 3),
     )
-    assert (conv.dense_parameters, conv.parameters) == (6 * 9 + 6, 3 * 9 + 3)
-    assert (conv.dense_macs, conv.macs) == (64 * 54, 64 * 27)
-    assert (norm.name, norm.parameters, norm.macs) == ("norm", 6, 0)
-    assert (fc1.dense_shape, fc1.shape) == ((8, 96), (4, 48))
-    assert (fc2.parameters, fc2.macs) == (3 * 4 + 3, 3 * 4)
+    assert (conv["dense_parameters"], conv["parameters"]) == (6 * 9 + 6, 3 * 9 + 3)
+    assert (conv["dense_macs"], conv["macs"]) == (64 * 54, 64 * 27)
+    assert (norm["name"], norm["parameters"], norm["macs"]) == ("norm", 6, 0)
+    assert (fc1["dense_shape"], fc1["shape"]) == ((8, 96), (4, 48))
+    assert (fc2["parameters"], fc2["macs"]) == (3 * 4 + 3, 3 * 4)
 
 
 def test_sums_are_those_of_the_model_that_is_built() -> None:
@@ -33,8 +33,8 @@ def test_sums_are_those_of_the_model_that_is_built() -> None:
     layers = layer_sizes(plan)
     small = measure_cost(shrink(TinyNet(), plan), EXAMPLE)
 
-    assert sum(layer.parameters for layer in layers) == small.parameters
-    assert sum(layer.macs for layer in layers) == small.macs
+    assert sum(layer["parameters"] for layer in layers) == small.parameters
+    assert sum(layer["macs"] for layer in layers) == small.macs
 
 
 def test_single_weights_that_went_save_parameters_alone() -> None:
@@ -43,5 +43,5 @@ def test_single_weights_that_went_save_parameters_alone() -> None:
 
     whole, cut = (layer_sizes(Plan(LAYOUT, KEEP, m))[2] for m in ({}, mask))
 
-    assert cut.parameters == 4 * 10 + 4 < whole.parameters
-    assert cut.macs == whole.macs
+    assert cut["parameters"] == 4 * 10 + 4 < whole["parameters"]
+    assert cut["macs"] == whole["macs"]

@@ -6,7 +6,6 @@ import ssl
 import subprocess
 import sys
 import time
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -21,21 +20,15 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_private_key,
     load_ssh_public_key,
 )
-from flwr.app import Context, RecordDict
 from rich.console import Console
 
 from examples.deploy import keys
 from examples.deploy.__main__ import EVERY_NODE, main, measure
-from examples.deploy.deployment import PARTITIONS, Deployment, deployment, why_refused
+from examples.deploy.deployment import Deployment, deployment, why_refused
 from examples.deploy.network import network_rows, network_table, round_seconds
-from examples.deploy.timing import describe
-from examples.inprocess import InProcessGrid
 from examples.processes import (
     descendants,
-    flower_environment,
-    running,
     still_alive,
-    stop,
 )
 from examples.quickstart import compare as quickstart
 from flwr_autoflip.ledger.ledger import node_rows, read_ledger
@@ -50,8 +43,11 @@ ENVELOPE = 1500
 # --- Keys ---
 
 
-def test_the_authority_signs_the_superlink_for_its_addresses(tmp_path: Path) -> None:
+def test_the_authority_signs_the_superlink_and_a_nodes_keys_belong_together(
+    tmp_path: Path,
+) -> None:
     keys.make_certificates(tmp_path, ["192.168.1.10", "superlink.example.org"])
+    keys.make_node_key(tmp_path / "supernode-0")
 
     ca, server = (
         x509.load_pem_x509_certificate((tmp_path / name).read_bytes())
@@ -62,19 +58,14 @@ def test_the_authority_signs_the_superlink_for_its_addresses(tmp_path: Path) -> 
     addresses = [ip_address("192.168.1.10"), ip_address("127.0.0.1")]
     assert names.get_values_for_type(x509.IPAddress) == addresses
     assert names.get_values_for_type(x509.DNSName) == ["superlink.example.org"]
-    assert (tmp_path / "server.key").stat().st_mode & 0o777 == 0o600
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tmp_path / "server.pem", tmp_path / "server.key")
-
-
-def test_a_nodes_keys_belong_together(tmp_path: Path) -> None:
-    path = tmp_path / "supernode-0"
-    keys.make_node_key(path)
-
-    private = load_ssh_private_key(path.read_bytes(), password=None)
+    secret = (tmp_path / "supernode-0").read_bytes()
+    private = load_ssh_private_key(secret, password=None)
     public = load_ssh_public_key((tmp_path / "supernode-0.pub").read_bytes())
     assert private.public_key() == public
-    assert path.stat().st_mode & 0o777 == 0o600
+    for name in ("server.key", "supernode-0"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o600
 
 
 def test_keys_for_devices_are_never_overwritten(
@@ -93,46 +84,6 @@ def test_keys_for_devices_are_never_overwritten(
     made = {path.name for path in (tmp_path / "keys").iterdir()}
     nodes = {"supernode-0", "supernode-0.pub", "supernode-1", "supernode-1.pub"}
     assert made == {"ca.crt", "server.pem", "server.key", *nodes}
-
-
-# --- Processes ---
-
-
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_what_a_process_started_ends_with_it(how: signal.Signals) -> None:
-    # The child leads a session of its own, as Flower's helpers do.
-    script = (
-        "import subprocess, time\n"
-        "subprocess.Popen(['sleep', '2'], start_new_session=True)\n"
-        "print('ready', flush=True)\n"
-        "time.sleep(100)\n"
-    )
-    bystander = subprocess.Popen(["sleep", "100"])
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    process.stdout.readline()
-    family = descendants(process.pid)
-
-    stop(process, how=how)
-    process.stdout.close()
-
-    assert len(family) == 1
-    assert process.returncode == -how
-    assert not still_alive(family)
-    assert bystander.poll() is None
-    stop(bystander)
-
-
-def test_a_failure_stops_what_runs(tmp_path: Path) -> None:
-    environment = flower_environment(tmp_path)
-    with (
-        pytest.raises(RuntimeError, match="on purpose"),
-        running([sys.executable, "-c", "import time; time.sleep(100)"], environment,
-                tmp_path / "log") as process,
-    ):  # fmt: skip
-        raise RuntimeError("on purpose")
-
-    assert process.returncode == -signal.SIGTERM
 
 
 # --- Refusals and figures ---
@@ -194,39 +145,6 @@ def test_seconds_a_round_leave_exploration_out() -> None:
     assert [row["seconds"] for row in rows] == [10, 8.5]
     assert rows[0]["ledger"] == {"down": 60, "up": 20}
     assert rows[0]["superlink"] == {"down": 62, "up": 20}
-
-
-def test_rounds_in_turns_are_compared_by_their_medians() -> None:
-    # odd rounds 10, 11, 12: FedAvg's; even ones 8, 9, 9
-    said = describe([10.0, 8.0, 11.0, 9.0, 12.0, 9.0])
-
-    assert "takes 11.00 s, AutoFLIP's 9.00 s: 0.82 of it (medians of 3)" in said
-
-
-def test_rounds_in_turns_run_on_the_apps_own_config(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    app = ROOT / "examples" / "deploy" / "app"
-    monkeypatch.syspath_prepend(str(app))
-    from timing_app import client_app, server_app
-
-    project = tomllib.loads((app / "pyproject.toml").read_text())
-    config = project["tool"]["flwr"]["app"]["config"]
-    config |= {"num-server-rounds": 2, "ledger-dir": str(tmp_path)}
-    grid = InProcessGrid(client_app.app, 2, config)
-    for node in grid.contexts.values():
-        node.node_config["num-partitions"] = PARTITIONS
-    context = Context(1, 1, {}, RecordDict(), config)
-
-    server_app.app(grid, context)
-
-    rows = read_ledger(tmp_path / "ledger.jsonl")
-    assert {row.get("status", "ok") for row in rows} == {"ok"}
-    dense, small = (
-        {r["parameters"] for r in rows if (r["round"], r["phase"]) == (n, "train")}
-        for n in (1, 2)
-    )
-    assert max(small) < 0.5 * min(dense)
 
 
 # --- For real ---

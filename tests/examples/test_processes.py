@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.processes import running
+from examples.processes import descendants, running, still_alive, stop
 
 SLEEP = "import time; time.sleep(60)"
 PARENT = f"""
@@ -44,11 +44,40 @@ def test_who_is_told_to_end_ends_what_it_started(
         os.kill(child, 0)
 
 
-def test_afterwards_signals_do_what_they_did(tmp_path: Path) -> None:
+def test_a_failure_stops_what_runs_and_signals_do_what_they_did(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     command = [Path(sys.executable).name, "-c", SLEEP]
 
-    with running(command, os.environ, tmp_path / "log"):
-        assert signal.getsignal(signal.SIGTERM) != before
+    with (
+        pytest.raises(RuntimeError, match="on purpose"),
+        running(command, os.environ, tmp_path / "log") as process,
+    ):
+        raise RuntimeError("on purpose")
 
+    assert process.returncode == -signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_what_a_process_started_ends_with_it(how: signal.Signals) -> None:
+    # The child leads a session of its own, as Flower's helpers do.
+    script = (
+        "import subprocess, time\n"
+        "subprocess.Popen(['sleep', '2'], start_new_session=True)\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(100)\n"
+    )
+    bystander = subprocess.Popen(["sleep", "100"])
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    family = descendants(process.pid)
+
+    stop(process, how=how)
+    process.stdout.close()
+
+    assert len(family) == 1
+    assert process.returncode == -how
+    assert not still_alive(family)
+    assert bystander.poll() is None
+    stop(bystander)

@@ -10,7 +10,7 @@ import torch
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from examples.benchmarks import codec, growth, server, server_memory
+from examples.benchmarks import codec, server
 from examples.inprocess import InProcessGrid
 
 
@@ -41,16 +41,10 @@ def test_ratios_are_to_the_first_round() -> None:
     assert server.measure(rounds, 3) == {"one": 1.0, "other": 1.5}
 
 
-def test_codec_measures_plans_and_speeds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_codec_gives_speeds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(codec, "MODELS", TINY)
 
-    row = codec.measure("tiny", "2x", 1)
-
-    # 14 of 30 units: 31 counts times 145,422,675 subsets take 32.07 bits; with the
-    # version, a flag and padding 7 bytes.
-    assert row["values"] == 49 * 14 + 14 + 2 * 14 + 2
-    assert row["plan_bytes"] == 7
-    assert row["over_bound"] == pytest.approx(56 / 32.07, abs=1e-3)
+    assert list(codec.measure("tiny", "1/2", 1)) == ["pack", "unpack", "expand"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -77,15 +71,3 @@ server_memory.MODELS["wide"] = (lambda: wide, torch.zeros(1, 1, 28, 28))
 sizes = [("FedAvg", 4), ("average, 1/2 kept", 2), ("average, 1/2 kept", 16)]
 print(json.dumps([server_memory.one_round("wide", *size) for size in sizes]))
 """
-
-
-def test_growth_is_drawn(tmp_path: Path) -> None:
-    sizes = {"x": {"sizes": [1, 2], "FedAvg": [1.0, 2.1], "AutoFLIP": [1.0, 1.9]}}
-
-    growth.draw({**sizes, "y": sizes["x"]}, tmp_path / "growth.png")
-
-    assert (tmp_path / "growth.png").read_bytes()[:4] == b"\x89PNG"
-
-
-def test_rounds_of_memory_are_named_like_the_servers() -> None:
-    assert next(iter(server_memory.ROUNDS)) == "FedAvg"

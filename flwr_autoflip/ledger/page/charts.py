@@ -1,34 +1,72 @@
-"""Charts as inline SVG: small pictures that stay legible at a phone's width.
+"""Charts by matplotlib: inline SVG in the page's colours, strips of pixels, PNGs.
 
-Every chart is drawn 300 units wide and shown at least that wide, so that its texts keep
-the size the page gives them. Colours are the page's: elements only say which series or
-role they have.
+An SVG's texts are texts, in the page's font, and its colours the page's variables, so
+that dark mode is the page's matter. It is 300 units wide and shown at least that wide,
+so that its texts keep their size on a phone.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from base64 import b64encode
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from importlib.resources import files
+from io import BytesIO, StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .svg import (
-    Scale,
-    amount,
-    escape,
-    linear,
-    log_ticks,
-    logarithmic,
-    short,
-    tag,
-    text,
-    ticks,
-)
+from ...errors import AutoFlipError, visible
+from ..amounts import amount
+from .html import SERIES, escape
 
-WIDTH, HEIGHT = 300, 210
-LEFT, RIGHT, TOP, BOTTOM = 50, 8, 12, 40
-SERIES = 6
-"""Colours that the page has for series; more runs use them again, dashed."""
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Values = NDArray[np.float64]
+
+CSS = files(__package__).joinpath("page.css").read_text("utf-8")
+COLOURS = dict(re.findall(r"--(\w+): (#\w{6});", CSS.partition("@media")[0]))
+"""The page's variables, as they are when it is light."""
+WIDTH, HEIGHT, LOW_HEIGHT = 300, 210, 150
+LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 44
+"""Margins of an SVG, for the texts of its axes; half of the last without ticks."""
+STYLE: dict[str, Any] = {
+    **{"svg.fonttype": "none", "text.parse_math": False, "font.size": 12},
+    **{"axes.facecolor": "none", "figure.facecolor": "none"},
+    **{"axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True},
+    **{f"axes.spines.{side}": False for side in ("left", "right", "top")},
+    **{"xtick.major.size": 0, "xtick.major.pad": 9, "axes.labelpad": 3},
+    **{"ytick.major.size": 0, "ytick.major.pad": 6},
+    **{f"{axis}tick.labelcolor": COLOURS["soft"] for axis in "xy"},
+    **{"axes.edgecolor": COLOURS["soft"], "grid.color": COLOURS["line"]},
+    **{"text.color": COLOURS["soft"], "axes.labelcolor": COLOURS["ink"]},
+    **{"axes.xmargin": 0, "axes.titlesize": 11, "legend.fontsize": 9},
+    **{f"lines.{which}_capstyle": "round" for which in ("solid", "dash")},
+}
+ROLES: dict[str, dict[str, Any]] = {
+    "main": {"lw": 2},
+    "raw": {"lw": 1, "alpha": 0.4},
+    "reference": {"lw": 2, "ls": (0, (0.1, 2.5))},
+}
+"""How lines are drawn: a raw one is faint, a reference dotted."""
+STEPS = [1, 2, 2.5, 5, 10]
+"""From tick to tick, times a power of ten."""
+FAINTEST = 0.08
+"""Opacity of a pixel of 0: it can still be seen."""
+MOST_CHARTS, TALLEST = 120, 100
+"""Of a PNG; the latter in inches."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What can be drawn on axes; its name is also for those who do not see it."""
+
+    name: str
+    draw: Callable[["Axes"], None]
+    height: int = HEIGHT
 
 
 @dataclass(frozen=True)
@@ -39,302 +77,221 @@ class Line:
     ----------
     name : str
     number : int
-        Which series it is: its colour.
+        Which run it is of: its colour.
     x, y : ndarray
-        ``(n,)``; where y is NaN there is nothing.
+        ``(n,)``; where either is NaN there is nothing.
     role : {"main", "raw", "reference"} (default: "main")
-        A ``"raw"`` line is faint, a ``"reference"`` dotted.
+    mark : float, optional
+        Where, on the horizontal axis, exploring ended.
     """
 
     name: str
     number: int
-    x: NDArray[np.float64]
-    y: NDArray[np.float64]
+    x: Values
+    y: Values
     role: str = "main"
+    mark: float | None = None
+
+    @property
+    def colour(self) -> str:
+        """Its run's."""
+        return str(COLOURS[f"s{self.number % SERIES}"])
 
 
-@dataclass(frozen=True)
-class Mark:
-    """A place on the horizontal axis: where exploring ended.
-
-    Parameters
-    ----------
-    number : int
-        Its series.
-    at : float
-    label : str
-    """
-
-    number: int
-    at: float
-    label: str
+@contextmanager
+def plotting() -> Iterator[None]:
+    """Set up matplotlib for what is drawn inside; an AutoFlipError without it."""
+    try:
+        from matplotlib import style
+    except ImportError as error:
+        raise AutoFlipError(
+            f'{error}; charts need the extra: pip install "flwr-autoflip[plots]"'
+        ) from error
+    with style.context(STYLE, after_reset=True):
+        yield
 
 
-def series_class(number: int) -> str:
-    """Name the page's class of a series."""
-    dashed = " dashed" if number >= SERIES else ""
-    return f"s{number % SERIES}{dashed}"
+# --- Kinds of charts ---
 
 
 def line_chart(
+    name: str,
     lines: Sequence[Line],
-    marks: Sequence[Mark],
-    *,
     label: str,
-    unit: str = "",
+    unit: str | None = None,
     y_unit: str | None = None,
     log: bool = False,
-    whole: bool = False,
-    alone: bool = True,
-) -> str:
-    """Draw lines over a horizontal axis.
+) -> Chart:
+    """Draw lines; without units the axes have whole rounds and plain numbers."""
 
-    Parameters
-    ----------
-    lines : sequence of Line
-    marks : sequence of Mark
-    label : str
-        Of the horizontal axis.
-    unit : str (default: "")
-        Of its amounts.
-    y_unit : str, optional
-        Of amounts on the vertical axis; left out, they are plain numbers.
-    log : bool (default: False)
-        Horizontal axis by logarithms.
-    whole : bool (default: False)
-        Its ticks are whole numbers.
-    alone : bool (default: True)
-        There is one run: its mark is a shaded band, otherwise a triangle.
+    def draw(axes: "Axes") -> None:
+        from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-    Returns
-    -------
-    str
-        SVG.
-    """
-    x_low, x_high = _range(
-        [line.x[np.isfinite(line.y)] for line in lines]
-        + [np.array([m.at for m in marks])],
-        log,
-    )
-    y_low, y_high = _range([line.y for line in lines], False)
-    y_ticks = ticks(y_low, y_high)
-    y = linear(y_ticks[0], y_ticks[-1], HEIGHT - BOTTOM, TOP)
-    make = logarithmic if log else linear
-    x = make(x_low, x_high, LEFT, WIDTH - RIGHT)
-    x_ticks = log_ticks(x_low, x_high) if log else ticks(x_low, x_high, whole=whole)
-    x_ticks = [value for value in x_ticks if x_low <= value <= x_high * 1.0001]
-    write = short if y_unit is None else lambda value: amount(value, y_unit)
-    parts = [_grid(y, y_ticks, write), _x_axis(x, x_ticks, label, unit)]
-    parts += [_mark(mark, x, alone) for mark in marks]
-    parts += [_path(line, x, y) for line in lines]
-    return _svg(HEIGHT, f"{label}: {_names(lines)}", *parts)
-
-
-def _names(lines: Sequence[Line]) -> str:
-    return ", ".join(dict.fromkeys(line.name for line in lines))
-
-
-def _range(values: Sequence[NDArray[np.float64]], log: bool) -> tuple[float, float]:
-    known = np.concatenate([np.asarray(v, float) for v in values])
-    known = known[np.isfinite(known)]
-    if log:
-        known = known[known > 0]
-    if not known.size:
-        return (1.0, 10.0) if log else (0.0, 1.0)
-    low, high = float(known.min()), float(known.max())
-    if log:
-        return low, max(high, 2 * low)
-    return min(0.0, low), high if high > min(0.0, low) else low + 1.0
-
-
-def _svg(height: float, description: str, *parts: str) -> str:
-    return tag(
-        "svg",
-        tag("title", escape(description)),
-        *parts,
-        class_="chart",
-        viewBox=f"0 0 {WIDTH} {short(height)}",
-        role="img",
-    )
-
-
-def _grid(y: Scale, values: Sequence[float], write: Any) -> str:
-    lines = [
-        tag("line", class_="grid", x1=LEFT, x2=WIDTH - RIGHT, y1=y(v), y2=y(v))
-        + text(write(v), LEFT - 6, y(v) + 4, text_anchor="end")
-        for v in values
-    ]
-    return "".join(lines)
-
-
-def _x_axis(x: Scale, values: Sequence[float], label: str, unit: str) -> str:
-    bottom = HEIGHT - BOTTOM
-    parts = [
-        tag("line", class_="axis", x1=LEFT, x2=WIDTH - RIGHT, y1=bottom, y2=bottom)
-    ]
-    free = 0.0
-    for value in values:
-        written = amount(value, unit)
-        half = 3.4 * len(written)
-        at = min(x(value), WIDTH - half)
-        if at - half < free:
-            continue
-        free = at + half + 8
-        parts.append(text(written, at, bottom + 18, text_anchor="middle"))
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(text(label, middle, HEIGHT - 5, text_anchor="middle", class_="label"))
-    return "".join(parts)
-
-
-def _mark(mark: Mark, x: Scale, alone: bool) -> str:
-    """Shade what exploring cost; with several runs, a tick in each one's colour."""
-    at, bottom = max(x(mark.at), LEFT + 1.5), HEIGHT - BOTTOM
-    title = tag("title", escape(mark.label))
-    if not alone:
-        points = f"{short(at - 4)},{bottom + 1} {short(at + 4)},{bottom + 1} "
-        points += f"{short(at)},{bottom - 8}"
-        return tag(
-            "polygon",
-            title,
-            points=points,
-            class_=f"mark fill {series_class(mark.number)}",
+        for line in lines:
+            _draw_line(axes, line, log)
+        axes.set_ylim(bottom=min(0, axes.dataLim.y0))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
+        axes.yaxis.set_major_formatter(
+            lambda y, _: f"{y:.3g}" if y_unit is None else amount(y, y_unit)
         )
-    band = tag(
-        "rect",
-        title,
-        class_="explored",
-        x=LEFT,
-        width=at - LEFT,
-        y=TOP,
-        height=bottom - TOP,
-    )
-    edge = tag("line", class_="edge", x1=at, x2=at, y1=TOP, y2=bottom)
-    right = at < WIDTH - 90
-    words = text(
-        "exploring",
-        at + (5 if right else -5),
-        bottom - 6,
-        text_anchor="start" if right else "end",
-        class_="hint",
-    )
-    return band + edge + words
+        axes.set_xlabel(label)
+        if log:
+            axes.set_xscale("log")
+            low, high = axes.get_xlim()
+            subs = (1, 2, 5) if high < 20 * low else (1,)
+            axes.xaxis.set_major_locator(LogLocator(subs=subs))
+            axes.xaxis.set_minor_locator(NullLocator())
+        else:
+            axes.set_xlim(left=0)
+            axes.xaxis.set_major_locator(MaxNLocator(4, steps=STEPS, integer=not unit))
+        axes.xaxis.set_major_formatter(lambda x, _: amount(x, unit or ""))
+        _draw_marks(axes, [line for line in lines if line.mark], log)
+
+    names = ", ".join(dict.fromkeys(line.name for line in lines))
+    return Chart(f"{name}: {names}", draw)
 
 
-def _path(line: Line, x: Scale, y: Scale) -> str:
-    points, steps = [], []
-    pen = "M"
-    for across, up in zip(line.x, line.y, strict=True):
-        if not (np.isfinite(across) and np.isfinite(up)):
-            pen = "M"
+def _draw_line(axes: "Axes", line: Line, log: bool) -> None:
+    drawn = np.isfinite(line.x) & np.isfinite(line.y) & ((line.x > 0) | (not log))
+    x, y = np.where(drawn, line.x, np.nan), np.where(drawn, line.y, np.nan)
+    style = {"label": line.name if line.role == "main" else None, **ROLES[line.role]}
+    if line.number >= SERIES:
+        style = {"ls": (0, (4, 2)), **style}
+    if drawn.sum() == 1:  # a dot
+        x, y, style = np.repeat(x[drawn], 2), np.repeat(y[drawn], 2), {"lw": 6}
+    axes.plot(x, y, color=line.colour, **style)
+
+
+def _draw_marks(axes: "Axes", lines: Sequence[Line], log: bool) -> None:
+    """Shade what exploring cost; with several runs, a tick in each one's colour."""
+    side, (low, high) = axes.get_xaxis_transform(), axes.get_xlim()
+    for line in lines:
+        at = line.mark or 0.0
+        if len(lines) > 1 or log:
+            axes.plot([at] * 2, [0, 0.05], color=line.colour, lw=4, transform=side)
             continue
-        points.append((x(float(across)), y(float(up))))
-        steps.append(f"{pen}{points[-1][0]:.1f} {points[-1][1]:.1f}")
-        pen = "L"
-    if not points:
-        return ""
-    kind = f"line {line.role} {series_class(line.number)}"
-    drawn = tag("path", tag("title", escape(line.name)), d="".join(steps), class_=kind)
-    if len(points) == 1:
-        (across, up), *_ = points
-        drawn += tag("circle", cx=across, cy=up, r=3, class_=f"fill {kind}")
-    return drawn
+        axes.axvspan(low, at, facecolor=COLOURS["shade"], lw=0)
+        axes.plot([at] * 2, [0, 1], ":", color=COLOURS["soft"], lw=1, transform=side)
+        place = "left" if at < low + 0.65 * (high - low) else "right"
+        axes.text(at, 0.02, " exploring ", ha=place, transform=side)
 
 
-# --- Bars ---
+def bar_chart(
+    name: str, stacks: Mapping[str, Sequence[float]], unit: str, most: float
+) -> Chart:
+    """Draw a column a node, a colour's parts on the former's; up to the same most."""
+
+    def draw(axes: "Axes") -> None:
+        from matplotlib.ticker import MaxNLocator
+
+        parts = np.array([*stacks.values()], float)
+        tops, count = np.cumsum(parts, axis=0), parts.shape[1]
+        edges = np.add.outer(np.arange(count), (0, 0.85)).ravel()
+        for colour, top, low in zip(stacks, tops, tops - parts, strict=True):
+            axes.stairs(
+                np.stack([top, low], 1).ravel(),
+                [*edges, count],
+                baseline=np.repeat(low, 2),
+                **{"fill": True, "fc": COLOURS[colour], "lw": 0},
+            )
+        axes.set_xlim(-0.5, max(1, count))
+        axes.set_ylim(0, float(most) or 1.0)
+        axes.set_xticks([])
+        axes.set_xlabel(f"{count} nodes, most first")
+        axes.yaxis.set_major_locator(MaxNLocator(3, steps=STEPS))
+        axes.yaxis.set_major_formatter(lambda y, _: amount(y, unit))
+
+    return Chart(name, draw, LOW_HEIGHT)
 
 
-def histogram(counts: Mapping[str, Any]) -> str:
-    """Draw how a group's units are spread by guidance, kept and pruned ones stacked.
+def heat_chart(name: str, rows: Mapping[str, Mapping[str, Values]]) -> Chart:
+    """Draw rows of pixels below each other; see :func:`strip`."""
 
-    Parameters
-    ----------
-    counts : mapping
-        ``"top"``, ``"kept"`` and ``"pruned"`` of
-        :func:`flwr_autoflip.ledger.histogram.unit_histograms`.
+    def draw(axes: "Axes") -> None:
+        image = np.concatenate([*map(_pixels, rows.values())])
+        axes.imshow(image, aspect="auto", extent=(0, 1, len(rows), 0))
+        axes.set_yticks(np.arange(len(rows)) + 0.5, [*map(visible, rows)], fontsize=7)
+        axes.set_xticks([])
+        axes.grid(False)
 
-    Returns
-    -------
-    str
-        SVG.
+    return Chart(name, draw, 60 + 20 * len(rows))
+
+
+def _pixels(row: Mapping[str, Values]) -> NDArray[np.uint8]:
+    """Give ``(colours, n, 4)`` bytes: values in [0, 1] as opacities."""
+    values = np.array([*row.values()])
+    image = np.empty((*values.shape, 4), np.uint8)
+    for line, colour in zip(image, row, strict=True):
+        line[:, :3] = [*bytes.fromhex(COLOURS[colour][1:])]
+    image[..., 3] = np.rint(255 * (FAINTEST + (1 - FAINTEST) * values.clip(0, 1)))
+    return image
+
+
+# --- As they are shown ---
+
+
+def strip(row: Mapping[str, Values], words: str) -> str:
+    """Write a row of pixels as an image that stretches to its place.
+
+    A colour's values, ``(n,)`` in [0, 1], lie below the former's.
     """
-    height, bottom = 120, 22
-    kept, pruned = np.array(counts["kept"]), np.array(counts["pruned"])
-    most = int((kept + pruned).max()) or 1
-    y = linear(0, most, height - bottom, TOP)
-    step = (WIDTH - LEFT - RIGHT) / len(kept)
-    parts = [_count_axis(y, most)]
-    for number, (stay, go) in enumerate(
-        zip(kept.tolist(), pruned.tolist(), strict=True)
-    ):
-        left = LEFT + number * step + 0.75
-        if stay:
-            parts.append(_bar(left, step - 1.5, y(0), y(stay), "kept", f"{stay} kept"))
-        if go:
-            words = f"{go} pruned"
-            parts.append(_bar(left, step - 1.5, y(stay), y(stay + go), "gone", words))
-    ends = ((0.0, LEFT, "start"), (counts["top"], WIDTH - RIGHT, "end"))
-    parts += [text(f"{v:.3g}", at, height - 6, text_anchor=a) for v, at, a in ends]
-    return _svg(height, f"{kept.sum()} units kept, {pruned.sum()} pruned", *parts)
+    from matplotlib.image import imsave
 
-
-def _count_axis(y: Scale, most: int) -> str:
-    lines = [
-        tag("line", class_="grid", x1=LEFT, x2=WIDTH - RIGHT, y1=y(v), y2=y(v))
-        for v in (0, most)
-    ]
-    words = [text(str(v), LEFT - 6, y(v) + 4, text_anchor="end") for v in (0, most)]
-    return "".join(lines + words)
-
-
-def _bar(
-    left: float, width: float, low: float, high: float, kind: str, words: str
-) -> str:
-    title = tag("title", escape(words))
-    return tag(
-        "rect", title, class_=kind, x=left, width=width, y=high, height=low - high
+    buffer = BytesIO()
+    imsave(buffer, _pixels(row), format="png", metadata={"Software": ""})
+    data = b64encode(buffer.getvalue()).decode()
+    return (
+        f'<img class="strip" alt="{escape(words)}" src="data:image/png;base64,{data}">'
     )
 
 
-def node_bars(
-    values: Sequence[tuple[str, Sequence[float]]],
-    kinds: Sequence[str],
-    unit: str,
-    most: float,
-) -> str:
-    """Draw a column a node, its parts stacked.
+def svg(chart: Chart) -> str:
+    """Write a chart as an element of the page, without ids, fonts and addresses."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
 
-    Parameters
-    ----------
-    values : sequence of (str, sequence of float)
-        A node's name and its parts.
-    kinds : sequence of str
-        The page's classes of the parts.
-    unit : str
-    most : float
-        What the axis reaches, so that several runs have one scale.
+    figure = Figure((WIDTH / 72, chart.height / 72))
+    bottom = BOTTOM if chart.height == HEIGHT else BOTTOM / 2
+    inner = (WIDTH - LEFT - RIGHT) / WIDTH, 1 - (bottom + TOP) / chart.height
+    chart.draw(figure.add_axes((LEFT / WIDTH, bottom / chart.height, *inner)))
+    buffer = StringIO()
+    none = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    canvas: Any = FigureCanvasSVG(figure)
+    canvas.print_svg(buffer, metadata=none)
+    return (
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {chart.height}" role="img" '
+        f'aria-label="{escape(chart.name)}">{_shorten(buffer.getvalue())}</svg>'
+    )
 
-    Returns
-    -------
-    str
-        SVG.
-    """
-    height, bottom = 150, 22
-    y_ticks = ticks(0, most or 1.0, 3)
-    y = linear(0, y_ticks[-1], height - bottom, TOP)
-    step = (WIDTH - LEFT - RIGHT - 8) / max(1, len(values))
-    gap = min(2.0, step / 5)
-    parts = [_grid(y, y_ticks, lambda value: amount(value, unit))]
-    for number, (name, amounts) in enumerate(values):
-        base = 0.0
-        for kind, value in zip(kinds, amounts, strict=True):
-            words = f"node {name}: {amount(value, unit)}"
-            left = LEFT + 8 + number * step
-            if value:
-                parts.append(
-                    _bar(left, step - gap, y(base), y(base + value), kind, words)
-                )
-            base += value
-    words = f"{len(values)} nodes, most first"
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(text(words, middle, height - 6, text_anchor="middle", class_="label"))
-    return _svg(height, words, *parts)
+
+def _shorten(text: str) -> str:
+    """Leave of matplotlib's SVG what draws: paths and texts, to hundredths."""
+    text = text[text.index("<g ") :]
+    text = re.sub(r"(?s)<defs>.*?</defs>|</?(g|svg)\b[^>]*>|\n\s*", "", text)
+    text = re.sub(r'<path d="[^"]*" style="fill: none"/>', "", text)  # backgrounds
+    text = re.sub(r' (clip-path|transform)="[^"]*"| font-family: [^;"]*;', "", text)
+    text = re.sub(r'\b[dxy]="[^"]*"', _rounded, text)
+    names = {colour: f"var(--{name})" for name, colour in COLOURS.items()}
+    return re.sub("#[0-9a-f]{6}", lambda m: names.get(m[0], m[0]), text)
+
+
+def _rounded(attribute: re.Match[str]) -> str:
+    return re.sub(r" ?\b([MLz]) ?", r"\1", re.sub(r"(\.\d\d)\d+", r"\1", attribute[0]))
+
+
+def write_png(charts: Sequence[Chart], path: Path) -> None:
+    """Draw charts beside and below each other, in a file whose folder exists."""
+    from matplotlib.figure import Figure
+
+    shown = charts[:MOST_CHARTS]
+    columns = min(3, len(shown))
+    rows = -(-len(shown) // columns)
+    tall = min(TALLEST, rows * max(chart.height for chart in shown) / 55)
+    figure = Figure((4.5 * columns, tall), layout="constrained")
+    for number, chart in enumerate(shown, 1):
+        axes = figure.add_subplot(rows, columns, number)
+        chart.draw(axes)
+        axes.set_title(visible(chart.name, 60))
+        if number == 1 and len(axes.get_legend_handles_labels()[0]) > 1:
+            axes.legend()
+    figure.savefig(path, dpi=130, facecolor="white")

@@ -83,25 +83,22 @@ def curve(rows: Sequence[Mapping[str, Any]], metric: str = "top1") -> Curve:
         If the server never gave that metric.
     """
     server = [row for row in rows if row["phase"] == "server"]
-    names = {name for row in server for name in numbers(row["metrics"])}
+    found = [numbers(row["metrics"]) for row in server]
+    names = {name for metrics in found for name in metrics}
     if metric not in names:
-        found = ", ".join(sorted(names)) or "none; give start() an evaluate_fn"
+        have = ", ".join(sorted(names)) or "none; give start() an evaluate_fn"
         raise AutoFlipError(
-            f"the ledger's server rows have no metric {metric!r}; they have: {found}."
+            f"the ledger's server rows have no metric {metric!r}; they have: {have}."
         )
+
+    def column(name: str) -> NDArray[np.float64]:
+        values = np.array([metrics.get(name, np.nan) for metrics in found])
+        return np.where(np.abs(values) < LARGEST, values, np.nan)
+
     last = np.array([row["round"] for row in server])
-    return Curve(
-        _column(server, metric),
-        _column(server, f"dense-{metric}"),
-        spent_until(rows, last, "bytes_down") + spent_until(rows, last, "bytes_up"),
-        spent_until(rows, last, "macs"),
-    )
-
-
-def _column(server: Sequence[Mapping[str, Any]], metric: str) -> NDArray[np.float64]:
-    found = (numbers(row["metrics"]).get(metric, np.nan) for row in server)
-    values = np.array(list(found), float)
-    return np.where(np.abs(values) < LARGEST, values, np.nan)
+    moved = spent_until(rows, last, "bytes_down") + spent_until(rows, last, "bytes_up")
+    macs = spent_until(rows, last, "macs")
+    return Curve(column(metric), column(f"dense-{metric}"), moved, macs)
 
 
 def spent_until(
@@ -113,7 +110,7 @@ def spent_until(
     ----------
     rows : iterable of mapping
     rounds : ndarray
-        ``(n,)`` integers.
+        ``(n,)`` integers, not negative.
     key : str
         Such as ``"bytes_down"``, ``"bytes_up"`` or ``"macs"``.
 
@@ -123,12 +120,9 @@ def spent_until(
         ``(n,)`` float64: sums of what is known; NaN if no node's is.
     """
     nodes = node_rows(rows)
-    if not nodes:
-        return np.zeros(len(rounds))
     known = [row for row in nodes if row.get(key) is not None]
     if not known:
-        return np.full(len(rounds), np.nan)
-    at = np.array([row["round"] for row in known])
+        return np.full(len(rounds), np.nan if nodes else 0.0)
     amounts = np.array([row[key] for row in known], float)
-    sums = np.cumsum(np.bincount(at, amounts))
-    return np.where(rounds < 0, 0.0, sums[np.clip(rounds, 0, len(sums) - 1)])
+    sums = np.cumsum(np.bincount([row["round"] for row in known], amounts))
+    return np.asarray(sums[np.minimum(rounds, len(sums) - 1)])

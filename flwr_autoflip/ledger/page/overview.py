@@ -1,138 +1,94 @@
 """The page's first screen: what happened, in a sentence and some figures."""
 
 from collections.abc import Sequence
-from typing import Any
 
+from ..amounts import amount, percent, ratio
 from .curves import WINDOW
-from .frame import card, section
+from .html import UNKNOWN, Cell, card, escape, failure_cell, macs_cell, section, table
 from .runs import Run, summarise
-from .svg import amount, escape, percent, share_of
-from .tables import UNKNOWN, Cell, failed, macs_cell, table
 
 
 def lead(runs: Sequence[Run]) -> str:
     """Say in a sentence or two what happened."""
-    if len(runs) > 1:
-        said = "Side by side, by the same measure; exploring is in every total."
-        return said + _gaps([summarise(run) for run in runs])
-    found = summarise(runs[0])
-    said = f"{found['rounds']} rounds, {found['nodes']} nodes."
-    kept = share_of(found["parameters"], found["dense_parameters"])
-    if kept is not None:
-        said += f" The model that would be deployed keeps {percent(kept)} of the "
-        said += "parameters."
-    share = share_of(found["saved_bytes"], found["dense_bytes"])
-    if share is not None:
-        words = "less" if share >= 0 else "more"
-        said += (
-            f" Nodes moved {percent(abs(share))} {words} bytes than the dense model's "
-            "messages would have, exploring included."
-        )
-    return said + _gaps([found])
+    found = [summarise(run) for run in runs]
+    said = ["Side by side, by the same measure; exploring is in every total."]
+    if len(runs) == 1:
+        said = [f"{found[0]['rounds']} rounds, {found[0]['nodes']} nodes."]
+        kept = ratio(found[0]["parameters"], found[0]["dense_parameters"])
+        saved = ratio(found[0]["saved_bytes"], found[0]["dense_bytes"])
+        if kept is not None:
+            words = "The model that would be deployed keeps {} of the parameters."
+            said.append(words.format(percent(kept)))
+        if saved is not None:
+            words = "less" if saved >= 0 else "more"
+            said.append(
+                f"Nodes moved {percent(abs(saved))} {words} bytes than the dense "
+                "model's messages would have, exploring included."
+            )
+    for key, words in (
+        ("unknown_macs", "MACs of {} messages are unknown."),
+        ("unreadable_rows", "{} lines of the ledger could not be read."),
+    ):
+        if count := sum(run[key] for run in found):
+            said.append(words.format(count))
+    return " ".join(said)
 
 
-def _gaps(found: Sequence[dict[str, Any]]) -> str:
-    """Say what is missing in the figures; nothing if they are whole."""
-    unknown, unreadable = (
-        sum(run[key] for run in found) for key in ("unknown_macs", "unreadable_rows")
-    )
-    said = f" MACs of {unknown} messages are unknown." if unknown else ""
-    if unreadable:
-        said += f" {unreadable} lines of the ledger could not be read and are left out."
-    return said
-
-
-def figures(run: Run) -> str:
-    """Write a run's main figures."""
+def figures(run: Run) -> dict[str, Cell]:
+    """Give a run's main figures by their names."""
     found = summarise(run)
-    moved = found["bytes_down"] + found["bytes_up"]
-    tiles: list[tuple[str, str, str]] = []
-    if found["value"] is not None:
-        dense = found["dense_value"]
-        beside = "" if dense is None else f"global dense model {dense:.3f}"
-        tiles.append(
-            (f"{found['metric']}, last {WINDOW}", f"{found['value']:.3f}", beside)
-        )
-    for name, key in (("parameters", "parameters"), ("MACs", "macs_per_example")):
-        small, dense = found[key], found[f"dense_{key}"]
-        if (kept := share_of(small, dense)) is not None:
-            beside = f"{amount(small)} of {amount(dense)}"
-            tiles.append((f"{name} kept", percent(kept), beside))
-    saved, reference = found["saved_bytes"], found["dense_bytes"]
-    beside = "" if not reference else f"dense {amount(reference, 'B')}"
-    tiles.append(("bytes moved", amount(moved, "B"), beside))
-    if reference:
-        part = f"{amount(saved, 'B')} of {amount(reference, 'B')}"
-        tiles.append(("bytes saved", percent(saved / reference), part))
-    explored = found["exploration_bytes"]
-    beside = f"exploring {amount(explored, 'B')}, {percent(explored / max(1, moved))}"
-    tiles[-1 - bool(reference)] = (*tiles[-1 - bool(reference)][:2], beside)
-    spent, exploring = found["client_macs"], found["exploration_macs"]
-    beside = ""
-    if spent is not None and exploring is not None:
-        beside = f"exploring {percent(exploring / max(1, spent))}"
-    if missing := found["unknown_macs"]:
-        beside = f"unknown for {missing} of {len(run.nodes)} messages"
-    tiles.append(("client MACs", macs_cell(spent, missing).shown, beside))
-    tiles.append(("failures", str(found["failures"]), f"of {len(run.nodes)} messages"))
-    written = "".join(
-        f'<div><dt>{escape(name)}</dt><dd class="value">{escape(value)}</dd>'
-        f'<dd class="beside">{escape(beside)}</dd></div>'
-        for name, value, beside in tiles
+    down, up, dense = (
+        found[f"{key}"] for key in ("bytes_down", "bytes_up", "dense_bytes")
     )
-    return f'<dl class="figures">{written}</dl>'
+    moved, explored = down + up, found["exploration_bytes"]
+    messages, unknown = len(run.nodes), found["unknown_macs"]
+    part = ratio(found["exploration_macs"], found["client_macs"])
+    work = "" if part is None else f"exploring {percent(part)}"
+    if unknown:
+        work = f"unknown for {unknown} of {messages} messages"
+    of_dense = "" if dense is None else f"dense {amount(dense, 'B')}"
+    of_all = f"{percent(ratio(explored, moved) or 0)} of all bytes"
+    return {
+        "rounds": Cell(str(run.rounds), run.rounds, beside=f"{found['nodes']} nodes"),
+        "accuracy": _value(found["value"], f"{run.metric}, last {WINDOW}"),
+        "dense accuracy": _value(found["dense_value"], "global dense model"),
+        "parameters kept": _part(found["parameters"], found["dense_parameters"]),
+        "MACs kept": _part(found["macs_per_example"], found["dense_macs_per_example"]),
+        "bytes moved": Cell(amount(moved, "B"), moved, beside=of_dense),
+        "exploring": Cell(amount(explored, "B"), explored, beside=of_all),
+        "bytes saved": _part(found["saved_bytes"], dense, "B"),
+        "client MACs": macs_cell(found["client_macs"], unknown, work),
+        "failures": failure_cell(found["failures"], f"of {messages} messages"),
+    }
 
 
-HEADS = (
-    "run",
-    "rounds",
-    "accuracy",
-    "dense",
-    "parameters",
-    "MACs",
-    "bytes",
-    "exploring",
-    "saved",
-    "client MACs",
-    "failures",
-)
+def _value(value: float | None, beside: str) -> Cell:
+    return UNKNOWN if value is None else Cell(f"{value:.3f}", value, beside=beside)
 
 
-def comparison(runs: Sequence[Run]) -> str:
-    """Write runs' main figures side by side."""
-    rows = [_compared(run, summarise(run)) for run in runs]
+def _part(part: float | None, whole: float | None, unit: str = "") -> Cell:
+    if part is None or not whole:
+        return UNKNOWN
+    beside = f"{amount(part, unit)} of {amount(whole, unit)}"
+    return Cell(percent(part / whole), part / whole, beside=beside)
+
+
+def overview(runs: Sequence[Run]) -> str:
+    """Write a run's main figures, or several runs' side by side."""
+    found = [figures(run) for run in runs]
+    if len(runs) == 1:
+        tiles = "".join(
+            f'<div><dt>{escape(name)}</dt><dd class="value">{escape(cell.shown)}</dd>'
+            f'<dd class="beside">{escape(cell.beside)}</dd></div>'
+            for name, cell in found[0].items()
+            if cell is not UNKNOWN
+        )
+        return f'<dl class="figures">{tiles}</dl>'
+    named = zip(runs, found, strict=True)
+    rows = [[Cell(run.name, kind="name"), *cells.values()] for run, cells in named]
     note = (
         f"Accuracy is the mean of the last {WINDOW} evaluations of the model that "
         "would be deployed, then of the global dense one; parameters and MACs are "
-        "shares of the dense model's; saved is against the dense model's own messages."
+        "ratios of the dense model's; saved is against the dense model's own messages."
     )
-    return section("Side by side", note, card(table(HEADS, rows)))
-
-
-def _compared(run: Run, found: dict[str, Any]) -> list[Cell]:
-    moved, explored = (
-        found["bytes_down"] + found["bytes_up"],
-        found["exploration_bytes"],
-    )
-
-    def number(key: str) -> Cell:
-        value = found[key]
-        return UNKNOWN if value is None else Cell(f"{value:.3f}", value)
-
-    def share(part: str, whole: str) -> Cell:
-        value = share_of(found[part], found[whole])
-        return UNKNOWN if value is None else Cell(percent(value), value)
-
-    return [
-        Cell(run.name, kind="name"),
-        Cell(str(run.rounds), run.rounds),
-        number("value"),
-        number("dense_value"),
-        share("parameters", "dense_parameters"),
-        share("macs_per_example", "dense_macs_per_example"),
-        Cell(amount(moved, "B"), moved),
-        Cell(amount(explored, "B"), explored),
-        share("saved_bytes", "dense_bytes"),
-        macs_cell(found["client_macs"], found["unknown_macs"]),
-        failed(found["failures"]),
-    ]
+    return section("Side by side", note, card(table(["run", *found[0]], rows)))

@@ -1,16 +1,18 @@
-"""One page for one or more runs: HTML that needs nothing but itself."""
+"""One page for one or more runs: HTML that needs nothing but itself; and PNGs."""
 
 from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.resources import files
+from pathlib import Path
 
 from ..provenance import describe
-from .devices import failure_tables, node_section
-from .overview import comparison, figures, lead
-from .progress import accuracy, against_dense
+from .charts import CSS, plotting, write_png
+from .html import escape
+from .nodes import failure_table, node_charts, nodes
+from .overview import lead, overview
+from .progress import accuracy, accuracy_charts, against_dense
 from .runs import Run
-from .structure import guidance, units
-from .svg import escape
+from .structure import heat_charts, importance, importance_heat, units, units_heat
 
 
 def render_page(runs: Sequence[Run]) -> str:
@@ -25,37 +27,36 @@ def render_page(runs: Sequence[Run]) -> str:
     -------
     str
         HTML without any address to fetch from.
+
+    Raises
+    ------
+    AutoFlipError
+        Without matplotlib, which comes with ``flwr-autoflip[plots]``.
     """
-    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
-    overview = figures(runs[0]) if len(runs) == 1 else comparison(runs)
-    body = [
-        f"<h1>AutoFLIP: {escape(title)}</h1>",
-        f'<p class="lead">{escape(lead(runs))}</p>',
-        overview,
-        accuracy(runs),
-        against_dense(runs),
-        units(runs),
-        guidance(runs),
-        node_section(runs),
-        failure_tables(runs),
-        _footer(runs),
-    ]
-    style, script = (
-        files(__package__).joinpath(name).read_text("utf-8")
-        for name in ("page.css", "page.js")
+    title = escape(runs[0].name if len(runs) == 1 else f"{len(runs)} runs")
+    parts = (
+        *(overview, accuracy, against_dense, units, importance, nodes),
+        *(failure_table, _footer),
     )
+    with plotting():
+        body = "".join(part(runs) for part in parts)
+    script = files(__package__).joinpath("page.js").read_text("utf-8")
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>AutoFLIP: {escape(title)}</title>"
-        '<link rel="icon" href="data:,">'
-        f"<style>{style}</style></head><body><main>{''.join(body)}</main>"
+        f'<title>AutoFLIP: {title}</title><link rel="icon" href="data:,">'
+        f"<style>{CSS}</style></head><body><main><h1>AutoFLIP: {title}</h1>"
+        f'<p class="lead">{escape(lead(runs))}</p>{body}</main>'
         f"<script>{script}</script></body></html>\n"
     )
 
 
 def _footer(runs: Sequence[Run]) -> str:
-    made = "".join(f"<br>{escape(_made_with(run))}" for run in runs)
+    made = ""
+    for run in runs:
+        starts = "; went on with ".join(map(describe, run.of_phase("run")))
+        made += f"<br>{escape(run.name)}: "
+        made += escape(starts or "no word of what made it") + "."
     return (
         "<footer>Bytes are serialised messages, both ways. MACs are those of the "
         "models that nodes really built, counted there, a training step taken as "
@@ -65,7 +66,35 @@ def _footer(runs: Sequence[Run]) -> str:
     )
 
 
-def _made_with(run: Run) -> str:
-    """Say in a line what a run was made with, each time that it was started."""
-    starts = [describe(row) for row in run.provenance]
-    return f"{run.name}: {'; went on with '.join(starts) or 'no word of what made it'}."
+def write_pngs(runs: Sequence[Run], stem: Path) -> list[Path]:
+    """Draw the page's charts as PNGs, those that the runs have data for.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+    stem : Path
+        Paths without their ends: ``report`` for ``report-curves.png`` and so on.
+
+    Returns
+    -------
+    list of Path
+        What was written.
+
+    Raises
+    ------
+    AutoFlipError
+        Without matplotlib, which comes with ``flwr-autoflip[plots]``.
+    """
+    kinds = {
+        "curves": accuracy_charts(runs),
+        "units": heat_charts(runs, units_heat),
+        "importance": heat_charts(runs, importance_heat),
+        "nodes": node_charts(runs),
+    }
+    paths = []
+    with plotting():
+        for kind, charts in kinds.items():
+            if charts:
+                paths.append(stem.with_name(f"{stem.name}-{kind}.png"))
+                write_png(charts, paths[-1])
+    return paths

@@ -1,16 +1,14 @@
-"""The page's lines: accuracy against its cost, and beside the dense model's."""
+"""The page's lines: accuracy against its cost, and costs beside the dense model's."""
 
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..ledger import unknown
-from .charts import Line, Mark, line_chart
-from .curves import WINDOW, Curve, trailing_mean
-from .frame import card, grid, legend, section
-from .runs import Run
-from .svg import amount
+from .charts import Chart, Line, Values, line_chart, svg
+from .curves import WINDOW, trailing_mean
+from .html import SERIES, card, grid, legend, section
+from .runs import Run, known_sum
 
 FAR_APART = 8.0
 """Runs whose costs differ by this factor share a logarithmic axis."""
@@ -18,110 +16,99 @@ FAR_APART = 8.0
 
 def accuracy(runs: Sequence[Run]) -> str:
     """Draw accuracy against rounds, bytes and MACs, exploring marked."""
-    drawn = [(i, run, run.curve) for i, run in enumerate(runs) if run.curve is not None]
-    title = "Accuracy against what it cost"
-    if not drawn:
+    title, charts = "Accuracy against what it cost", accuracy_charts(runs)
+    if not charts:
         note = "The server evaluated nothing: give AutoFlip's start() an evaluate_fn."
         return section(title, note)
-    alone = len(runs) == 1
-    metrics = sorted({str(run.metric) for _, run, _ in drawn})
+    metrics = sorted({run.metric for run in runs if run.metric is not None})
+    faint, mark = "", "a tick"
+    if len(runs) == 1:
+        faint, mark = " (single ones faint)", "the shaded part"
     note = (
         f"{' and '.join(metrics)} of the model that would be deployed, mean of "
-        f"{WINDOW} rounds{' (single ones faint)' if alone else ''}. Costs are sums "
-        f"over all nodes; {'the shaded part' if alone else 'a triangle'} marks what "
-        "exploring took before round 1."
+        f"{WINDOW} rounds{faint}; dotted: of the global model before it is pruned. "
+        f"Costs are sums over all nodes; {mark} marks what exploring took."
     )
-    note += _left_out(runs)
-    rounds = [(i, run, np.array([row["round"] for row in run.server], float), line)
-              for i, run, line in drawn]  # fmt: skip
-    moved = [(i, run, line.bytes_moved, line) for i, run, line in drawn]
-    spent = [(i, run, line.macs, line) for i, run, line in drawn]
-    charts = [
-        card(line_chart(_lines(rounds), (), label="round", whole=True)),
-        card(_against(moved, "bytes moved", "B", alone)),
-        card(_against(spent, "client MACs", "", alone)),
+    return _section(title, note, runs, charts)
+
+
+def accuracy_charts(runs: Sequence[Run]) -> list[Chart]:
+    """Draw accuracy against rounds, bytes and MACs; none if nothing was evaluated."""
+    lines: list[list[Line]] = [[], [], []]
+    for number, run in enumerate(runs):
+        if (found := run.curve) is None:
+            continue
+        when = np.array([row["round"] for row in run.of_phase("server")], float)
+        top1, dense = found.top1, found.dense_top1
+        many = len(when) >= 2 * WINDOW
+        if many:
+            top1, dense = trailing_mean(top1), trailing_mean(dense)
+        marks = None, _explored(run, "bytes_down", "bytes_up"), _explored(run, "macs")
+        costs = when, found.bytes_moved, found.macs
+        for drawn, x, mark in zip(lines, costs, marks, strict=True):
+            if many and len(runs) == 1:
+                drawn.append(Line(run.name, number, x, found.top1, "raw"))
+            drawn.append(Line(run.name, number, x, top1, mark=mark))
+        lines[0] += _dense(run.name, number, when, dense)
+    if not lines[0]:
+        return []
+    return [
+        line_chart("By round", lines[0], "round"),
+        line_chart("By bytes", lines[1], "bytes moved", "B", log=_far(lines[1])),
+        line_chart("By MACs", lines[2], "client MACs", "", log=_far(lines[2])),
     ]
-    return section(title, note, legend(runs), grid("grid3", *charts))
 
 
-def _left_out(runs: Sequence[Run]) -> str:
-    """Say how many messages' MACs are not in the lines."""
-    count = sum(unknown(run.nodes, "macs") for run in runs)
-    words = "client MACs are at least what is drawn"
-    return f" MACs of {count} messages are unknown: {words}." if count else ""
+def _explored(run: Run, *keys: str) -> float | None:
+    """Add up what exploring took until nodes trained."""
+    trained = min((r["round"] for r in run.of_phase("train")), default=0)
+    rows = [row for row in run.exploring if row["round"] <= trained]
+    return float(sum(known_sum(rows, key) or 0 for key in keys)) or None
 
 
-Drawn = Sequence[tuple[int, Run, NDArray[np.float64], Curve]]
+def _dense(name: str, number: int, x: Values, y: Values | None) -> list[Line]:
+    if y is None or not np.isfinite(y).any():
+        return []
+    return [Line(f"{name}, dense model", number, x, y, "reference")]
 
 
-def _lines(drawn: Drawn) -> list[Line]:
-    lines = []
-    for number, run, x, line in drawn:
-        enough = len(line.top1) >= 2 * WINDOW
-        role = "raw" if enough else "main"
-        lines.append(Line(run.name, number, x, line.top1, role))
-        if enough:
-            lines.append(Line(run.name, number, x, line.smooth()))
-        if enough and len(drawn) > 1:
-            lines.pop(-2)  # many runs' single rounds would hide each other
-    return lines
-
-
-def _against(drawn: Drawn, label: str, unit: str, alone: bool) -> str:
-    ends = [x[-1] for _, _, x, _ in drawn if x[-1] > 0]
-    log = len(ends) > 1 and max(ends) > FAR_APART * min(ends)
-    marks = [
-        Mark(number, float(x[0]), f"{run.name}: exploring took {amount(x[0], unit)}")
-        for number, run, x, _ in drawn
-        if run.exploring and x[0] > 0
-    ]
-    lines = _lines(drawn)
-    return line_chart(lines, marks, label=label, unit=unit, log=log, alone=alone)
+def _far(lines: Sequence[Line]) -> bool:
+    ends = [line.x[-1] for line in lines if line.x[-1] > 0]
+    return len(ends) > 1 and max(ends) > FAR_APART * min(ends)
 
 
 def against_dense(runs: Sequence[Run]) -> str:
-    """Draw bytes, MACs and accuracy over rounds beside the dense model's."""
+    """Draw bytes and MACs over rounds beside the dense model's."""
     note = (
-        "Lines: these runs, exploring at round 0. Dotted: the dense model, by the same "
-        "messages and examples without exploring; its accuracy is that of the global "
-        "model before it is cut."
+        "Lines: these runs, exploring included. Dotted: the dense model, by the same "
+        "messages and examples without exploring."
     )
-    if any(run.dense_moved is None for run in runs):
-        note += " Some ledgers do not say what the dense model's messages weigh."
-    note += _left_out(runs)
-    moved, spent, reached = [], [], []
+    moved, spent = [], []
     for number, run in enumerate(runs):
-        rounds = np.arange(run.rounds + 1, dtype=float)
-        totals = run.spent("bytes_down", "bytes_up"), run.spent("macs")
-        moved += _beside(run.name, number, rounds, totals[0], run.dense_moved)
-        spent += _beside(run.name, number, rounds, totals[1], run.dense_spent)
-        if run.curve is not None:
-            when = np.array([row["round"] for row in run.server], float)
-            both = run.curve.top1, run.curve.dense_top1
-            if len(when) >= 2 * WINDOW:
-                both = trailing_mean(both[0]), trailing_mean(both[1])
-            reached += _beside(run.name, number, when, *both)
+        x, dense = np.arange(run.rounds + 1, dtype=float), run.dense_moved()
+        moved.append(Line(run.name, number, x, run.spent("bytes_down", "bytes_up")))
+        moved += _dense(run.name, number, x, dense)
+        spent.append(Line(run.name, number, x, run.spent("macs")))
+        spent += _dense(run.name, number, x, run.dense_spent())
+        if dense is None:
+            note += f" {run.name}'s ledger does not say what dense messages weigh."
     charts = [
-        card(line_chart(lines, (), label="round", y_unit=unit, whole=True), title=title)
-        for title, lines, unit in (
-            ("Bytes moved", moved, "B"),
-            ("Client MACs", spent, ""),
-            ("Accuracy", reached, None),
-        )
-        if lines
+        line_chart("Bytes moved", moved, "round", y_unit="B"),
+        line_chart("Client MACs", spent, "round", y_unit=""),
     ]
-    title = "Against the dense model"
-    return section(title, note, legend(runs), grid("grid3", *charts))
+    return _section("Against the dense model", note, runs, charts)
 
 
-def _beside(
-    name: str,
-    number: int,
-    x: NDArray[np.float64],
-    own: NDArray[np.float64],
-    dense: NDArray[np.float64] | None,
-) -> list[Line]:
-    lines = [Line(name, number, x, own)]
-    if dense is not None and np.isfinite(dense).any():
-        lines.append(Line(f"{name}, dense model", number, x, dense, "reference"))
-    return lines
+def _section(
+    title: str, note: str, runs: Sequence[Run], charts: Sequence[Chart]
+) -> str:
+    if missing := sum(unknown(run.nodes, "macs") for run in runs):
+        note += f" MACs of {missing} messages are unknown: client MACs are at least "
+        note += "what is drawn."
+    cards = [card(svg(chart), chart.name.partition(":")[0]) for chart in charts]
+    entries = [
+        (f"line s{n % SERIES}{' dashed' if n >= SERIES else ''}", run.name)
+        for n, run in enumerate(runs)
+    ]
+    key = legend(entries) if len(runs) > 1 else ""
+    return section(title, note, key, grid("grid3", cards))

@@ -1,7 +1,7 @@
 """A run as its ledger tells it: what the page and the command line show."""
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 from ...errors import AutoFlipError, visible
 from ..headline import headline
 from ..ledger import dense_bytes, node_rows, unknown
-from ..rows import parse_rows
+from ..rows import Row, parse_rows
 from .curves import WINDOW, Curve, curve, spent_until
 
 LEDGER = "ledger.jsonl"
-MOST_CELLS = 20_000_000
-"""Groups times rounds of one run that are shown."""
-Rows = list[dict[str, Any]]
+MOST_COLUMNS = 1200
+"""Rounds of which units are shown, evenly spread: a screen has few more pixels."""
 
 
 @dataclass(frozen=True)
@@ -30,35 +29,34 @@ class Run:
     ----------
     name : str
         What it is called beside others.
-    rows : list of dict
+    rows : sequence of dict
         Its ledger's whole rows.
     unreadable : int (default: 0)
         Lines of the ledger that were no whole rows.
     """
 
     name: str
-    rows: Rows
+    rows: Sequence[Row]
     unreadable: int = 0
 
+    def of_phase(self, *phases: str) -> list[Row]:
+        """Rows of some phases."""
+        return [row for row in self.rows if row["phase"] in phases]
+
     @cached_property
-    def nodes(self) -> Rows:
+    def nodes(self) -> list[Row]:
         """Rows of nodes."""
         return node_rows(self.rows)
 
     @cached_property
-    def server(self) -> Rows:
-        """Rows of the server's evaluations, round 0 first."""
-        return [row for row in self.rows if row["phase"] == "server"]
-
-    @cached_property
-    def plans(self) -> Rows:
+    def plans(self) -> list[Row]:
         """Rows of plans, each from the round in which it began to hold."""
-        return [row for row in self.rows if row["phase"] == "plan"]
+        return self.of_phase("plan")
 
-    @cached_property
-    def provenance(self) -> Rows:
-        """What the run was made with, a row each time it was started."""
-        return [row for row in self.rows if row["phase"] == "run"]
+    @property
+    def exploring(self) -> list[Row]:
+        """Rows that are spent on exploring and asking for budgets."""
+        return self.of_phase("explore", "budget")
 
     @cached_property
     def rounds(self) -> int:
@@ -66,32 +64,27 @@ class Run:
         return max((row["round"] for row in self.rows), default=0)
 
     @cached_property
-    def metric(self) -> str | None:
-        """The server's metric to show; None if it never evaluated."""
-        metrics = self.server[-1]["metrics"] if self.server else {}
-        found = headline(metrics)
-        return None if found is None else found[0]
-
-    @cached_property
     def curve(self) -> Curve | None:
-        """Accuracy and costs after each round; None without evaluations."""
+        """Accuracy and costs after each evaluation; None without evaluations."""
         return None if self.metric is None else curve(self.rows, self.metric)
 
-    @cached_property
-    def dense_message(self) -> dict[str, int] | None:
-        """Bytes of the dense model as a message; None in ledgers without plans."""
-        return self.plans[-1].get("dense_message") if self.plans else None
+    @property
+    def metric(self) -> str | None:
+        """The server's metric to show; None if it never evaluated."""
+        last = self.of_phase("server")[-1:]
+        found = headline(last[0]["metrics"]) if last else None
+        return None if found is None else found[0]
 
-    @cached_property
+    @property
     def deployed(self) -> dict[str, Any]:
         """Sizes of the model that was evaluated last, or planned last; or empty."""
-        last = (self.server or self.plans)[-1:]
-        return dict(last[0]["plan"]) if last else {}
+        last = (self.of_phase("server") or self.plans)[-1:]
+        return last[0]["plan"] if last else {}
 
-    @cached_property
-    def exploring(self) -> Rows:
-        """Rows that are spent on exploring and asking for budgets."""
-        return [row for row in self.nodes if row["phase"] in ("explore", "budget")]
+    @property
+    def dense_units(self) -> dict[str, int]:
+        """Units of the dense model's groups; empty where a ledger lacks them."""
+        return self.plans[-1]["dense_units"] if self.plans else {}
 
     def spent(self, *keys: str) -> NDArray[np.float64]:
         """Sums of columns until the end of every round, ``(rounds + 1,)``."""
@@ -99,17 +92,11 @@ class Run:
         columns = [spent_until(self.rows, rounds, key) for key in keys]
         return np.asarray(np.sum(columns, axis=0))
 
-    @cached_property
     def dense_moved(self) -> NDArray[np.float64] | None:
         """Bytes that the inner strategy alone would have moved, ``(rounds + 1,)``."""
-        if self.dense_message is None:
-            return None
-        moved = np.zeros(self.rounds + 1)
-        for row in self.nodes:
-            moved[row["round"]] += dense_bytes(row, self.dense_message)
-        return np.cumsum(moved)
+        message = self.plans[-1].get("dense_message") if self.plans else None
+        return message and self._each_round(lambda row: dense_bytes(row, message))
 
-    @cached_property
     def dense_spent(self) -> NDArray[np.float64] | None:
         """MACs of the dense model for the rounds' work, ``(rounds + 1,)``.
 
@@ -117,17 +104,22 @@ class Run:
         where that is not known; work of which nothing is known adds nothing.
         """
         dense = self.deployed.get("dense_macs")
-        if dense is None:
-            return None
-        spent = np.zeros(self.rounds + 1)
-        for row in self.nodes:
+
+        def work(row: Row) -> float:
             macs, own = row.get("macs"), row.get("macs_per_example")
-            if row["phase"] in ("train", "evaluate") and macs and own:
-                spent[row["round"]] += macs * dense / own
-        return np.cumsum(spent)
+            if row["phase"] not in ("train", "evaluate") or not (
+                macs and own and dense
+            ):
+                return 0.0
+            return float(macs * dense / own)
 
+        return None if dense is None else self._each_round(work)
 
-# --- Reading ---
+    def _each_round(self, amount: Callable[[Row], float]) -> NDArray[np.float64]:
+        sums = np.zeros(self.rounds + 1)
+        for row in self.nodes:
+            sums[row["round"]] += amount(row)
+        return np.cumsum(sums)
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
@@ -150,23 +142,20 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
         If there is no ledger, or one is empty or no ledger.
     """
     files = [file for path in paths for file in _ledgers(path)]
-    names = _names(files)
-    return [_read(name, file) for name, file in zip(names, files, strict=True)]
+    return [_read(*one) for one in zip(_names(files), files, strict=True)]
 
 
 def _ledgers(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    if (path / LEDGER).is_file():
-        return [path / LEDGER]
-    below = sorted(path.glob(f"*/{LEDGER}")) or sorted(path.glob(f"*/*/{LEDGER}"))
-    if not below:
-        what = "has no ledger.jsonl in it" if path.is_dir() else "does not exist"
-        raise AutoFlipError(
-            f"{path} {what}; name a ledger file or the folder that was AutoFlip's "
-            "ledger_dir or checkpoint_dir."
-        )
-    return below
+    for pattern in (LEDGER, f"*/{LEDGER}", f"*/*/{LEDGER}"):
+        if found := sorted(path.glob(pattern)):
+            return found
+    what = "has no ledger.jsonl in it" if path.is_dir() else "does not exist"
+    raise AutoFlipError(
+        f"{path} {what}; name a ledger file or the folder that was AutoFlip's "
+        "ledger_dir or checkpoint_dir."
+    )
 
 
 def _read(name: str, file: Path) -> Run:
@@ -205,11 +194,11 @@ def summarise(run: Run) -> dict[str, Any]:
         as many messages as ``"unknown_macs"`` says are not known, and add nothing.
         Values are means of the last five evaluations.
     """
-    line, plan = run.curve, run.deployed
-    down, up = (
-        sum(row[key] for row in run.nodes) for key in ("bytes_down", "bytes_up")
+    line, plan, dense = run.curve, run.deployed, run.dense_moved()
+    moved, explored = (
+        [known_sum(rows, key) for key in ("bytes_down", "bytes_up", "macs")]
+        for rows in (run.nodes, run.exploring)
     )
-    dense = run.dense_moved
     reference = None if dense is None else int(dense[-1])
     return {
         "name": run.name,
@@ -222,27 +211,30 @@ def summarise(run: Run) -> dict[str, Any]:
         "dense_parameters": plan.get("dense_parameters"),
         "macs_per_example": plan.get("macs"),
         "dense_macs_per_example": plan.get("dense_macs"),
-        "bytes_down": down,
-        "bytes_up": up,
-        "exploration_bytes": sum(
-            row["bytes_down"] + row["bytes_up"] for row in run.exploring
-        ),
+        "bytes_down": moved[0],
+        "bytes_up": moved[1],
+        "exploration_bytes": explored[0] + explored[1],
         "dense_bytes": reference,
-        "saved_bytes": None if reference is None else reference - down - up,
-        "client_macs": known_sum(run.nodes, "macs"),
-        "exploration_macs": known_sum(run.exploring, "macs"),
+        "saved_bytes": None if reference is None else reference - moved[0] - moved[1],
+        "client_macs": moved[2],
+        "exploration_macs": explored[2],
         "unknown_macs": unknown(run.nodes, "macs"),
         "node_seconds": known_sum(run.nodes, "seconds"),
-        "failures": sum(row["status"] != "ok" for row in run.nodes),
+        "failures": count_failures(run.nodes),
         "unreadable_rows": run.unreadable,
     }
 
 
-def known_sum(rows: Iterable[dict[str, Any]], key: str) -> Any:
+def known_sum(rows: Iterable[Row], key: str) -> Any:
     """Add up what is known of a column; None if there are rows, but nothing is."""
     values = [row.get(key) for row in rows]
     known = [value for value in values if value is not None]
     return sum(known) if known or not values else None
+
+
+def count_failures(rows: Iterable[Row]) -> int:
+    """Count messages without a valid reply."""
+    return sum(row["status"] != "ok" for row in rows)
 
 
 def _recent(values: NDArray[np.float64]) -> float | None:
@@ -251,75 +243,36 @@ def _recent(values: NDArray[np.float64]) -> float | None:
 
 
 def units_kept(run: Run) -> dict[str, list[int]]:
-    """Give the units that each group of layers kept in every round.
+    """Give the units that each group of layers kept, from round 0 on.
 
-    Returns
-    -------
-    dict of str to list of int
-        Group name to ``rounds + 1`` counts, from round 0; empty if no plan is known.
-        Groups that a plan does not name are left out.
-
-    Raises
-    ------
-    AutoFlipError
-        If it were more than :data:`MOST_CELLS` counts.
+    One count a round, or :data:`MOST_COLUMNS` of more rounds; empty if no plan is
+    known. Groups that a plan does not name are left out.
     """
-    plans = run.plans or run.server
-    at: dict[int, dict[str, int]] = {
-        row["round"]: row["plan"].get("units", {}) for row in plans
-    }
+    plans = run.plans or run.of_phase("server")
+    at = {row["round"]: row["plan"].get("units") or {} for row in plans}
     if not at:
         return {}
-    held = at[min(at)]
+    begins, count = sorted(at), min(run.rounds + 1, MOST_COLUMNS)
+    rounds = np.linspace(0, run.rounds, count).round()
+    places = np.searchsorted(begins, rounds, "right") - 1
+    held = [at[begins[place]] for place in places.clip(0)]
     named = set.intersection(*map(set, at.values()))
-    kept: dict[str, list[int]] = {name: [] for name in held if name in named}
-    if len(kept) * (run.rounds + 1) > MOST_CELLS:
-        raise AutoFlipError(
-            f"{run.name}: {len(kept)} groups over {run.rounds} rounds are too many to "
-            "show; name a ledger of a part of the run."
-        )
-    for number in range(run.rounds + 1):
-        held = at.get(number, held)
-        for name, counts in kept.items():
-            counts.append(held[name])
-    return kept
-
-
-def shares_kept(run: Run) -> dict[str, list[float]]:
-    """Give :func:`units_kept` as shares of the dense model's, or of the most there."""
-    dense, kept = dense_units(run), units_kept(run)
-    whole = {
-        name: max(1, dense.get(name, max(counts))) for name, counts in kept.items()
-    }
-    return {
-        name: [min(1.0, count / whole[name]) for count in counts]
-        for name, counts in kept.items()
-    }
-
-
-def dense_units(run: Run) -> dict[str, int]:
-    """Give the units of the dense model's groups; empty where a ledger lacks them."""
-    return dict(run.plans[-1]["dense_units"]) if run.plans else {}
+    return {name: [units[name] for units in held] for name in held[0] if name in named}
 
 
 def node_figures(run: Run) -> list[dict[str, Any]]:
-    """Add up what each node moved, computed and took, most bytes first.
-
-    MACs are None where none of a node's is known.
-    """
-    rows: dict[int, Rows] = defaultdict(list)
+    """Add up what each node moved, computed (None if unknown) and took, most first."""
+    rows: dict[int, list[Row]] = defaultdict(list)
     for row in run.nodes:
         rows[row["node"]].append(row)
     found = [
         {
             "node": node,
-            "bytes_down": known_sum(own, "bytes_down"),
-            "bytes_up": known_sum(own, "bytes_up"),
-            "macs": known_sum(own, "macs"),
-            "unknown_macs": unknown(own, "macs"),
             "messages": len(own),
-            "failures": sum(row["status"] != "ok" for row in own),
+            **{key: known_sum(own, key) for key in ("bytes_down", "bytes_up", "macs")},
+            "unknown_macs": unknown(own, "macs"),
             "seconds": known_sum(own, "seconds") or 0.0,
+            "failures": count_failures(own),
         }
         for node, own in rows.items()
     ]
@@ -328,23 +281,18 @@ def node_figures(run: Run) -> list[dict[str, Any]]:
 
 def failures(run: Run) -> list[dict[str, Any]]:
     """Group what went wrong by phase, status and reason, most frequent first."""
-    rounds: dict[tuple[str, str, str], Counter[int]] = defaultdict(Counter)
-    nodes: dict[tuple[str, str, str], set[int]] = defaultdict(set)
+    alike: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     for row in run.nodes:
         if row["status"] != "ok":
-            key = (row["phase"], row["status"], row["reason"])
-            rounds[key][row["round"]] += 1
-            nodes[key].add(row["node"])
+            alike[row["phase"], row["status"], row["reason"]].append(row)
     found = [
         {
-            "phase": phase,
-            "status": status,
-            "reason": reason,
-            "count": sum(counts.values()),
-            "nodes": len(nodes[phase, status, reason]),
-            "first_round": min(counts),
-            "last_round": max(counts),
+            **dict(zip(("phase", "status", "reason"), key, strict=True)),
+            "count": len(rows),
+            "nodes": len({row["node"] for row in rows}),
+            "first_round": min(row["round"] for row in rows),
+            "last_round": max(row["round"] for row in rows),
         }
-        for (phase, status, reason), counts in rounds.items()
+        for key, rows in alike.items()
     ]
-    return sorted(found, key=lambda f: -f["count"])
+    return sorted(found, key=lambda fault: -int(fault["count"]))

@@ -1,16 +1,29 @@
-"""Reading the files: what comes out, and what a broken file says."""
+"""From files, or the hub, to everybody's tensors; what a broken file says."""
 
 import gzip
+import os
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
+import torch
 from paper_files import write_all, write_idx
 from PIL import Image
+from torch.utils.data import TensorDataset
 
-from examples.paper.data import READERS, DataError, load_dataset, read_idx, to_tensors
-from examples.paper.rows import VOCABULARY, encode, text_rows
+from examples.paper.data import DataError, Examples, load_dataset, to_tensors
+from examples.paper.data.examples import VOCABULARY, encode, windows_of
+from examples.paper.data.files import READERS, read_idx
+from examples.paper.data.partitions import (
+    by_owner,
+    dirichlet,
+    pathological,
+    split_node,
+)
+from examples.paper.tasks import TASKS, Federation, load
 
 FILES = {
     "mnist": "train-images-idx3-ubyte.gz",
@@ -19,32 +32,25 @@ FILES = {
     "femnist": "femnist_leaf_105writers.npz",
     "shakespeare": "bosak_plays_by_role.json.gz",
 }
-
-
-@pytest.fixture
-def broken(tmp_path: Path) -> Path:
-    """A folder of data sets for a test to break."""
-    write_all(tmp_path)
-    return tmp_path
+REAL = os.environ.get("FLWR_AUTOFLIP_DATA", "")
 
 
 @pytest.mark.parametrize(
-    ("name", "sizes", "columns"),
+    ("name", "sizes"),
     [
-        ("mnist", (400, 60), ["image", "label"]),
-        ("cifar10", (50_000, 10_000), ["image", "label"]),
-        ("cifar100", (10_000, 10_000), ["image", "label"]),
-        ("femnist", (150, 12), ["image", "label", "writer"]),
-        ("shakespeare", (3 * 39, 3 * 9), ["text", "label", "role"]),
+        ("mnist", (400, 60)),
+        ("cifar10", (50_000, 10_000)),
+        ("cifar100", (10_000, 10_000)),
+        ("femnist", (150, 12)),
+        ("shakespeare", (3 * 39, 3 * 9)),
     ],
 )
-def test_sizes_and_columns(
-    data_dir: Path, name: str, sizes: tuple[int, int], columns: list[str]
-) -> None:
+def test_sizes(data_dir: Path, name: str, sizes: tuple[int, int]) -> None:
     train, test = load_dataset(name, data_dir)
 
     assert (len(train), len(test)) == sizes
-    assert train.column_names == test.column_names == columns
+    assert len(train.inputs) == sizes[0]
+    assert (train.owners is not None) == (name in ("femnist", "shakespeare"))
 
 
 def test_pixels_and_labels_are_those_of_the_file(data_dir: Path) -> None:
@@ -54,139 +60,81 @@ def test_pixels_and_labels_are_those_of_the_file(data_dir: Path) -> None:
     raw = gzip.decompress((data_dir / "mnist" / FILES["mnist"]).read_bytes())
     digits, _ = load_dataset("mnist", data_dir)
 
-    row = train[10_000 + 307]
+    images, labels = to_tensors("cifar10", train, np.array([10_307])).tensors
 
-    assert tuple(np.ravel(row["image"])) == pixel
-    assert row["label"] == 7
-    assert np.asarray(digits[1]["image"], np.uint8).tobytes() == raw[800:1584]
-
-
-def test_images_become_normalised_tensors(data_dir: Path) -> None:
-    train, _ = load_dataset("cifar10", data_dir)
-
-    images, labels = to_tensors("cifar10", train.select([5])).tensors
-
-    assert images.shape == (1, 3, 1, 1)
-    pixel = np.asarray(train[5]["image"]).ravel() / 255
-    expected = (pixel - (0.4914, 0.4822, 0.4465)) / (0.2470, 0.2435, 0.2616)
-    np.testing.assert_allclose(images.ravel(), expected, rtol=1e-5)
-    assert labels.tolist() == [5]
+    assert tuple(train.inputs[10_307].ravel()) == pixel
+    assert digits.inputs[1].tobytes() == raw[800:1584]
+    expected = (np.array(pixel) / 255 - (0.4914, 0.4822, 0.4465)) / (
+        0.2470,
+        0.2435,
+        0.2616,
+    )
+    np.testing.assert_allclose(images.ravel(), expected, rtol=1e-4)
+    assert labels.tolist() == [7]
 
 
 def test_ink_is_bright_and_paper_dark_on_femnist_as_on_mnist() -> None:
-    from examples.paper.rows import image_rows
-
     pixels = np.full((1, 28, 28), 255, np.uint8)
     pixels[0, 0, 0] = 0
-    rows = image_rows(pixels, np.array([61]), writer=["f0000_00"])
 
-    images, _ = to_tensors("femnist", rows).tensors
+    images, _ = to_tensors("femnist", Examples(pixels, np.array([61]))).tensors
 
     assert float(images.max()) == float(images[0, 0, 0, 0]) > 5
     np.testing.assert_allclose(float(images.min()), -0.0388 / 0.1656, rtol=1e-4)
 
 
-# --- Text ---
-
-
-def test_vocabulary_has_eighty_symbols_and_a_place_for_the_rest() -> None:
-    assert len(set(VOCABULARY)) == len(VOCABULARY) == 80
-    assert encode("\n }$é☃").tolist() == [0, 1, 79, 1, 1, 1]
-
-
 def test_a_label_is_the_symbol_that_follows() -> None:
     text = "".join(np.random.default_rng(0).choice(list("abc"), 250))
 
-    rows = text_rows([text, "short"], ["A", "B"]).with_format("numpy")[:]
+    found = windows_of([text, "short"], ["A", "B"])
 
-    assert rows["text"].shape == rows["label"].shape == (3, 80)
-    assert rows["text"].ravel().tolist() == encode(text)[:240].tolist()
-    assert rows["label"].ravel().tolist() == encode(text)[1:241].tolist()
-    assert set(rows["role"]) == {"A"}
-
-
-def test_short_roles_go_and_the_last_fifth_is_test(data_dir: Path) -> None:
-    train, test = load_dataset("shakespeare", data_dir)
-
-    assert set(train["role"]) == {f"Play {play}: LONG" for play in range(3)}
-    assert set(test["role"]) == set(train["role"])
-    assert len(train) / (len(train) + len(test)) == pytest.approx(0.8, abs=0.02)
+    assert len(set(VOCABULARY)) == 80
+    assert encode("\n }$é☃").tolist() == [0, 1, 79, 1, 1, 1]
+    assert found.inputs.shape == found.labels.shape == (3, 80)
+    assert found.inputs.ravel().tolist() == encode(text)[:240].tolist()
+    assert found.labels.ravel().tolist() == encode(text)[1:241].tolist()
+    assert set(found.owners) == {"A"}
 
 
 # --- Broken files ---
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_a_missing_file_is_one_line_with_a_way_out(broken: Path, name: str) -> None:
-    (broken / name / FILES[name]).unlink()
+@pytest.mark.parametrize("share", [None, 0.0, 0.5, 0.99])
+def test_a_missing_or_truncated_file_is_one_line_with_a_way_out(
+    tmp_path: Path, name: str, share: float | None
+) -> None:
+    write_all(tmp_path)
+    path = tmp_path / name / FILES[name]
+    content = path.read_bytes()
+    path.unlink()
+    if share is not None:
+        path.write_bytes(content[: int(share * len(content))])
 
     with pytest.raises(DataError) as caught:
-        load_dataset(name, broken)
+        load_dataset(name, tmp_path)
 
     message = str(caught.value)
-    assert FILES[name] in message
-    assert "got no such file" in message
+    assert message.startswith(f"{path}: expected ")
+    assert ("got no such file" in message) == (share is None)
     assert "leave --data out" in message
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("name", READERS)
-@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
-def test_a_truncated_file_is_one_line(broken: Path, name: str, share: float) -> None:
-    path = broken / name / FILES[name]
-    content = path.read_bytes()
-    path.write_bytes(content[: int(share * len(content))])
-
-    with pytest.raises(DataError) as caught:
-        load_dataset(name, broken)
-
-    message = str(caught.value)
-    assert message.startswith(f"{path}: expected ")
-    assert ", got " in message
-    assert "\n" not in message
-
-
-def test_idx_sizes_must_match(tmp_path: Path) -> None:
+def test_sizes_must_match(tmp_path: Path) -> None:
+    write_all(tmp_path)
     path = tmp_path / "labels.gz"
     write_idx(path, np.arange(10))
     content = gzip.decompress(path.read_bytes())
     path.write_bytes(gzip.compress(content[:-3]))
+    write_idx(tmp_path / "mnist" / "train-labels-idx1-ubyte.gz", np.arange(399) % 10)
 
     with pytest.raises(DataError, match="expected 10 bytes after its header, got 7"):
         read_idx(path, 1)
     with pytest.raises(DataError, match="starts with 00000803, got 00000801"):
         read_idx(path, 3)
-
-
-def test_labels_must_be_as_many_as_images(broken: Path) -> None:
-    write_idx(broken / "mnist" / "train-labels-idx1-ubyte.gz", np.arange(399) % 10)
-    labels = np.zeros(49_000, np.int64)
-    np.savez(broken / "cifar10" / "labels.npz", y_train=labels, y_test=labels)
-
     with pytest.raises(DataError, match="expected 400 labels, one an image, got 399"):
-        load_dataset("mnist", broken)
-    with pytest.raises(DataError, match=r"expected 50000 labels, .* got 49000"):
-        load_dataset("cifar10", broken)
-
-
-def test_a_mosaic_has_ten_thousand_images(broken: Path) -> None:
-    path = broken / "cifar100" / "train_1.webp"
-    Image.new("RGB", (90, 100)).save(path, lossless=True)
-
-    with pytest.raises(DataError, match="100x100 square images, got 90x100 pixels"):
-        load_dataset("cifar100", broken)
-
-
-def test_plays_without_long_roles_say_so(broken: Path) -> None:
-    path = broken / "shakespeare" / FILES["shakespeare"]
-    path.write_bytes(gzip.compress(b'[{"play": "P", "role": "R", "text": "short"}]'))
-
-    with pytest.raises(DataError, match="roles of at least 2000 characters, got none"):
-        load_dataset("shakespeare", broken)
-
-    path.write_bytes(gzip.compress(b'[{"play": "P", "role": "R"}]'))
-    with pytest.raises(DataError, match="got KeyError: 'text'"):
-        load_dataset("shakespeare", broken)
+        load_dataset("mnist", tmp_path)
 
 
 # --- The hub ---
@@ -199,40 +147,33 @@ def serve(monkeypatch: pytest.MonkeyPatch, **splits: dict) -> None:
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: answer)
 
 
-def picture(value: int, mode: str, side: int) -> Image.Image:
-    return Image.new(mode, (side, side), value if mode == "L" else (value, 0, 0))
-
-
-def test_hub_images_get_our_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_images(monkeypatch: pytest.MonkeyPatch) -> None:
     def rows(count: int) -> dict:
-        images = [picture(i, "RGB", 32) for i in range(count)]
+        images = [Image.new("RGB", (32, 32), (i, 0, 0)) for i in range(count)]
         return {"img": images, "fine_label": [i % 100 for i in range(count)]}
 
     serve(monkeypatch, train=rows(6), test=rows(2))
 
     train, test = load_dataset("cifar100", None)
 
-    assert train.column_names == ["image", "label"]
     assert (len(train), len(test)) == (6, 2)
-    assert train[3]["image"][31][0] == [3, 0, 0]
+    assert train.inputs[3, 31, 0].tolist() == [3, 0, 0]
     assert to_tensors("cifar100", test).tensors[0].shape == (2, 3, 32, 32)
 
 
 def test_hub_writers_give_a_tenth_of_their_images_to_the_test(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    writers = ["a", "b"] * 10
     rows = {
-        "image": [picture(i, "L", 28) for i in range(20)],
+        "image": [Image.new("L", (28, 28), i) for i in range(20)],
         "character": [i % 62 for i in range(20)],
-        "writer_id": writers,
-        "hsf_id": [0] * 20,
+        "writer_id": ["a", "b"] * 10,
     }
     serve(monkeypatch, train=rows)
 
     train, test = load_dataset("femnist", None)
 
-    assert sorted(test["writer"]) == ["a", "b"]
+    assert sorted(test.owners) == ["a", "b"]
     assert (len(train), len(test)) == (18, 2)
 
 
@@ -248,7 +189,143 @@ def test_hub_windows_are_those_of_the_text(monkeypatch: pytest.MonkeyPatch) -> N
 
     train, test = load_dataset("shakespeare", None)
 
-    assert set(train["role"]) == {"LONG"}
-    whole = np.concatenate([np.ravel(train["text"][:]), np.ravel(test["text"][:])])
+    assert set(train.owners) == {"LONG"}
+    whole = np.concatenate([train.inputs.ravel(), test.inputs.ravel()])
     assert whole.tolist() == encode(text)[: len(whole)].tolist()
     assert len(whole) == 80 * ((len(text) - 1) // 80)
+
+
+# --- Who has what ---
+
+
+def labelled(count: int, classes: int = 10) -> Examples:
+    return Examples(np.zeros((count, 1), np.uint8), np.arange(count) % classes)
+
+
+def owned(sizes: dict[str, int]) -> Examples:
+    owners = np.repeat(list(sizes), list(sizes.values()))
+    return Examples(np.zeros((len(owners), 1), np.uint8), np.zeros(len(owners)), owners)
+
+
+@pytest.mark.parametrize("partition", [pathological, dirichlet(1.0)])
+def test_every_row_has_a_node_and_the_seed_decides_which(partition) -> None:
+    examples = labelled(2000)
+
+    whole = partition(examples, 10, 0, None)
+    first, again, other = (partition(examples, 10, s, 800) for s in (0, 0, 1))
+
+    assert sorted(np.concatenate(whole)) == list(range(2000))
+    assert len(set(np.concatenate(first))) == 800
+    assert all(map(np.array_equal, first, again))
+    assert not all(map(np.array_equal, first, other))
+    if partition is pathological:
+        assert [len(set(examples.labels[rows])) for rows in whole] == [2] * 10
+
+
+def test_nodes_are_people_of_unequal_sizes() -> None:
+    examples = owned({"a": 400, "b": 100, "c": 12, "few": 9})
+
+    whole = by_owner(examples, 3, 0, None)
+    fewer = by_owner(examples, 3, 0, 256)
+
+    owners = [Counter(examples.owners[rows]) for rows in whole]
+    assert owners == [{"a": 400}, {"b": 100}, {"c": 12}]
+    assert [len(rows) for rows in fewer] == [200, 50, 10]  # ten at least
+    assert all((np.diff(rows) > 0).all() for rows in fewer)
+    with pytest.warns(UserWarning, match="5 nodes were asked for, but only 3"):
+        assert len(by_owner(examples, 5, 0, None)) == 3
+
+
+def test_a_node_has_three_parts_that_do_not_overlap() -> None:
+    parts = split_node(np.arange(100), seed=0)
+    train, validation, test = split_node(np.arange(100), seed=0, later_test=True)
+
+    assert [len(part) for part in parts] == [72, 8, 20]
+    assert sorted(np.concatenate(parts)) == list(range(100))
+    # Where the test comes later in time, validation does too.
+    assert (train.tolist(), validation.tolist()) == ([*range(90)], [*range(90, 100)])
+    assert not len(test)
+
+
+# --- Tasks ---
+
+FEW = {
+    "mnist": {"nodes": 10, "train_examples": None},
+    "cifar10": {"nodes": 10, "train_examples": 2000},
+    "cifar100": {"nodes": 10, "train_examples": 2000},
+    "femnist": {"nodes": 4, "train_examples": None},
+    "shakespeare": {"nodes": 2, "train_examples": 60},
+}
+
+
+def tiny(name: str, data_dir: Path, seed: int = 0) -> Federation:
+    """Load a task's small scale, with fewer nodes, from tiny files."""
+    scale = replace(TASKS[name].scales["small"], test_examples=40, **FEW[name])
+    return load(TASKS[name], scale, seed, data_dir)
+
+
+def prints(*parts: TensorDataset) -> list[bytes]:
+    return [one.numpy().tobytes() for part in parts for one in part.tensors[0]]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_papers_scale_is_table_two(name: str) -> None:
+    scale = TASKS[name].scales["paper"]
+
+    nodes = {"femnist": (660, 20), "shakespeare": (730, 20)}.get(name, (20, 5))
+    assert (scale.nodes, scale.nodes_per_round) == nodes
+    assert (scale.rounds, scale.local_epochs, scale.batch_size) == (200, 5, 350)
+    assert (scale.lr, scale.server_momentum, scale.width) == (3e-4, 0.9, 1)
+    assert (scale.exploration_epochs, scale.threshold) == (150, 0.3)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_everybody_has_data_that_the_model_takes(name: str, data_dir: Path) -> None:
+    federation, task = tiny(name, data_dir), TASKS[name]
+
+    parts = [*federation.train, *federation.local_test]
+    assert federation.num_nodes == len(federation.local_test) == FEW[name]["nodes"]
+    for part in [*parts, federation.validation, federation.test]:
+        inputs, labels = part.tensors
+        assert len(inputs) == len(labels) > 0
+        assert inputs.dtype == task.example_input.dtype
+        assert 0 <= int(labels.min()) <= int(labels.max()) < task.classes
+    assert len(federation.test) <= 40
+
+
+@pytest.mark.parametrize("name", ["mnist", "femnist", "shakespeare"])
+def test_no_example_is_in_two_places(name: str, data_dir: Path) -> None:
+    federation = tiny(name, data_dir)
+
+    own = prints(*federation.local_test)
+    seen = [*prints(*federation.train, federation.validation), *own]
+    if name == "shakespeare":  # the roles' last fifths are the global test
+        assert set(prints(federation.test)) == set(own)
+    else:
+        seen += prints(federation.test)
+    assert len(seen) == len(set(seen))
+
+
+def test_the_seed_decides_who_has_what_but_not_the_global_test(data_dir: Path) -> None:
+    first, other = (tiny("mnist", data_dir, seed) for seed in (0, 1))
+
+    assert prints(first.train[3]) != prints(other.train[3])
+    torch.testing.assert_close(first.test.tensors, other.test.tensors)
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(not REAL, reason="FLWR_AUTOFLIP_DATA names no folder")
+@pytest.mark.parametrize("name", TASKS)
+def test_the_real_files(name: str) -> None:
+    scale = TASKS[name].scales["small"]
+
+    federation = load(TASKS[name], scale, 0, Path(REAL))
+
+    assert (federation.num_nodes, len(federation.test)) == (
+        scale.nodes,
+        scale.test_examples,
+    )
+    inputs = federation.test.tensors[0].float()
+    if name != "shakespeare":
+        assert abs(float(inputs.mean())) < 0.1
+        assert float(inputs.std()) == pytest.approx(1, abs=0.1)
