@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
+from flwr_autoflip.methods.policy import parse_units
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -24,7 +25,6 @@ from flwr_autoflip.methods.baselines.initial_pruning import (
     prune_initially_inplace,
 )
 from flwr_autoflip.methods.guidance import normalize
-from flwr_autoflip.methods.policy import parse_units
 from flwr_autoflip.wire import from_arrayrecord
 
 from .methods import EVERYTHING, Method
