@@ -32,13 +32,13 @@ from rich.table import Table
 from flwr_autoflip.graph.plan import Plan
 from flwr_autoflip.graph.shrink import shrink
 from flwr_autoflip.graph.tracing.trace import trace
-from flwr_autoflip.ledger.cost import count_macs_thop
 from flwr_autoflip.ledger.ledger import read_ledger, total
 from flwr_autoflip.ledger.page.curves import WINDOW, Curve, curve
 from flwr_autoflip.ledger.page.page import render_page
 from flwr_autoflip.ledger.page.runs import Run
 
 from ..simulation import flwr_run, superlink
+from ..thop_macs import count_macs_thop
 
 APP = Path(__file__).parent
 NODES = 20

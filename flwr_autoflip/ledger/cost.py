@@ -9,7 +9,7 @@ import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from operator import methodcaller
 from typing import Any, TypeVar
 
 import torch
@@ -39,11 +39,10 @@ class Cost:
     parameters : int
         Trainable values, zeros among them: they take memory and time like any other.
     macs : int or None
-        Forward multiply-accumulates an example; None if they cannot be counted.
+        Forward multiply-accumulates an example; None if they cannot be counted, and
+        ``uncounted`` says why.
     bytes : int
         Memory of the ``state_dict``.
-    uncounted : str (default: "")
-        Why MACs cannot be counted.
     """
 
     parameters: int
@@ -89,68 +88,22 @@ def count_macs(model: nn.Module, example_input: Any, axis: int = 0) -> int:
     AutoFlipError
         If they cannot be counted.
     """
-    return _without_values(_count_macs, model, example_input, "MACs") // _examples(
-        example_input, axis
-    )
+    macs = _without_values(_count_macs, model, example_input, "MACs")
+    return macs // _examples(example_input, axis)
 
 
 def count_training_memory(model: nn.Module, example_input: Any, axis: int = 0) -> int:
-    """Count what training with momentum on batches of :data:`MEMORY_BATCH` holds.
+    """Count the bytes of training with momentum on :data:`MEMORY_BATCH` examples.
 
     Weights, gradients, one momentum a weight, buffers, and whatever autograd saves of
-    a forward pass for the backward one. A process peaks above that: kernels take
-    workspace of their own.
-
-    Parameters
-    ----------
-    model : nn.Module
-        Left untouched; counted as in evaluation, so dropout's masks are left out.
-    example_input : Tensor, tuple or mapping of str to object
-        A batch; what is saved grows with its length.
-    axis : int (default: 0)
-        Along which examples lie in the first tensor.
-
-    Returns
-    -------
-    int
-        Bytes.
-
-    Raises
-    ------
-    AutoFlipError
-        If it cannot be counted.
+    a forward pass for the backward one; as in evaluation, so dropout's masks are left
+    out. A process peaks above that: kernels take workspace of their own. Takes and
+    raises what :func:`count_macs` does; what is saved grows with an example's length.
     """
     saved = _without_values(_count_saved, model, example_input, "memory")
     fixed = sum(tensor.nbytes for tensor in model.state_dict().values())
     fixed += 2 * sum(p.nbytes for p in model.parameters() if p.requires_grad)
     return int(fixed + MEMORY_BATCH * saved // _examples(example_input, axis))
-
-
-def count_macs_thop(model: nn.Module, example_input: Any) -> int:
-    """Count forward MACs of one example with THOP, the paper's counter.
-
-    THOP adds the cost of normalisation and pooling layers, and misses attention.
-
-    Raises
-    ------
-    ImportError
-        Without the extra ``flwr-autoflip[examples]``.
-    """
-    import thop
-
-    class Call(nn.Module):
-        """THOP has no arguments by keyword."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = copy.deepcopy(model)
-
-        def forward(self) -> None:
-            self.model(*args, **kwargs)
-
-    args, kwargs = arguments(example_input)
-    macs, _ = thop.profile(Call(), inputs=(), verbose=False)
-    return int(macs) // _examples(example_input, 0)
 
 
 def _without_values(
@@ -164,7 +117,7 @@ def _without_values(
     for name in ("meta", "cpu"):
         try:
             here = copy.deepcopy(model).to(name).eval()
-            given = map_tensors(partial(_moved, name), arguments(example_input))
+            given = map_tensors(methodcaller("to", name), arguments(example_input))
             with torch.device(name):  # also for what forward itself makes
                 return count(here, given)
         except Exception as error:
@@ -172,10 +125,6 @@ def _without_values(
     raise AutoFlipError(
         f"{what} of {type(model).__name__} cannot be counted: {'; '.join(faults)}"
     )
-
-
-def _moved(device: str, tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to(device)
 
 
 def _examples(example_input: Any, axis: int) -> int:
@@ -204,13 +153,9 @@ def _count_saved(model: nn.Module, given: Arguments) -> int:
     args, kwargs = given
     hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
     with torch.enable_grad(), hooks:
-        outputs = model(*args, **kwargs)
-    del outputs
-    return sum(
-        tensor.untyped_storage().nbytes()
-        for storage, tensor in saved.items()
-        if storage not in own
-    )
+        model(*args, **kwargs)
+    sizes = {key: saved[key].untyped_storage().nbytes() for key in saved.keys() - own}
+    return sum(sizes.values())
 
 
 def _storage(tensor: torch.Tensor) -> StorageWeakRef:
@@ -245,13 +190,7 @@ class CostOf:
     _known: dict[tuple[Callable[..., Any], bytes], Any] = field(default_factory=dict)
 
     def dense(self) -> Cost:
-        """Cost of the whole model.
-
-        Warns
-        -----
-        AutoFlipWarning
-            Once, if its MACs cannot be counted.
-        """
+        """Cost of the whole model; warns once if its MACs cannot be counted."""
         cost = self._once(measure_cost, None)
         if cost.macs is None and not self._warned:
             self._warned = True
@@ -264,17 +203,7 @@ class CostOf:
         return self._once(measure_cost, plan)
 
     def ratio(self, plan: Plan, resource: Resource) -> float:
-        """Give what a plan's model takes of a resource, over what the dense one takes.
-
-        Parameters
-        ----------
-        plan : Plan
-        resource : {"macs", "parameters", "memory"}
-
-        Returns
-        -------
-        float
-            In (0, 1].
+        """Give a plan's model's cost over the dense one's, in (0, 1].
 
         Raises
         ------

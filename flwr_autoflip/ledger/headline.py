@@ -11,14 +11,7 @@ NAMES = ("top1", "accuracy", "acc")
 def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Choose the metrics that are numbers; texts, lists and flags are none.
 
-    Parameters
-    ----------
-    metrics : mapping of str to object
-
-    Returns
-    -------
-    dict of str to float
-        NaN and infinity included, but no integer beyond a float's range.
+    NaN and infinity are, but no integer beyond a float's range.
 
     Examples
     --------
@@ -34,19 +27,10 @@ def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def headline(metrics: Mapping[str, Any]) -> tuple[str, float] | None:
-    """Choose the metric that a line or a page shows first.
+    """Choose the metric that a line or a page shows first: its name and value.
 
-    Parameters
-    ----------
-    metrics : mapping of str to object
-        As an ``evaluate_fn`` gives them; ``dense-`` ones are of another model.
-
-    Returns
-    -------
-    name : str
-        Accuracy under any of its usual names; else the first number there is.
-    value : float
-        Or None in place of both, if there is no number.
+    That is accuracy under any of its usual names, else the first number there is, if
+    any. Metrics whose names begin with ``dense-`` are of another model.
 
     Examples
     --------

@@ -209,23 +209,12 @@ def node_rows(rows: Iterable[Row]) -> list[Row]:
 
 
 def dense_bytes(row: Mapping[str, Any], dense: Mapping[str, int]) -> int:
-    """Give what the inner strategy alone would have moved for a node row's messages.
+    """Give the bytes that the inner strategy alone would have moved for a node's row.
 
     The dense model down, and up again where a reply came; exploring and asking for
-    budgets would not have been, so they count nothing.
-
-    Parameters
-    ----------
-    row : mapping
-        A node's.
-    dense : mapping of str to int
-        A plan row's ``"dense_message"``: bytes of a request (``"down"``), of a trained
-        model (``"up"``) and of metrics alone (``"metrics"``).
-
-    Returns
-    -------
-    int
-        Bytes.
+    budgets would not have been, so they count nothing. ``dense`` is a plan row's
+    ``"dense_message"``: bytes of a request (``"down"``), of a trained model (``"up"``)
+    and of metrics alone (``"metrics"``).
 
     Examples
     --------
@@ -247,21 +236,7 @@ def total(
 ) -> int:
     """Add up what is known of a column of node rows, exploration included.
 
-    :func:`unknown` tells whether that is all.
-
-    Parameters
-    ----------
-    rows : iterable of mapping
-    key : str
-        Such as ``"bytes_down"``, ``"bytes_up"`` or ``"macs"``; what is null, unknown,
-        adds nothing.
-    phases : iterable of str (default: all)
-    last_round : float (default: infinity)
-        Rounds after it are left out.
-
-    Returns
-    -------
-    int
+    What is null, unknown, adds nothing; :func:`unknown` tells whether that is all.
     """
     wanted = set(phases)
     return sum(

@@ -20,16 +20,9 @@ CPUINFO = Path("/proc/cpuinfo")
 GIT_SECONDS = 10
 """How long git may take to answer."""
 LINE = {
-    "version": "flwr-autoflip {}",
-    "commit": "commit {}",
-    "torch": "torch {}",
-    "flwr": "flwr {}",
-    "numpy": "numpy {}",
-    "python": "Python {}",
-    "architecture": "{}",
-    "processor": "{}",
-    "cores": "{} cores",
-    "date": "{}",
+    **{"version": "flwr-autoflip {}", "commit": "commit {}", "torch": "torch {}"},
+    **{"flwr": "flwr {}", "numpy": "numpy {}", "python": "Python {}"},
+    **{"architecture": "{}", "processor": "{}", "cores": "{} cores", "date": "{}"},
 }
 LONGEST = 80
 """Characters of a value that are shown."""
@@ -67,19 +60,9 @@ def provenance(*also: str) -> dict[str, Any]:
 
 
 def commit_of(checkout: Path, *folders: str) -> str | None:
-    """Name the commit that a checkout is at.
+    """Name the commit that a checkout is at; None if there is none, or no git.
 
-    Parameters
-    ----------
-    checkout : Path
-    *folders : str
-        Inside it; changes elsewhere do not count.
-
-    Returns
-    -------
-    str or None
-        The commit's hash, with ``"+changes"`` behind it if files of the folders were
-        changed or are new; None if there is no checkout, or no git.
+    ``"+changes"`` stands behind it if files of these folders were changed or are new.
     """
     if not (checkout / ".git").exists():
         return None
@@ -92,14 +75,10 @@ def commit_of(checkout: Path, *folders: str) -> str | None:
 
 
 def _git(checkout: Path, *words: str) -> str:
-    done = subprocess.run(
-        ("git", "-C", str(checkout), *words),
-        capture_output=True,
-        check=True,
-        text=True,
-        timeout=GIT_SECONDS,
-    )
-    return done.stdout.strip()
+    command = ("git", "-C", str(checkout), *words)
+    seconds = GIT_SECONDS
+    done = subprocess.run(command, capture_output=True, check=True, timeout=seconds)
+    return done.stdout.decode().strip()
 
 
 def _processor() -> str:
@@ -109,18 +88,9 @@ def _processor() -> str:
 
 
 def describe(found: Mapping[str, Any]) -> str:
-    """Write what :func:`provenance` found in a line.
+    """Write what :func:`provenance` found in a line, not escaped.
 
-    Parameters
-    ----------
-    found : mapping
-        Perhaps read from a foreign file: what is missing is left out, and what is long
-        is cut.
-
-    Returns
-    -------
-    str
-        Not escaped.
+    It may be read from a foreign file: what is missing is left out, what is long cut.
 
     Examples
     --------

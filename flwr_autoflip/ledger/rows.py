@@ -1,20 +1,9 @@
 """Rows of a ledger: what they hold, which lines of a file are some, many in memory.
 
 A file may be cut short, damaged, or no ledger at all. A line that is no whole row is
-left out and counted, so that readers of rows need not check them. What is checked:
-
-=========  =======================================================================
-phase      fields that are checked; others may be there
-=========  =======================================================================
-any        round, in [0, 100,000]; no value nested deeper than 20
-a node's   node, status, reason, bytes_down, bytes_up; macs, examples, eval_examples,
-           macs_per_example and seconds, which may be null or missing: unknown
-server     metrics, of any values; plan
-plan       digest, plan, dense_units; dense_message and importance may be missing
-=========  =======================================================================
-
-Sizes and units in ``plan`` may be null or missing, too. Counts lie in [0, 2^128). Rows
-of other phases pass: readers leave them out.
+left out and counted, so that readers of rows need not check them. :data:`_CHECKS` names
+the fields that are checked, others may be there; what is not known is null or missing.
+Rows of other phases pass: readers leave them out.
 """
 
 import json

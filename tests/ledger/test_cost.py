@@ -13,7 +13,6 @@ from flwr_autoflip.graph.shrink import arrays_of, shrink
 from flwr_autoflip.ledger.cost import (
     MEMORY_BATCH,
     count_macs,
-    count_macs_thop,
     count_parameters,
     count_training_memory,
     measure_cost,
@@ -58,14 +57,6 @@ def test_single_zeros_cost_like_any_other_weight() -> None:
     assert cost.parameters == CONV_FLAT_PARAMETERS  # zeros take memory all the same
     assert cost.macs == CONV_FLAT_MACS  # and time
     assert cost.bytes == 4 * CONV_FLAT_PARAMETERS
-
-
-def test_thop_counts_the_same_for_layers_that_both_know() -> None:
-    pytest.importorskip("thop")
-
-    for size in (1, 2):
-        macs = count_macs_thop(build("conv_flat"), batch("conv_flat", size))
-        assert macs == CONV_FLAT_MACS
 
 
 @pytest.mark.parametrize("name", ZOO)

@@ -72,7 +72,7 @@ def test_the_page_says_it_in_a_line(tmp_path: Path) -> None:
     (read,) = read_runs([tmp_path / "one"])
     page = render_page([read])
 
-    row = read.provenance[0]
+    row = read.of_phase("run")[0]
     assert f"flwr-autoflip {row['version']}, " in page
     assert f"torch {row['torch']}" in page
     assert escape(row["date"]) in page

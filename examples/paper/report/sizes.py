@@ -8,8 +8,9 @@ import numpy as np
 from torch import nn
 
 from flwr_autoflip import Layout, Plan, shrink, trace
-from flwr_autoflip.ledger.cost import count_macs, count_macs_thop, count_parameters
+from flwr_autoflip.ledger.cost import count_macs, count_parameters
 
+from ...thop_macs import count_macs_thop
 from ..methods import EVERYTHING
 from ..records import Methods
 from ..tasks import Scale, Task, find_task
