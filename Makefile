@@ -16,14 +16,17 @@ install: .venv/installed
 demo: install
 	$(BIN)/python -m examples.quickstart.compare --seeds $(SEEDS)
 
-test: check
-
+# Style, types, imports and the fast tests: the inner loop.
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not deploy"
+
+# Everything: the rest of the tests comes behind.
+test: check
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or deploy"
 
 fuzz: install
 	$(BIN)/python -m pip install --quiet -e ".[fuzz]"
