@@ -12,7 +12,6 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +23,16 @@ from flwr.clientapp import ClientApp
 # Private to Flower: there is no public way to serialise a content.
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
-from flwr_autoflip.wire.compress import compress
 from numpy.typing import NDArray
 from torch import nn
 
 from examples.inprocess import InProcessGrid
 from flwr_autoflip import AutoFlipClient, autoflip_mod, client_app, wire
-from flwr_autoflip.graph.codec import encode_plan, plan_digest
+from flwr_autoflip.graph.codec import encode_plan
 from flwr_autoflip.graph.plan import Plan, dense_plan
 from flwr_autoflip.graph.shrink import arrays_of
 from flwr_autoflip.graph.tracing.trace import trace
 from flwr_autoflip.ledger.cost import count_parameters
-from flwr_autoflip.wire.encoding import Encoding
 
 WIDTH = 1500
 EXAMPLE = torch.zeros(2, WIDTH)
@@ -62,33 +59,25 @@ class Client(AutoFlipClient):
 
 def content_of(config: dict[str, Any], values: NDArray[Any]) -> RecordDict:
     """Put a request together, as the server does."""
-    arrays = wire.to_arrayrecord({"values": values})
-    return RecordDict({"arrays": arrays, "config": ConfigRecord(config)})
+    content = honest()
+    (arrays,), (settings,) = content.array_records, content.config_records
+    content[arrays] = wire.to_arrayrecord({wire.ARRAY: values})
+    content[settings] = ConfigRecord({**content[settings], **config})
+    return content
 
 
-def honest(plan: Plan | None = None, dtype: str = "float32") -> dict[str, Any]:
-    """Give the keys of a whole honest request."""
+def honest() -> RecordDict:
+    """Give a whole honest request."""
     model = make_model()
-    plan = dense_plan(trace(model, EXAMPLE)) if plan is None else plan
-    orders = wire.Orders.of("train", plan, arrays_of(model), Encoding(dtype))
-    template = RecordDict({"arrays": ArrayRecord(), "config": ConfigRecord()})
-    content, _, _ = wire.request_content(orders, template, wire.Held(), "message")
-    return dict(content["config"])
+    plan = dense_plan(trace(model, EXAMPLE))
+    instructions = wire.Instructions.of("train", plan, arrays_of(model))
+    return wire.request_content(instructions, RecordDict())
 
 
-def foreign(
-    tensors: list[Any], groups: list[Any], plan: bytes, **more: Any
-) -> dict[str, Any]:
-    """Give the keys of a request about another model; its digest is right."""
-    body = {"tensors": tensors, "groups": groups}
-    text = json.dumps(body, separators=(",", ":")).encode()
-    layout = blake2b(text, digest_size=16).digest()
-    return honest() | {
-        "autoflip-layout": zlib.compress(text, 9),
-        "autoflip-plan": plan,
-        "autoflip-plan-digest": blake2b(layout + plan, digest_size=16).digest(),
-        **more,
-    }
+def foreign(tensors: list[Any], groups: list[Any], plan: bytes) -> dict[str, Any]:
+    """Give the keys of a request about another model."""
+    text = json.dumps({"tensors": tensors, "groups": groups}).encode()
+    return {"autoflip-layout": zlib.compress(text, 9), "autoflip-plan": plan}
 
 
 def tensor(name: str, shape: list[int], owners: Any = None) -> list[Any]:
@@ -101,42 +90,19 @@ WHOLE = bytes([1, 0])
 """The bytes of a plan without groups."""
 
 
-def late() -> RecordDict:
-    """Send the digest of a plan that the node does not hold."""
-    config = {k: v for k, v in honest().items() if k != "autoflip-plan"}
-    return content_of(config, NOTHING)
-
-
-def packed_values() -> RecordDict:
-    """Send a model of 256 million zeros in 8 bits, packed."""
-    size = 1 << 28
-    keys = {"autoflip-dtype": "int8", "autoflip-compress": True}
-    row = tensor("w", [1 << 14, 1 << 14])
-    packed = compress(np.zeros(size + 4, np.uint8))
-    return content_of(foreign([row], [], WHOLE, **keys), packed)
-
-
-def packed_own() -> RecordDict:
-    """Send the node's own model, packed, with a scale that is no number."""
-    plan = dense_plan(trace(make_model(), EXAMPLE))
-    zeros = Encoding("int8").encode(np.zeros(plan.num_values, np.float32), plan)
-    zeros[:4] = np.float32([np.nan]).view(np.uint8)
-    keys = honest(plan, "int8") | {"autoflip-compress": True}
-    return content_of(keys, compress(zeros))
-
-
 def deflated_layout() -> RecordDict:
     """Send a layout that inflates to lists alone."""
     text = b'{"tensors":[' + b"[]," * 400_000 + b'[]],"groups":[]}'
-    return content_of(honest() | {"autoflip-layout": zlib.compress(text, 9)}, NOTHING)
+    return content_of({"autoflip-layout": zlib.compress(text, 9)}, NOTHING)
 
 
 def many_groups() -> RecordDict:
     """Send the node's own tensors, and as many groups as fit into the text."""
-    body = json.loads(zlib.decompress(honest()["autoflip-layout"]))
+    (config,) = honest().config_records.values()
+    body = json.loads(zlib.decompress(config["autoflip-layout"]))  # type: ignore[arg-type]
     body["groups"] = [[f"{i}", i, 1] for i in range(80_000)]
     text = zlib.compress(json.dumps(body, separators=(",", ":")).encode(), 9)
-    return content_of(honest() | {"autoflip-layout": text}, NOTHING)
+    return content_of({"autoflip-layout": text}, NOTHING)
 
 
 def many_owners() -> RecordDict:
@@ -155,22 +121,14 @@ def small_mask() -> RecordDict:
 
 
 def own_mask() -> RecordDict:
-    """Send a mask for the node's own model, and the digest of another plan."""
+    """Send a mask for the node's own model, and too few values."""
     layout = trace(make_model(), EXAMPLE)
     mask = {
         "0.weight": np.eye(WIDTH, dtype=bool),
         "2.weight": np.eye(WIDTH, dtype=bool),
     }
     plan = Plan(layout, dense_plan(layout).keep, mask)
-    data = encode_plan(plan)
-    keys = {"autoflip-plan": data, "autoflip-plan-digest": plan_digest(data, layout)}
-    return content_of(honest() | keys, NOTHING)
-
-
-def change_bomb() -> RecordDict:
-    """Send a plan, and a change of it that inflates to far more than a change."""
-    change = b"\1" + zlib.compress(bytes(1 << 27), 9)
-    return content_of(honest() | {"autoflip-plan-change": change}, NOTHING)
+    return content_of({"autoflip-plan": encode_plan(plan)}, NOTHING)
 
 
 def huge_shapes() -> RecordDict:
@@ -182,19 +140,20 @@ def huge_shapes() -> RecordDict:
 
 def numpy_head() -> RecordDict:
     """Send an array whose head says that it is a terabyte long."""
-    content = content_of(honest(), NOTHING)
-    data = wire.to_arrayrecord({"values": NOTHING})["values"].data
+    content = honest()
+    (key,) = content.array_records
+    data = wire.to_arrayrecord({wire.ARRAY: NOTHING})[wire.ARRAY].data
     data = data.replace(b"(1,), ", b"(1<<40")[:-4]
     array = Array("float32", (1,), "numpy.ndarray", data)
-    content["arrays"] = ArrayRecord({"values": array})
+    content[key] = ArrayRecord({wire.ARRAY: array})
     return content
 
 
 BOMBS: dict[str, Callable[[], RecordDict]] = {
     make.__name__.replace("_", " "): make
     for make in (
-        *(packed_values, packed_own, deflated_layout, many_groups, many_owners),
-        *(small_mask, own_mask, change_bomb, huge_shapes, numpy_head),
+        *(deflated_layout, many_groups, many_owners, small_mask),
+        *(own_mask, huge_shapes, numpy_head),
     )
 }
 
@@ -225,7 +184,7 @@ def answer(kind: str, contents: list[RecordDict]) -> dict[str, Any]:
 
 
 def measure(kind: str, contents: list[RecordDict]) -> dict[str, Any]:
-    """Answer, after a late message, in a process of its own."""
+    """Answer in a process of its own."""
     command = [sys.executable, "-m", __spec__.name, "--answer", kind]
     whole = [recorddict_to_proto(c).SerializeToString().hex() for c in contents]
     done = subprocess.run(
@@ -237,7 +196,7 @@ def measure(kind: str, contents: list[RecordDict]) -> dict[str, Any]:
 
 def run(names: Iterable[str]) -> Iterator[dict[str, Any]]:
     """Send every bomb to both kinds of nodes."""
-    first = late()
+    first = content_of({"autoflip-plan": b""}, NOTHING)
     for name in names:
         bomb = BOMBS[name]()
         sent = len(recorddict_to_proto(bomb).SerializeToString())

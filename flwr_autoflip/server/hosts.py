@@ -341,6 +341,9 @@ def run_loop(
     takes = _start_of(inner)
     takes_all = any(p.kind is p.VAR_KEYWORD for p in takes.values())
     taken = {name: v for name, v in given.items() if takes_all or name in takes}
+    usual = None, 3, 3600, ConfigRecord()
+    if lost := [n for n, v in given.items() if n not in taken and v not in usual]:
+        raise TypeError(f"{kind.__name__}.start() takes no {', '.join(lost)}")
     result: Result = view.start(grid, arrays, **taken, **own)
     if given["num_rounds"] and not asked:
         raise AutoFlipError(

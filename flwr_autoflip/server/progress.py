@@ -46,12 +46,13 @@ class Progress:
     _moved: int = 0
     _dense: int = 0
     _plan: str = ""
+    _scored: bool = False
 
     def begin(self, num_rounds: int) -> None:
         """Start the clock."""
         self._num_rounds, self._clock = num_rounds, time.monotonic()
         self._rounds_done = self._rows_read = self._moved = self._dense = 0
-        self._plan = ""
+        self._plan, self._scored = "", False
 
     @cached_property
     def dense_message(self) -> dict[str, int]:
@@ -78,7 +79,7 @@ class Progress:
         plan : Plan
         scores : callable
             Gives units' importance, for a histogram; called for the run's first plan
-            only.
+            that prunes units.
         log : bool (default: False)
             Say it in the log, too.
         """
@@ -91,8 +92,8 @@ class Progress:
         row: dict[str, Any] = {"digest": digest, "plan": self.cost_of.shape(plan)}
         row["dense_units"] = {g.name: g.size for g in plan.layout.groups}
         row["dense_message"] = self.dense_message
-        if not self._plan and (found := scores()):
-            row["importance"] = unit_histograms(plan, found)
+        if not self._scored and not plan.alive.all():
+            row["importance"] = unit_histograms(plan, scores())
         self.ledger.add_plan(server_round, row)
 
     def end_round(
@@ -133,8 +134,9 @@ class Progress:
         for row in node_rows(new):
             self._moved += row["bytes_down"] + row["bytes_up"]
             self._dense += dense_bytes(row, self.dense_message)
-        plans = [row["digest"] for row in new if row["phase"] == "plan"]
-        self._plan = plans[-1] if plans else self._plan
+        for row in (row for row in new if row["phase"] == "plan"):
+            self._plan = row["digest"]
+            self._scored |= "importance" in row
 
     def _log_plan(self, plan: Plan) -> None:
         small, dense = self.cost_of.plan(plan).macs, self.cost_of.dense().macs

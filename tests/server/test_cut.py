@@ -18,7 +18,7 @@ from flwr_autoflip.graph.layout import Layout
 from flwr_autoflip.graph.plan import Plan, dense_plan
 from flwr_autoflip.graph.tracing.trace import trace
 from flwr_autoflip.ledger.cost import CostOf
-from flwr_autoflip.server.round.budgets import below_floor, cut_plan
+from flwr_autoflip.server.round.budgets import Parts, below_floor, cut_plan
 
 SEEDS = st.integers(0, 2**32 - 1)
 SHARES = st.floats(0.02, 1)
@@ -177,3 +177,33 @@ def test_a_plan_that_is_narrower_already_is_cut_from_there() -> None:
     cut = cut_plan(plan, {"0": np.arange(5), "2": np.arange(40)}, 9 / 291, parameters)
 
     assert sizes(cut) == [1, 2]
+
+
+def test_parts_are_cut_once_and_the_log_says_what_is_narrow_or_missing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    plan, asked = dense_plan(wide_layout()), list[str]()
+
+    def ratio(plan: Plan, resource: str) -> float:
+        asked.append(resource)
+        return parameters(plan)
+
+    parts = Parts(plan, {"0": np.arange(5), "2": np.arange(40)}, ratio)
+    with caplog.at_level("WARNING", logger="flwr"):
+        found = {
+            budget: parts.fit(budget)
+            for budget in ("", "macs:0.99", "parameters:0.03", "parameters:0.01") * 2
+        }
+
+    narrow = found["parameters:0.03"]
+    assert narrow is not None
+    assert sizes(narrow) == [1, 1]
+    assert found[""] is plan
+    assert found["parameters:0.01"] is None
+    assert {*asked} == {"macs", "parameters"}
+    assert caplog.messages == [
+        "\t> nodes with budget 'parameters:0.03' keep less than a tenth of ['2']: no "
+        "more fits",
+        "\t> nodes with budget 'parameters:0.01' take no part: the fewest units of "
+        "every group cost 0.0206 of the dense model, which is above 0.01. Raise it.",
+    ]

@@ -1,16 +1,28 @@
-"""How far nodes moved: by hand, and whose change is an outlier."""
+"""Whose change is an outlier: by hand, and what one node may do to a model."""
+
+import random
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from federation import EXAMPLE, TinyNet
+import torch.nn.functional as F
+from federation import EXAMPLE, RANDOM, Client, TinyNet, initial, node_data
+from flwr.app import Array
+from flwr.serverapp.strategy import FedAvg, FedAvgM, Result
+from grid import LocalGrid
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
+from examples.benchmarks import skew
+from flwr_autoflip import AutoFlip, client_app
 from flwr_autoflip.graph.pack import pack
 from flwr_autoflip.graph.plan import dense_plan
 from flwr_autoflip.graph.shrink import arrays_of
 from flwr_autoflip.graph.tracing.trace import trace
+from flwr_autoflip.ledger.ledger import node_rows
 from flwr_autoflip.server.round.outliers import (
     Change,
     Start,
@@ -147,3 +159,165 @@ def test_what_is_put_back_by_hand() -> None:
     expected = {**after, "norm.running_var": np.float32([6, 6, 6, 6, 6, 6])}
     np.testing.assert_array_equal(held, pack(expected, PLAN))
     np.testing.assert_array_equal(values, pack(after, PLAN))  # not in place
+
+
+# --- In a federation ---
+
+NODES, BAD = 5, 1
+
+
+class Node(Client):
+    """An epoch of SGD in training mode; afterwards one node changes its model."""
+
+    sizes = (12,) * NODES
+    frozen = False
+    lr = 0.05
+
+    @staticmethod
+    def change(model: nn.Module) -> None:
+        """Be honest."""
+
+    def train(self, model: nn.Module, config: dict[str, Any]) -> tuple[int, Any]:
+        images, labels = node_data(self.node, self.sizes[self.node])
+        if self.frozen:
+            model.norm.eval()  # type: ignore[union-attr]
+        optimizer = torch.optim.SGD(model.parameters(), lr=self.lr, momentum=0.9)
+        for x, y in zip(images.split(12), labels.split(12), strict=True):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+        if self.node == BAD:
+            with torch.no_grad():
+                self.change(model)
+        return len(images), {}
+
+
+def run(
+    rounds: int = 2,
+    inner: Any = FedAvg,
+    dtype: Any = "float32",
+    fault: Any = None,
+    start: Any = None,
+    **kind: Any,
+) -> tuple[AutoFlip, Result]:
+    """Run nodes of a kind; its ``change`` is what the bad one does."""
+    random.seed(0)
+    if change := kind.get("change"):
+        kind["change"] = staticmethod(change)
+    grid = LocalGrid(client_app(type("Own", (Node,), kind)), NODES, fault)
+    options: dict[str, Any] = {"method": RANDOM, "value_dtype": dtype}
+    strategy = AutoFlip(inner(fraction_evaluate=0.0), TinyNet(), EXAMPLE, **options)
+    return strategy, strategy.start(grid, start or initial(), num_rounds=rounds)
+
+
+def refused(strategy: AutoFlip) -> dict[int, str]:
+    """Give nodes whose training did not count, and why."""
+    rows = node_rows(strategy.ledger.rows)
+    return {r["node"] - 100: r["reason"] for r in rows if r["status"] != "ok"}
+
+
+def times(factor: float) -> Callable[[nn.Module], None]:
+    def change(model: nn.Module) -> None:
+        for parameter in model.parameters():
+            parameter *= factor
+
+    return change
+
+
+def fill(name: str, value: float) -> Callable[[nn.Module], None]:
+    return lambda model: model.state_dict()[name].fill_(value)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("largest", [1300, 12_000])
+def test_no_honest_node_is_refused_for_its_size(largest: int, dtype: str) -> None:
+    strategy, _ = run(4, dtype=dtype, sizes=(largest, 12, 12, 12, 12))
+
+    assert refused(strategy) == {}
+    assert len(node_rows(strategy.ledger.rows)) == 4 * NODES
+
+
+@pytest.mark.parametrize("dtype", skew.DTYPES)
+@pytest.mark.parametrize("bad", [False, True])
+def test_a_thousandfold_skew_refuses_the_bad_and_nobody_else(
+    dtype: str, bad: bool
+) -> None:
+    row = skew.run(nodes=20, rounds=3, value_dtype=dtype, bad=bad)
+
+    assert row["honest refused"] == 0, row["reasons"]
+    assert row["bad refused"] == row["bad"] == (6 if bad else 0)
+
+
+@pytest.mark.parametrize("factor", [-9.9, 10])
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_a_node_that_moves_parameters_too_far_is_refused(
+    factor: float, dtype: str
+) -> None:
+    strategy, result = run(3, dtype=dtype, change=times(factor))
+
+    assert list(refused(strategy)) == [BAD]
+    assert "its parameters moved by" in refused(strategy)[BAD]
+    model = strategy.deployable_model(result.arrays)
+    assert model(node_data(0)[0]).isfinite().all()
+
+
+def test_examples_that_are_only_claimed_do_not_lift_the_limit() -> None:
+    def claims(node: int, reply: Any) -> Any:
+        if node == 100 + BAD:
+            reply.content["autoflip"]["autoflip-examples"] = 2**53
+        return reply
+
+    strategy, _ = run(1, fault=claims, change=times(-9.9))
+
+    assert list(refused(strategy)) == [BAD]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("norm.running_var", 1e6),
+        ("norm.running_var", -1e6),
+        ("norm.running_mean", 50.0),
+        ("norm.num_batches_tracked", -(10**6)),
+        ("norm.num_batches_tracked", 10**6),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+@pytest.mark.parametrize("inner", [FedAvg, FedAvgM])
+def test_a_buffer_that_is_an_outlier_is_put_back_and_training_counts(
+    name: str, value: float, dtype: str, inner: Any
+) -> None:
+    within = run(2, dtype=dtype)[1].arrays[name].numpy()
+
+    strategy, result = run(2, inner, dtype, change=fill(name, value))
+
+    assert refused(strategy) == {}
+    off = np.abs(result.arrays[name].numpy() - within).max()
+    assert off < 0.005 * abs(value)
+    assert off <= 3 * (1 + np.abs(within).max())
+
+
+def test_a_frozen_normalisation_is_moved_by_all_or_nobody() -> None:
+    alone, result = run(frozen=True, change=fill("norm.running_mean", 1.0))
+
+    assert np.abs(result.arrays["norm.running_mean"].numpy()).max() <= 0.05
+    assert refused(alone) == refused(run(frozen=True)[0]) == {}
+
+
+def test_a_round_in_which_most_hardly_move_refuses_nobody_for_moving() -> None:
+    strategy, _ = run(lr=1e-9, change=times(1.005))
+
+    assert refused(strategy) == {}
+
+
+def test_momentum_on_the_server_makes_no_variance_negative() -> None:
+    record = initial()
+    record["norm.running_var"] = Array(np.full(6, 50, np.float32))
+
+    def inner(**options: Any) -> FedAvgM:
+        return FedAvgM(server_momentum=0.95, **options)
+
+    strategy, result = run(6, inner, start=record, sizes=(120,) * NODES)
+
+    assert (result.arrays["norm.running_var"].numpy() >= 0).all()
+    assert refused(strategy) == {}

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from federation import EXAMPLE, Client, TinyNet, initial, plain_app
+from federation import EXAMPLE, RANDOM, Client, TinyNet, initial, plain_app
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.serverapp.strategy import FedAvg
 from grid import LocalGrid
@@ -26,7 +26,7 @@ from flwr_autoflip.graph.tracing.trace import trace
 from flwr_autoflip.wire.encoding import Encoding
 
 
-@pytest.mark.parametrize("name", ["packed values", "deflated layout"])
+@pytest.mark.parametrize("name", ["many groups", "own mask"])
 def test_a_bomb_takes_less_than_two_models_and_50_mb(name: str) -> None:
     own = sum(p.nbytes for p in refused.make_model().parameters()) / 1e6
 
@@ -66,9 +66,8 @@ def test_a_node_reads_nothing_about_another_model(other: Any, words: str) -> Non
             self.model_fn = other
 
     grid = LocalGrid(client_app(Another), 2)
+    strategy = AutoFlip(FedAvg(fraction_evaluate=0.0), TinyNet(), EXAMPLE)
 
-    inner = FedAvg(fraction_evaluate=0.0, min_available_nodes=2)
-    strategy = AutoFlip(inner, TinyNet(), EXAMPLE, policy="random", threshold="2x")
     words = f"this node's model is not the server's: {words}"
     with pytest.raises(AutoFlipError, match=re.escape(words)):
         strategy.start(grid, initial(), num_rounds=1)
@@ -77,65 +76,50 @@ def test_a_node_reads_nothing_about_another_model(other: Any, words: str) -> Non
 
 
 def test_the_mod_takes_what_an_honest_message_can_say() -> None:
-    """One unit of a hundred stays, in 8 bits and packed, of a model of 90 MB."""
+    """One unit of a hundred is kept, in 8 bits, of a model of 90 MB."""
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(2500, 4000), nn.ReLU(), nn.Linear(4000, 3000))
     layout = trace(model.to_empty(device="cpu"), torch.zeros(1, 2500))
     plan = Plan(layout, {"0": np.arange(40)})
     values = np.random.default_rng(0).random(plan.num_values, np.float32)
-    orders = wire.Orders("train", plan, values, Encoding("int8", compress=True))
-    content, _, _ = wire.request_content(
-        orders, refused.content_of({}, values), wire.Held(), "message"
-    )
-    config: Any = dict(next(iter(content.config_records.values())))
+    sent = wire.Instructions("train", plan, values, Encoding("int8"))
 
-    read = wire.read_request(orders.encoded, config, RecordDict())
+    read = wire.read_request(wire.request_content(sent, RecordDict()))
 
-    assert read.orders.plan.num_values == plan.num_values
+    assert read.instructions.plan.num_values == plan.num_values
 
 
 def test_the_mod_says_which_node_takes_more() -> None:
-    content = refused.BOMBS["packed values"]()
+    content = refused.BOMBS["huge shapes"]()
     grid = LocalGrid(plain_app([autoflip_mod]), 1)
 
     reply = grid.answer(Message(content, dst_node_id=100, message_type="train"))
 
-    assert "a model of 1074 MB; for the" in reply.error.reason
+    assert "a model of 33554 MB; for a message of this length" in reply.error.reason
     assert "AutoFlipClient knows its model" in reply.error.reason
 
 
-class Dropping(nn.Module):
-    """A model with an option."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.fc1, self.drop = nn.Linear(4, 8), nn.Dropout(rate)
-        self.fc2 = nn.Linear(8, 2)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.drop(torch.relu(self.fc1(x))))
-
-
 def test_a_model_fn_may_give_another_model_every_round() -> None:
-    rate, seen = 0.0, []
+    seen: list[float] = []
 
-    def model_fn() -> nn.Module:
-        return Dropping(rate)
+    class Dropping(nn.Sequential):
+        """A model with an option, which grows round by round."""
+
+        def __init__(self) -> None:
+            drop = nn.Dropout(len(seen) / 4)
+            super().__init__(nn.Linear(4, 8), drop, nn.Linear(8, 2))
 
     class Changing(AutoFlipClient):
         def train(self, model: nn.Module, config: dict[str, Any]) -> Any:
-            nonlocal rate
-            seen.append(model.drop.p)
-            rate += 0.25
-            model.fc1.bias.data += 0.01
+            seen.append(model[1].p)  # type: ignore[index]
+            model[0].bias.data += 0.01  # type: ignore[index]
             return 1, {}
 
     inner = FedAvg(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1)
-    strategy = AutoFlip(
-        inner, model_fn(), torch.zeros(1, 4), policy="random", threshold="2x"
-    )
-    grid = LocalGrid(client_app(lambda context: Changing(model_fn, context)), 1)
+    model = Dropping()
+    strategy = AutoFlip(inner, model, torch.zeros(1, 4), method=RANDOM)
+    grid = LocalGrid(client_app(lambda context: Changing(Dropping, context)), 1)
 
-    strategy.start(grid, ArrayRecord(model_fn().state_dict()), num_rounds=3)
+    strategy.start(grid, ArrayRecord(model.state_dict()), num_rounds=3)
 
     assert seen == [0.0, 0.25, 0.5]
