@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from examples.inprocess import FIRST_NODE, InProcessGrid
 from flwr_autoflip import AutoFlip, AutoFlipClient, client_app
 from flwr_autoflip.ledger.ledger import node_rows
+from flwr_autoflip.methods import L1
 
 FEATURES, CLASSES, BATCH = 12, 4, 50
 FEWEST, MOST = 10, 10_000
@@ -127,9 +128,8 @@ def run(nodes: int, rounds: int, value_dtype: str, bad: bool) -> dict[str, Any]:
     torch.manual_seed(0)
     model = Net()
     inner = FedAvg(fraction_evaluate=0.0, min_available_nodes=nodes)
-    strategy = AutoFlip(
-        inner, model, torch.zeros(2, FEATURES), value_dtype=value_dtype, threshold="2x"
-    )
+    options = {"method": L1(threshold="2x"), "value_dtype": value_dtype}
+    strategy = AutoFlip(inner, model, torch.zeros(2, FEATURES), **options)
     grid = InProcessGrid(client_app(Node), nodes, {"bad": bad})
     arrays = ArrayRecord(model.state_dict())
     with quiet():
