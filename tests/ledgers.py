@@ -1,6 +1,7 @@
 """Ledgers made by hand, for tests of what reads them."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,16 @@ HOSTILE = (
 DENSE_MESSAGE = {"down": 1000, "up": 1100, "metrics": 100}
 
 
-def plan_figures(share: float) -> dict[str, Any]:
-    """What a ledger says of a plan that keeps a share of everything."""
+def plan_figures(ratio: float) -> dict[str, Any]:
+    """What a ledger says of a plan that keeps so much of everything."""
     return {
-        "parameters": round(1000 * share),
+        "parameters": round(1000 * ratio),
         "zeros": 0,
-        "bytes": round(4000 * share),
+        "bytes": round(4000 * ratio),
         "dense_parameters": 1000,
-        "macs": round(500 * share),
+        "macs": round(500 * ratio),
         "dense_macs": 500,
-        "units": {name: max(1, round(n * share)) for name, n in DENSE_UNITS.items()},
+        "units": {name: max(1, round(n * ratio)) for name, n in DENSE_UNITS.items()},
     }
 
 
@@ -69,52 +70,49 @@ def make_ledger(
     return ledger
 
 
-def _cost(share: float) -> Any:
+def _cost(ratio: float) -> Any:
     return {
-        "bytes_down": round(1000 * share),
-        "bytes_up": round(1100 * share),
-        "parameters": round(1000 * share),
-        "macs_per_example": round(500 * share),
+        "bytes_down": round(1000 * ratio),
+        "bytes_up": round(1100 * ratio),
+        "parameters": round(1000 * ratio),
+        "macs_per_example": round(500 * ratio),
         "examples": 10,
-        "forward_macs": 10 * round(500 * share),
+        "forward_macs": 10 * round(500 * ratio),
         "seconds": 0.25,
     }
 
 
-def write_large(folder: Path, rounds: int, nodes: int, groups: int) -> Path:
-    """Write a long run's file at once: a deep model, and a plan every round."""
-    rows = list(make_ledger(None, rounds, nodes, faults=True).rows)
-    first = next(row for row in rows if row["phase"] == "plan")
-    names = [f"features.{n}.block.{n % 4}.conv" for n in range(groups)]
-    first["dense_units"] = dict.fromkeys(names, 256)
-    first["importance"] = {name: first["importance"]["fc1"] for name in names}
-    generator = np.random.default_rng(0)
-    for number in range(rounds):
-        kept = generator.integers(20, 257, groups).tolist()
-        units = dict(zip(names, kept, strict=True))
-        plan = {**first["plan"], "units": units}
-        if number:
-            first = {**first, "importance": {}}
-        rows.append({**first, "round": number, "plan": plan})
-    rows.remove(next(row for row in rows if row["phase"] == "plan"))
+def write_rows(folder: Path, rows: Iterable[Any]) -> Path:
+    """Write rows as they are."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "ledger.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
+def write_large(folder: Path, rounds: int, nodes: int, groups: int) -> Path:
+    """Write a long run's file at once: a deep model, and a plan every round."""
+    rows = list(make_ledger(None, rounds, nodes, faults=True).rows)
+    first = next(row for row in rows if row["phase"] == "plan")
+    rows.remove(first)
+    names = [f"features.{n}.block.{n % 4}.conv" for n in range(groups)]
+    first |= {"dense_units": dict.fromkeys(names, 256)}
+    first |= {"importance": dict.fromkeys(names, first["importance"]["fc1"])}
+    generator = np.random.default_rng(0)
+    for number in range(rounds):
+        kept = generator.integers(20, 257, groups).tolist()
+        plan = {**first["plan"], "units": dict(zip(names, kept, strict=True))}
+        scores = {} if number else first["importance"]
+        rows.append({**first, "round": number, "plan": plan, "importance": scores})
+    return write_rows(folder, rows)
+
+
 def write_hostile(folder: Path) -> Path:
     """A ledger in which every name and reason is a stranger's."""
-    ledger = make_ledger(folder, 6, 3)
-    text = json.dumps(list(ledger.rows))
+    text = json.dumps(list(make_ledger(None, 6, 3).rows))
     for name in ("conv1", "top1", "loss", "out of memory"):
         text = text.replace(f'"{name}"', json.dumps(name + HOSTILE))
     rows = json.loads(text)
     for found in node_rows(rows)[:3]:
         found |= {"status": "failed" + HOSTILE, "reason": HOSTILE * 3}
-    lines = "".join(json.dumps(found) + "\n" for found in rows)
-    path = folder / "[red]\x1b[31m\n<i>$\\x$" / "ledger.jsonl"
-    path.parent.mkdir(parents=True)
-    path.write_text(lines)
-    (folder / "ledger.jsonl").unlink()
-    return path
+    return write_rows(folder / "[red]\x1b[31m\n<i>$\\x$", rows)

@@ -9,11 +9,9 @@ import torch
 from federation import EXAMPLE, TinyNet
 from typer.testing import CliRunner, Result
 
-from flwr_autoflip import AutoFlipError, load_pruned, save_pruned
+from flwr_autoflip import AutoFlipError, Plan, load_pruned, save_pruned, trace
 from flwr_autoflip.cli.export import find_model, parse_example
 from flwr_autoflip.cli.main import app
-from flwr_autoflip.graph.plan import Plan
-from flwr_autoflip.graph.tracing.trace import trace
 
 LAYOUT = trace(TinyNet(), EXAMPLE)
 KEEP = {"conv": np.array([0, 2, 5]), "fc1": np.array([1, 2, 6, 7])}
@@ -51,21 +49,6 @@ def test_an_onnx_file_computes_the_same(tmp_path: Path) -> None:
         ("federation:TinyNet", "1,x", "must read 1,3,32,32"),
         ("federation:TinyNet", "1,8:complex", "dtypes are float32, int64, int32"),
         ("torch.nn:Identity", "1,8", "not the server's"),
-    ],
-)
-def test_what_does_not_fit_is_said(
-    tmp_path: Path, model: str, shape: str, expected: str
-) -> None:
-    done = export(tmp_path, model, shape)
-
-    assert done.exit_code == 1
-    assert expected in done.stderr
-    assert done.stderr.startswith("Error: ")
-
-
-@pytest.mark.parametrize(
-    ("model", "shape", "expected"),
-    [
         ("federation:TinyNet", "1,3,32,32", "expected input[1, 3, 32, 32] to have 1"),
         ("federation:TinyNet", "7", "--input 7: the model cannot take it"),
         ("federation:TinyNet", "1,1,8,8:int64", "--input 1,1,8,8:int64: the model"),
@@ -73,7 +56,7 @@ def test_what_does_not_fit_is_said(
         ("builtins:int", "1,8", "--model builtins:int cannot be built"),
     ],
 )
-def test_a_wrong_shape_or_model_is_one_line(
+def test_what_does_not_fit_is_said_in_a_line(
     tmp_path: Path, model: str, shape: str, expected: str
 ) -> None:
     done = export(tmp_path, model, shape)
@@ -81,6 +64,7 @@ def test_a_wrong_shape_or_model_is_one_line(
     assert done.exit_code == 1
     assert isinstance(done.exception, SystemExit)
     assert expected in done.stderr
+    assert done.stderr.startswith("Error: ")
     assert len(done.output.splitlines()) == 1
     assert len(done.output) < 700
     assert not (tmp_path / "out").exists()
@@ -117,14 +101,7 @@ def test_without_the_extra_its_name_is_given(
     assert 'pip install "flwr-autoflip[onnx]"' in done.stderr
 
 
-def test_examples_are_read() -> None:
-    assert parse_example("1, 3,32,32").shape == (1, 3, 32, 32)
-    assert parse_example("1,80:int64").dtype == torch.int64
-    with pytest.raises(AutoFlipError, match="must read"):
-        parse_example("1,0")
-
-
-def test_models_are_found_from_the_working_directory(
+def test_examples_and_models_are_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "an_app_of_mine.py").write_text("def net():\n    return 7\n")
@@ -132,3 +109,7 @@ def test_models_are_found_from_the_working_directory(
     monkeypatch.setattr(sys, "path", list(sys.path))
 
     assert find_model("an_app_of_mine:net")() == 7  # type: ignore[comparison-overlap]
+    assert parse_example("1, 3,32,32").shape == (1, 3, 32, 32)
+    assert parse_example("1,80:int64").dtype == torch.int64
+    with pytest.raises(AutoFlipError, match="must read"):
+        parse_example("1,0")

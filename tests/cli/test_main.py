@@ -15,10 +15,10 @@ from ledgers import make_ledger
 from torch import nn
 from typer.testing import CliRunner, Result
 
-from flwr_autoflip import __version__, save_pruned
+from flwr_autoflip import Plan, __version__, save_pruned, shrink, trace
+from flwr_autoflip.cli.inspect import layer_sizes
 from flwr_autoflip.cli.main import app
-from flwr_autoflip.graph.plan import Plan
-from flwr_autoflip.graph.tracing.trace import trace
+from flwr_autoflip.ledger.cost import measure_cost
 
 LAYOUT = trace(TinyNet(), EXAMPLE)
 KEEP = {"conv": np.array([0, 2, 5]), "fc1": np.array([1, 2, 6, 7])}
@@ -56,13 +56,6 @@ def in_terminal(*words: object) -> list[str]:
     return [line.rstrip("\r") for line in ANSI.sub("", output.decode()).split("\n")]
 
 
-@pytest.fixture
-def model_file(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    save_pruned(tmp_path / "model.safetensors", TinyNet(), Plan(LAYOUT, KEEP))
-    return tmp_path / "model.safetensors"
-
-
 def test_help_and_version() -> None:
     shown = call("--help")
 
@@ -82,14 +75,12 @@ def test_the_command_is_installed() -> None:
 
 
 @pytest.mark.parametrize("words", [["--help"], ["report", "--help"], ["doctor"]])
-def test_it_answers_without_torch_and_flower(words: list[str]) -> None:
+def test_it_answers_without_heavy_packages(words: list[str]) -> None:
     """``doctor`` must work where they do not, and help must not take seconds."""
+    names = ("torch", "flwr", "torchvision", "matplotlib")
     code = (
-        "import sys; sys.modules['torch'] = sys.modules['flwr'] = None\n"
-        "sys.modules['torchvision'] = None\n"
-        "from flwr_autoflip.cli.main import app\n"
-        f"sys.argv[1:] = {words}\n"
-        "app()\n"
+        f"import sys; sys.modules |= dict.fromkeys({names})\n"
+        f"sys.argv[1:] = {words}\n{MAIN}\n"
     )
 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -98,10 +89,36 @@ def test_it_answers_without_torch_and_flower(words: list[str]) -> None:
     assert len(done.stdout) > 100
 
 
+def test_errors_are_one_line_and_say_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_ledger(tmp_path / "run", 1, 1)
+    (tmp_path / "bad").write_text("junk")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    commands = [
+        (["report", tmp_path / "nowhere"], "does not exist; name a ledger file"),
+        (["report", tmp_path / "bad"], "holds no rows of a ledger"),
+        (["report", tmp_path / "run"], 'pip install "flwr-autoflip[plots]"'),
+        (["inspect", tmp_path / "bad"], "is no whole pruned model"),
+        (["inspect", tmp_path / "nowhere"], "is no whole pruned model"),
+        (["tensorboard", tmp_path / "x", "y"], "does not exist; name a ledger"),
+    ]
+    for words, expected in commands:
+        done = call(*words)
+
+        assert done.exit_code == 1, words
+        assert done.stdout == ""
+        assert expected in done.stderr
+        assert done.stderr.startswith("Error: ")
+        assert len(done.stderr.splitlines()) == 1
+    assert not Path("report.html").exists()
+
+
 # --- report ---
 
 
 def test_report_writes_a_page_and_figures_in_80_columns(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
     for name in ("short", "a-run-with-quite-a-long-name-as-people-give-them-seed0"):
         make_ledger(tmp_path / "runs" / name, 6, 3, faults=True)
     out = tmp_path / "pages" / "page.html"
@@ -119,50 +136,58 @@ def test_report_writes_a_page_and_figures_in_80_columns(tmp_path: Path) -> None:
 
 
 def test_report_for_programs(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
     make_ledger(tmp_path, 6, 3)
     out = tmp_path / "page.html"
 
-    done = call("report", tmp_path, "--out", out, "--json")
+    done = call("report", tmp_path, "--out", out, "--png", "--json")
 
     found = json.loads(done.stdout)
-    assert found["files"] == [str(out)]
+    assert found["files"][:2] == [str(out), str(tmp_path / "page-curves.png")]
+    assert all(Path(file).stat().st_size for file in found["files"])
     assert found["runs"][0]["exploration_bytes"] == 4200
-
-
-def test_report_draws_pngs_when_asked(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    make_ledger(tmp_path, 6, 3)
-
-    done = call("report", tmp_path, "--out", tmp_path / "page.html", "--png")
-
-    assert done.exit_code == 0, done.output
-    assert (tmp_path / "page-curves.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_errors_are_one_line_and_say_the_way_out(tmp_path: Path) -> None:
-    (tmp_path / "bad").write_text("junk")
-    commands = [
-        (["report", tmp_path / "nowhere"], "does not exist; name a ledger file"),
-        (["report", tmp_path / "bad"], "holds no rows of a ledger"),
-        (["inspect", tmp_path / "bad"], "is no whole pruned model"),
-        (["inspect", tmp_path / "nowhere"], "is no whole pruned model"),
-        (["tensorboard", tmp_path, tmp_path / "x"], "has no ledger.jsonl in it"),
-    ]
-    for words, expected in commands:
-        done = call(*words)
-
-        assert done.exit_code == 1, words
-        assert done.stdout == ""
-        assert expected in done.stderr
-        assert done.stderr.startswith("Error: ")
-        assert len(done.stderr.splitlines()) == 1
 
 
 # --- inspect ---
 
 
+def test_layers_by_hand_and_in_the_model_that_is_built() -> None:
+    plan = Plan(LAYOUT, KEEP)
+
+    layers = layer_sizes(plan)
+
+    conv, norm, fc1, fc2 = layers
+    assert (conv["name"], conv["dense_shape"]) == ("conv", (6, 1, 3, 3))
+    assert conv["shape"] == (3, 1, 3, 3)
+    assert (conv["dense_parameters"], conv["parameters"]) == (6 * 9 + 6, 3 * 9 + 3)
+    assert (conv["dense_macs"], conv["macs"]) == (64 * 54, 64 * 27)
+    assert (norm["name"], norm["parameters"], norm["macs"]) == ("norm", 6, 0)
+    assert (fc1["dense_shape"], fc1["shape"]) == ((8, 96), (4, 48))
+    assert (fc2["parameters"], fc2["macs"]) == (3 * 4 + 3, 3 * 4)
+    small = measure_cost(shrink(TinyNet(), plan), EXAMPLE)
+    assert sum(layer["parameters"] for layer in layers) == small.parameters
+    assert sum(layer["macs"] for layer in layers) == small.macs
+
+
+def test_pruned_single_weights_save_parameters_alone() -> None:
+    mask = {"fc1.weight": np.zeros((8, 96), np.bool_)}
+    mask["fc1.weight"][:, :10] = True
+
+    whole, cut = (layer_sizes(Plan(LAYOUT, KEEP, m))[2] for m in ({}, mask))
+
+    assert cut["parameters"] == 4 * 10 + 4 < whole["parameters"]
+    assert cut["macs"] == whole["macs"]
+
+
+@pytest.fixture
+def model_file(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    save_pruned(tmp_path / "model.safetensors", TinyNet(), Plan(LAYOUT, KEEP))
+    return tmp_path / "model.safetensors"
+
+
 def test_inspect_shows_layers_before_and_after(model_file: Path) -> None:
-    lines = in_terminal("inspect", model_file)
+    lines = call("inspect", model_file).stdout.splitlines()
 
     rows = [line.split() for line in lines]
     assert rows[1][:6] == ["conv", "6x1x3x3", "3x1x3x3", "30", "(50", "%)"]
@@ -179,14 +204,16 @@ def test_inspect_for_programs(model_file: Path) -> None:
     assert found["dense_parameters"] == 875
     assert found["units"]["conv"] == {"kept": 3, "dense": 6}
     assert found["macs"] == 64 * 27 + 4 * 48 + 3 * 4
-    assert [layer["name"] for layer in found["layers"]] == [
-        *("conv", "norm", "fc1", "fc2"),
-    ]
+    names = [layer["name"] for layer in found["layers"]]
+    assert names == ["conv", "norm", "fc1", "fc2"]
     assert found["bytes"] < found["dense_bytes"]
 
 
-def test_long_names_fold_and_are_not_cut(tmp_path: Path) -> None:
-    name = "a_module_with_a_name_that_nobody_would_want_to_read_aloud_or_to_type"
+LONG = "a_module_with_a_name_that_nobody_would_want_to_read_aloud_or_to_type"
+
+
+@pytest.mark.parametrize("name", [LONG, "[/x]", "[red]out[link=x]"])
+def test_names_fold_and_are_shown_as_they_are(tmp_path: Path, name: str) -> None:
     deep = nn.Sequential()
     deep.add_module(name, nn.Sequential(nn.Linear(1000, 2000), nn.ReLU()))
     deep.add_module("output", nn.Linear(2000, 10))
@@ -194,23 +221,10 @@ def test_long_names_fold_and_are_not_cut(tmp_path: Path) -> None:
     plan = Plan(layout, {g.name: np.arange(g.size // 2) for g in layout.groups})
     save_pruned(tmp_path / "x", deep, plan)
 
-    lines = in_terminal("inspect", tmp_path / "x")
-
-    assert max(map(len, lines)) <= 80
-    width = lines[0].index("before")
-    assert name in "".join(line[:width].strip() for line in lines[1:])
-
-
-def test_names_that_look_like_markup_are_shown_as_they_are(tmp_path: Path) -> None:
-    odd = nn.Sequential()
-    odd.add_module("[/x]", nn.Sequential(nn.Linear(9, 8), nn.ReLU()))
-    odd.add_module("[red]out[link=x]", nn.Linear(8, 2))
-    layout = trace(odd, torch.zeros(1, 9))
-    plan = Plan(layout, {g.name: np.arange(g.size // 2) for g in layout.groups})
-    save_pruned(tmp_path / "x", odd, plan)
-
     done = call("inspect", tmp_path / "x")
 
     assert done.exit_code == 0, done.output
-    assert "[/x].0" in done.stdout
-    assert "[red]out[link=x]" in done.stdout
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    width = lines[0].index("before")
+    assert name in "".join(line[:width].strip() for line in lines[1:])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from ledgers import make_ledger
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from flwr_autoflip.cli import tensorboard
 from flwr_autoflip.cli.main import app
@@ -20,6 +20,10 @@ def test_scalars_by_hand() -> None:
     assert found["server/top1", 1] == pytest.approx(0.9 - 0.8 * 0.9)
     assert found["plan/parameters-kept", 0] == 0.25
     assert found["units/fc1", 2] == 32
+
+
+def call(run: Path, logdir: Path) -> Result:
+    return CliRunner().invoke(app, ["tensorboard", str(run), str(logdir)])
 
 
 def read_back(logdir: Path) -> dict[tuple[str, int], float]:
@@ -39,8 +43,7 @@ def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     ledger = make_ledger(tmp_path / "run", 3, 2)
 
-    words = ["tensorboard", str(tmp_path / "run"), str(tmp_path / "logs")]
-    done = CliRunner().invoke(app, words)
+    done = call(tmp_path / "run", tmp_path / "logs")
 
     assert done.exit_code == 0, done.output
     assert read_back(tmp_path / "logs") == pytest.approx(scalars(ledger.rows), rel=1e-6)
@@ -67,25 +70,17 @@ def test_a_growing_ledger_is_followed(
     assert {step for tag, step in found if tag == "server/top1"} == {0, 1, 2, 3}
 
 
-def test_without_the_extra_its_name_is_given(
+def test_errors_say_the_way_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_ledger(tmp_path, 1, 1)
-    monkeypatch.setitem(sys.modules, "tensorboard", None)
-    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
-
-    done = CliRunner().invoke(app, ["tensorboard", str(tmp_path), str(tmp_path / "x")])
-
-    assert done.exit_code == 1
-    assert 'pip install "flwr-autoflip[tensorboard]"' in done.stderr
-
-
-def test_one_run_at_a_time(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     for name in ("a", "b"):
         make_ledger(tmp_path / name, 1, 1)
 
-    done = CliRunner().invoke(app, ["tensorboard", str(tmp_path), str(tmp_path / "x")])
+    assert "holds 2 runs; name one of them" in call(tmp_path, tmp_path / "x").stderr
 
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    done = call(tmp_path / "a", tmp_path / "x")
     assert done.exit_code == 1
-    assert "holds 2 runs; name one of them" in done.stderr
+    assert 'pip install "flwr-autoflip[tensorboard]"' in done.stderr

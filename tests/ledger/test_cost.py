@@ -1,4 +1,6 @@
-"""Parameters and MACs against hand-computed numbers, plans and THOP."""
+"""Parameters, MACs and memory against hand-computed numbers and plans."""
+
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,10 +10,13 @@ from hypothesis import strategies as st
 from models import ZOO, batch, build, layout_of, random_plan
 from torch import Tensor, nn
 
+from flwr_autoflip.errors import AutoFlipError, AutoFlipWarning, WireError
 from flwr_autoflip.graph.plan import Plan, dense_plan
 from flwr_autoflip.graph.shrink import arrays_of, shrink
+from flwr_autoflip.ledger import cost as costs
 from flwr_autoflip.ledger.cost import (
     MEMORY_BATCH,
+    CostOf,
     count_macs,
     count_parameters,
     count_training_memory,
@@ -25,38 +30,30 @@ from flwr_autoflip.ledger.cost import (
 CONV_FLAT_MACS = 2304 + 3456 + 192 + 24
 # 36 + 4, 216 + 6, 192 + 8, 24 + 3
 CONV_FLAT_PARAMETERS = 40 + 222 + 200 + 27
+# Saved for backward: input 64, after each ReLU 256, 96 and 8, after each pooling 64
+# and 24 values, and pooling's 64 and 24 indices of 8 bytes. Views count once.
+CONV_FLAT_SAVED = 4 * (64 + 256 + 64 + 96 + 24 + 8) + 8 * (64 + 24)
 
 
-def test_macs_by_hand() -> None:
-    assert count_macs(build("conv_flat"), batch("conv_flat", 1)) == CONV_FLAT_MACS
-
-
-def test_plan_counts_the_same_macs_by_hand() -> None:
-    assert dense_plan(layout_of("conv_flat")).macs == CONV_FLAT_MACS
-
-
-@pytest.mark.parametrize("size", [2, 5])
-def test_macs_are_of_one_example_whatever_the_batch(size: int) -> None:
-    assert count_macs(build("conv_flat"), batch("conv_flat", size)) == CONV_FLAT_MACS
-
-
-def test_parameters_by_hand() -> None:
-    assert count_parameters(build("conv_flat")) == CONV_FLAT_PARAMETERS
-    assert layout_of("conv_flat").num_parameters == CONV_FLAT_PARAMETERS
-
-
-def test_single_zeros_cost_like_any_other_weight() -> None:
-    model = build("conv_flat")
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_costs_by_hand_whatever_the_batch(size: int) -> None:
+    model, example = build("conv_flat"), batch("conv_flat", size)
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.fill_(1.0)
-        model.fc2.weight[0] = 0.0
+        model.fc2.weight[0] = 0.0  # zeros take memory and time all the same
 
-    cost = measure_cost(model, batch("conv_flat", 1))
+    cost = measure_cost(model, example)
 
-    assert cost.parameters == CONV_FLAT_PARAMETERS  # zeros take memory all the same
-    assert cost.macs == CONV_FLAT_MACS  # and time
+    assert cost.macs == count_macs(model, example) == CONV_FLAT_MACS
+    assert cost.parameters == count_parameters(model) == CONV_FLAT_PARAMETERS
     assert cost.bytes == 4 * CONV_FLAT_PARAMETERS
+    fixed = 3 * 4 * CONV_FLAT_PARAMETERS  # weights, gradients, momentum
+    memory = count_training_memory(model, example)
+    assert memory == fixed + MEMORY_BATCH * CONV_FLAT_SAVED
+
+
+def test_layouts_and_plans_count_the_same_by_hand() -> None:
+    assert dense_plan(layout_of("conv_flat")).macs == CONV_FLAT_MACS
+    assert layout_of("conv_flat").num_parameters == CONV_FLAT_PARAMETERS
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -75,24 +72,28 @@ def test_plan_predicts_what_the_small_model_costs(
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_dense_plan_predicts_what_the_model_costs(name: str) -> None:
-    assert count_macs(build(name), batch(name, 1)) == dense_plan(layout_of(name)).macs
+def test_half_of_the_units_train_in_less_memory(name: str) -> None:
+    layout = layout_of(name)
+    keep = {g.name: np.arange((g.size + 1) // 2) for g in layout.groups}
+    small = shrink(build(name), Plan(layout, keep))
+
+    memory = [count_training_memory(m, batch(name, 1)) for m in (small, build(name))]
+
+    assert 0 < memory[0] < memory[1]
+    assert count_macs(build(name), batch(name, 1)) == dense_plan(layout).macs
 
 
 def test_several_inputs_come_as_a_tuple() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.left = nn.Linear(3, 5)
-            self.right = nn.Linear(2, 5)
+            self.left, self.right = nn.Linear(3, 5), nn.Linear(2, 5)
 
         def forward(self, a: Tensor, b: Tensor, scale: float) -> Tensor:
             return (self.left(a) + self.right(b)) * scale
 
-    model = Two()
-
     # 3 * 5 + 2 * 5; what is no tensor passes through.
-    assert count_macs(model, (torch.zeros(4, 3), torch.zeros(4, 2), 2.0)) == 25
+    assert count_macs(Two(), (torch.zeros(4, 3), torch.zeros(4, 2), 2.0)) == 25
 
 
 def test_counting_leaves_the_model_alone() -> None:
@@ -108,23 +109,89 @@ def test_counting_leaves_the_model_alone() -> None:
         assert (array == before[name]).all(), name
 
 
-def test_training_memory_by_hand() -> None:
-    # Saved for backward: input 64, after each ReLU 256, 96 and 8, after each pooling
-    # 64 and 24 values, and pooling's 64 and 24 indices of 8 bytes. Views count once.
-    saved = 4 * (64 + 256 + 64 + 96 + 24 + 8) + 8 * (64 + 24)
-    fixed = 3 * 4 * CONV_FLAT_PARAMETERS  # weights, gradients, momentum
+class Looks(nn.Module):
+    """Needs values, which meta has not."""
 
-    for size in (1, 2):
-        memory = count_training_memory(build("conv_flat"), batch("conv_flat", size))
-        assert memory == fixed + MEMORY_BATCH * saved
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) if x.sum().item() >= 0 else x
 
 
-@pytest.mark.parametrize("name", ZOO)
-def test_half_of_the_units_train_in_less_memory(name: str) -> None:
-    layout = layout_of(name)
-    keep = {g.name: np.arange((g.size + 1) // 2) for g in layout.groups}
-    small = shrink(build(name), Plan(layout, keep))
+def test_where_meta_fails_the_cpu_counts_or_says_why_not() -> None:
+    assert count_macs(Looks(), torch.ones(2, 3)) == 12
+    # Saved: the input of 3 values. Weights, gradients, momentum: 3 x 16 values.
+    assert count_training_memory(Looks(), torch.ones(2, 3)) == 4 * (32 * 3 + 3 * 16)
+    for count in (count_macs, count_training_memory):
+        with pytest.raises(
+            AutoFlipError, match=r"Looks cannot be counted: .* on cpu: "
+        ):
+            count(Looks(), torch.ones(2, 9))
 
-    memory = [count_training_memory(m, batch(name, 1)) for m in (small, build(name))]
 
-    assert 0 < memory[0] < memory[1]
+# --- Plans' models ---
+
+LAYOUT = layout_of("conv_flat")
+KEEP = {"conv1": np.arange(2), "conv2": np.arange(3), "fc1": np.arange(4)}
+HALF = Plan(LAYOUT, KEEP)
+# conv1 64 * 9 * 2, conv2 16 * 9 * 2 * 3, fc1 12 * 4, fc2 4 * 3
+MACS = (1152 + 864 + 48 + 12) / CONV_FLAT_MACS
+PARAMETERS = (20 + 57 + 52 + 15) / CONV_FLAT_PARAMETERS
+# Saved an example: 64 input values, and half of all other values and indices.
+SAVED = 4 * (64 + 128 + 32 + 48 + 12 + 4) + 8 * (32 + 12)
+MEMORY = (12 * 144 + 32 * SAVED) / (12 * 489 + 32 * CONV_FLAT_SAVED)
+
+
+@pytest.fixture
+def cost_of() -> CostOf:
+    return CostOf(build("conv_flat"), batch("conv_flat", 1))
+
+
+@pytest.mark.parametrize(
+    ("resource", "expected"),
+    [("macs", MACS), ("parameters", PARAMETERS), ("memory", MEMORY)],
+)
+def test_ratios_by_hand(cost_of: CostOf, resource: Any, expected: float) -> None:
+    assert cost_of.ratio(HALF, resource) == pytest.approx(expected, rel=1e-12)
+    assert cost_of.ratio(dense_plan(LAYOUT), resource) == 1
+
+
+def test_single_zeros_count(cost_of: CostOf) -> None:
+    masked = Plan(LAYOUT, KEEP, {"fc1.bias": np.zeros(8, np.bool_)})
+
+    shape = cost_of.shape(masked)
+
+    assert cost_of.ratio(masked, "parameters") == cost_of.ratio(HALF, "parameters")
+    assert (shape["zeros"], shape["parameters"]) == (4, 144 - 4)
+    assert shape["units"] == {"conv1": 2, "conv2": 3, "fc1": 4}
+
+
+def test_a_plan_is_measured_once(
+    cost_of: CostOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cost_of.ratio(HALF, "macs")
+    monkeypatch.delattr(costs, "shrink")
+
+    assert cost_of.ratio(Plan(LAYOUT, dict(KEEP)), "macs") == pytest.approx(MACS)
+    assert cost_of.plan(dense_plan(LAYOUT)) == cost_of.dense()  # nothing to shrink
+
+
+def test_what_cannot_be_counted_is_said_where_it_is_asked_for() -> None:
+    cost_of = CostOf(build("conv_flat"), batch("conv_flat", 1)[:, :, :4])  # too small
+
+    with pytest.warns(AutoFlipWarning, match="unknown; the run goes on"):
+        assert cost_of.shape(HALF)["dense_macs"] is None
+
+    assert cost_of.ratio(HALF, "parameters") == pytest.approx(PARAMETERS)
+    for resource in ("macs", "memory"):
+        with pytest.raises(AutoFlipError, match="of ConvFlat cannot be counted"):
+            cost_of.ratio(HALF, resource)  # type: ignore[arg-type]
+
+
+def test_a_node_that_built_another_model_is_refused(cost_of: CostOf) -> None:
+    cost_of.check(HALF, 144)
+    cost_of.check(HALF, 489)  # behind a mod
+    with pytest.raises(WireError, match="300 parameters; its plan's has 144"):
+        cost_of.check(HALF, 300)

@@ -1,21 +1,23 @@
 """Rows, totals and files."""
 
 import json
+import random
+import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from flwr_autoflip.errors import DamagedFileError
 from flwr_autoflip.ledger.ledger import Ledger, read_ledger, total, unknown
-from flwr_autoflip.ledger.rows import NodeRow
+from flwr_autoflip.ledger.rows import BLOCK, STEP_PER_FORWARD, NodeRow, Rows
 
 
 def test_macs_by_hand() -> None:
-    # 1000 with gradients at three forward passes each, 400 without
-    row = NodeRow(1, "train", 7, forward_macs=1000, eval_macs=400)
-
-    assert row.macs == 3 * 1000 + 400
+    # One forward and two backward products of the same size; 400 without gradients.
+    assert STEP_PER_FORWARD == 3
+    assert NodeRow(1, "train", 7, forward_macs=1000, eval_macs=400).macs == 3400
 
 
 def test_what_is_unknown_is_null_and_a_total_says_how_often() -> None:
@@ -31,6 +33,19 @@ def test_what_is_unknown_is_null_and_a_total_says_how_often() -> None:
     assert unknown(ledger.rows, "examples") == 1
 
 
+def test_totals_include_exploration_and_failures() -> None:
+    ledger = Ledger()
+    ledger.add(NodeRow(0, "explore", 1, bytes_down=100))
+    ledger.add(NodeRow(1, "train", 1, bytes_down=10))
+    ledger.add(NodeRow(1, "train", 2, status="failed", reason="x", bytes_down=10))
+    ledger.add(NodeRow(2, "evaluate", 1, bytes_down=1))
+    ledger.add_server(2, {}, {})
+
+    assert total(ledger.rows, "bytes_down") == 121
+    assert total(ledger.rows, "bytes_down", last_round=1) == 120
+    assert total(ledger.rows, "bytes_down", ["explore"]) == 100
+
+
 def test_rows_are_readable_at_any_moment(tmp_path: Path) -> None:
     path = tmp_path / "runs" / "ledger.jsonl"
     ledger = Ledger(path)
@@ -38,6 +53,7 @@ def test_rows_are_readable_at_any_moment(tmp_path: Path) -> None:
 
     first = read_ledger(path)
     ledger.add_server(1, {"top1": 0.5}, {"parameters": 9})
+    path.write_text(path.read_text() + '{"round": 1, "pha')  # still being written
 
     assert [row["phase"] for row in first] == ["explore"]
     assert read_ledger(path) == ledger.rows
@@ -54,26 +70,39 @@ def test_server_rows_hold_the_wall_clock() -> None:
     assert 0.05 <= ledger.rows[0]["seconds"] <= passed + 0.05
 
 
-def test_a_line_cut_short_is_left_out(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.jsonl"
-    ledger = Ledger(path)
-    ledger.add(NodeRow(0, "explore", 7))
-    path.write_text(path.read_text() + '{"round": 1, "pha')
-
-    assert len(read_ledger(path)) == 1
+# --- In memory ---
 
 
-def test_totals_include_exploration_and_failures() -> None:
-    ledger = Ledger()
-    ledger.add(NodeRow(0, "explore", 1, bytes_down=100))
-    ledger.add(NodeRow(1, "train", 1, bytes_down=10))
-    ledger.add(NodeRow(1, "train", 2, status="failed", reason="x", bytes_down=10))
-    ledger.add(NodeRow(2, "evaluate", 1, bytes_down=1))
-    ledger.add_server(2, {}, {})
+@pytest.mark.parametrize("count", [0, 1, BLOCK - 1, BLOCK, 2 * BLOCK + 3])
+def test_rows_are_a_list_that_grows(count: int) -> None:
+    given = [
+        {"round": i, "seconds": i / 7, "metrics": {"a": [i]}} for i in range(count)
+    ]
 
-    assert total(ledger.rows, "bytes_down") == 121
-    assert total(ledger.rows, "bytes_down", last_round=1) == 120
-    assert total(ledger.rows, "bytes_down", ["explore"]) == 100
+    rows = Rows(given)
+
+    assert len(rows) == count
+    assert list(rows) == given
+    assert rows == given
+    assert rows != [*given, {}]
+    assert rows[-3:] == given[-3:]
+    assert rows[BLOCK - 2 : BLOCK + 2] == given[BLOCK - 2 : BLOCK + 2]
+    for place in {0, count // 2, count - 1} & set(range(count)):
+        assert rows[place] == given[place]
+    with pytest.raises(IndexError):
+        rows[count]
+
+
+def test_a_ledgers_row_takes_few_bytes() -> None:
+    def row(i: int) -> NodeRow:
+        node = random.Random(i % 500).getrandbits(63)  # as Flower's ids are
+        return NodeRow(i // 500, "train", node, bytes_up=900 + i % 7, seconds=i / 7e3)
+
+    rows = Rows(asdict(row(i)) for i in range(10 * BLOCK))
+
+    packed = sum(map(len, rows._packed)) / len(rows)
+    plain = sys.getsizeof(asdict(row(1)))  # without its values
+    assert packed < 60 < plain
 
 
 # --- Checkpoints ---
@@ -127,20 +156,15 @@ def test_a_ledger_that_was_changed_is_not_gone_on_with(tmp_path: Path) -> None:
 
 
 def test_a_file_stays_until_a_ledger_is_begun(tmp_path: Path) -> None:
-    Ledger(tmp_path / "x").add(NodeRow(1, "train", 7))
-    content = (tmp_path / "x").read_bytes()
+    path = tmp_path / "x"
+    Ledger(path).add(NodeRow(1, "train", 7))
+    content = path.read_bytes()
 
-    ledger = Ledger(tmp_path / "x")
-    assert (tmp_path / "x").read_bytes() == content
+    ledger = Ledger(path)
+    assert path.read_bytes() == content
     assert list(ledger.rows) == []
 
+    ledger.add(NodeRow(2, "train", 8))  # the first row begins it
+    assert [row["node"] for row in read_ledger(path)] == [8]
     ledger.clear()
-    assert read_ledger(tmp_path / "x") == []
-
-
-def test_the_first_row_begins_a_ledger(tmp_path: Path) -> None:
-    Ledger(tmp_path / "x").add(NodeRow(1, "train", 7))
-
-    Ledger(tmp_path / "x").add(NodeRow(2, "train", 8))
-
-    assert [row["node"] for row in read_ledger(tmp_path / "x")] == [8]
+    assert read_ledger(path) == []

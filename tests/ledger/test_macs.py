@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from flwr_autoflip.errors import AutoFlipError
-from flwr_autoflip.ledger.cost import count_macs, count_training_memory
+from flwr_autoflip.ledger.cost import count_macs
 from flwr_autoflip.ledger.macs import MacCounter
 from flwr_autoflip.ledger.meter import measure
 
@@ -109,31 +108,3 @@ def test_products_with_vectors() -> None:
         )
 
     assert (counter.macs, counter.fault) == (12 + 12 + 4 + 3 * 2 * 4 * 4, "")
-
-
-# --- On the server ---
-
-
-class Looks(nn.Module):
-    """Needs values, which meta has not."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(3, 4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layer(x) if x.sum().item() >= 0 else x
-
-
-def test_where_meta_fails_the_cpu_counts() -> None:
-    assert count_macs(Looks(), torch.ones(2, 3)) == 12
-    # Saved: the input of 3 values. Weights, gradients, momentum: 3 x 16 values.
-    assert count_training_memory(Looks(), torch.ones(2, 3)) == 4 * (32 * 3 + 3 * 16)
-
-
-def test_where_both_fail_the_reason_is_said() -> None:
-    for count in (count_macs, count_training_memory):
-        with pytest.raises(
-            AutoFlipError, match=r"Looks cannot be counted: .* on cpu: "
-        ):
-            count(Looks(), torch.ones(2, 9))
