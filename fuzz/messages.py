@@ -36,7 +36,7 @@ COST_OF = CostOf(MODEL, EXAMPLE)
 OWN = describe(MODEL)
 HONEST, CHANGED = 100, 101
 INNER = (FedAvg, FedMedian)
-PHASES: tuple[wire.Phase, ...] = ("train", "evaluate", "explore", "budget")
+PHASES: tuple[wire.keys.Phase, ...] = ("train", "evaluate", "explore", "budget")
 
 
 class Client(AutoFlipClient):
@@ -118,9 +118,9 @@ def fuzz_reply(data: bytes) -> bool:
     draw = Draw(data)
     instructions, grid = instructions_of(draw), InProcessGrid(draw.pick(APPS), 2)
     ledger = Ledger()
-    exchange = Exchange(ledger, COST_OF, wire.NUM_EXAMPLES)
+    exchange = Exchange(ledger, COST_OF, wire.keys.NUM_EXAMPLES)
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
-    kind = wire.message_type(instructions.phase)
+    kind = wire.keys.message_type(instructions.phase)
     work = [
         (Message(template(), dst_node_id=n, message_type=kind), instructions)
         for n in (HONEST, CHANGED)
@@ -143,7 +143,7 @@ def fuzz_reply(data: bytes) -> bool:
         check_average(draw.pick(INNER)(), answers, instructions)  # takes them
     elif instructions.phase == "evaluate":
         for one in answers:
-            wire.inner_reply(one.message, None, one.reply, wire.NUM_EXAMPLES)
+            wire.inner_reply(one.message, None, one.reply, wire.keys.NUM_EXAMPLES)
         inner = draw.pick(INNER)()
         metrics = inner.aggregate_evaluate(1, [one.message for one in answers])
         check_metrics(metrics)

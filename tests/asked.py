@@ -60,7 +60,7 @@ class Asked:
         self.grid = LocalGrid(app, num_nodes, fault)
         for context in self.grid.contexts.values():
             context.node_config.update(config)
-        self.exchange = Exchange(Ledger(), COST_OF, wire.NUM_EXAMPLES)
+        self.exchange = Exchange(Ledger(), COST_OF, wire.keys.NUM_EXAMPLES)
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -74,7 +74,7 @@ class Asked:
 
     def ask(
         self,
-        phase: wire.Phase = "train",
+        phase: wire.keys.Phase = "train",
         plan: Plan = SMALL,
         content: RecordDict | None = None,
         dtype: str = "float32",
@@ -86,7 +86,7 @@ class Asked:
         instructions = wire.Instructions.of(phase, plan, weights, encoding, **rest)
         if phase == "budget":
             instructions = wire.Instructions.for_budget(plan)
-        kind, content = wire.message_type(phase), content or template()
+        kind, content = wire.keys.message_type(phase), content or template()
         work = [
             (Message(content, dst_node_id=n, message_type=kind), instructions)
             for n in self.grid.get_node_ids()

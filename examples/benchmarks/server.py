@@ -97,9 +97,9 @@ def autoflip_round(
     weights = wire.from_arrayrecord(arrays)
     plan = strategy.policy(0, strategy.layout, weights, [])
     digest = plan_digest(encode_plan(plan), plan.layout)
-    receipt = {wire.KEY_VERSION: VERSION, wire.KEY_DIGEST: digest}
-    receipt |= {wire.KEY_PARAMETERS: plan.num_parameters}
-    receipt |= {wire.KEY_EXAMPLES: 10, wire.KEY_SECONDS: 1.0}
+    receipt = {wire.keys.VERSION: VERSION, wire.keys.DIGEST: digest}
+    receipt |= {wire.keys.PARAMETERS: plan.num_parameters}
+    receipt |= {wire.keys.EXAMPLES: 10, wire.keys.SECONDS: 1.0}
     values = np.ones(plan.num_values, np.float32)
 
     def content() -> RecordDict:

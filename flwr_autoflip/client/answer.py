@@ -7,7 +7,7 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
-from flwr.app import ConfigRecord, Context, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
 from numpy.typing import NDArray
 
 from .. import wire
@@ -16,6 +16,7 @@ from ..graph.budget import Budget, parse_budget
 from ..graph.codec import VERSION
 from ..graph.layout import Arrays
 from ..graph.plan import Plan
+from ..wire.encoding import largest
 from ..wire.privacy import ReportPrivacy, parse_privacy
 
 Flatten = Callable[[Arrays, Plan], NDArray[Any]]
@@ -25,13 +26,13 @@ Flatten = Callable[[Arrays, Plan], NDArray[Any]]
 
 def budget_of(context: Context, given: str | None = None) -> Budget | None:
     """Read a node's budget: the one given, or its ``--node-config``'s."""
-    value = context.node_config.get(wire.KEY_BUDGET) if given is None else given
+    value = context.node_config.get(wire.keys.BUDGET) if given is None else given
     return parse_budget(value, whose=f"node {context.node_id}")
 
 
 def privacy_of(context: Context, given: str | None = None) -> ReportPrivacy | None:
     """Read a node's privacy: the one given, or its ``--node-config``'s."""
-    value = context.node_config.get(wire.KEY_PRIVACY) if given is None else given
+    value = context.node_config.get(wire.keys.PRIVACY) if given is None else given
     return parse_privacy(value, whose=f"node {context.node_id}")
 
 
@@ -40,29 +41,23 @@ def metadata_of(
 ) -> dict[str, Any]:
     """Say which plan was trained, how large the model was and how long it took."""
     return {
-        wire.KEY_VERSION: VERSION,
-        wire.KEY_DIGEST: request.instructions.digest,
-        wire.KEY_PARAMETERS: parameters,
-        wire.KEY_SECONDS: seconds,
+        wire.keys.VERSION: VERSION,
+        wire.keys.DIGEST: request.instructions.digest,
+        wire.keys.PARAMETERS: parameters,
+        wire.keys.SECONDS: seconds,
     }
 
 
 def budget_reply(request: wire.Request, budget: Budget | None) -> RecordDict:
     """Say what the node can carry."""
     metadata = metadata_of(request, parameters=0, seconds=0.0)
-    metadata |= {wire.KEY_EXAMPLES: 0, wire.KEY_BUDGET: str(budget or "")}
+    metadata |= {wire.keys.EXAMPLES: 0, wire.keys.BUDGET: str(budget or "")}
     nothing = np.zeros(0, np.float32)
-    return wire.reply_content({wire.NUM_EXAMPLES: 1}, metadata, nothing)
+    return wire.reply_content({wire.keys.NUM_EXAMPLES: 1}, metadata, nothing)
 
 
 def check_budget(request: wire.Request, budget: Budget | None) -> None:
-    """Refuse work that was not cut to this node's budget.
-
-    Raises
-    ------
-    WireError
-        If the server does not ask for budgets, or knows another one.
-    """
+    """Refuse work that was cut to another budget than this node's, or to none."""
     sent, own = request.instructions.budget, str(budget or "")
     if request.instructions.phase != "budget" and sent != own:
         raise WireError(
@@ -85,15 +80,10 @@ def one_release(
 ) -> Iterator[None]:
     """Refuse to explore, before any work, where the report could not be private.
 
-    Inside, no other request of this run makes this node explore. That holds within a
-    process; of two processes that answer at once, each with the node's state as it was
-    before either, neither can see the other.
-
-    Raises
-    ------
-    WireError
-        If the server asks for more than units' sums, or for a second report: noise
-        protects one release, and two of them together tell more.
+    Noise protects one release: a ``WireError`` if the server asks for more than units'
+    sums, or for a second report. Inside, no other request of this run makes this node
+    explore. That holds within a process; of two processes that answer at once, each
+    with the node's state as it was before either, neither can see the other.
     """
     instructions, place = request.instructions, (context.run_id, context.node_id)
     if instructions.phase != "explore" or privacy is None:
@@ -106,7 +96,7 @@ def one_release(
                 f"{instructions.payload!r}; take a method that asks for 'units'."
             )
         again = "and a second one would cost its privacy again."
-        if wire.RELEASED in context.state:
+        if wire.keys.RELEASED in context.state:
             raise WireError(
                 f"this node's noised report ({privacy}) is out already, {again}"
             )
@@ -130,37 +120,53 @@ def answer(
     privacy: ReportPrivacy | None,
     state: RecordDict,
 ) -> tuple[NDArray[Any], dict[str, Any]]:
-    """Make the array that a node sends of its training, and what is said of it.
+    """Make the array that a node sends, and what is said of it.
 
-    Parameters
-    ----------
-    request : Request
-        To train or to explore, inside :func:`one_release`.
-    start, trained : mapping of str to ndarray
-        A model's arrays before and after.
-    flatten : callable
-        Arrays and a plan to ``(plan.num_values,)``: arrays may be dense or small.
-    privacy : ReportPrivacy or None
-        Of a report.
-    state : RecordDict
-        ``context.state``; keeps what rounding left, and that a noised report is out.
-
-    Returns
-    -------
-    values : ndarray
-    metadata : dict
+    To train, or inside :func:`one_release` to explore. ``start`` and ``trained`` are a
+    model's arrays before and after; ``flatten`` brings them and a plan, dense or small,
+    to ``(plan.num_values,)``. ``state`` is ``context.state``: it keeps what rounding
+    left, and that a noised report is out.
     """
     instructions = request.instructions
     plan = instructions.reply_plan
     if instructions.phase == "train":
-        return wire.encode_trained(request, flatten(trained, plan), state), {}
+        return encode_trained(request, flatten(trained, plan), state), {}
     flat = flatten(start, plan), flatten(trained, plan)
     values, scale = wire.encode_report(*flat, plan, instructions.payload, privacy)
     metadata = wire.seal_report(values, scale)
     if privacy is not None:
-        metadata[wire.KEY_PRIVACY] = str(privacy)
-        state[wire.RELEASED] = ConfigRecord({wire.KEY_PRIVACY: str(privacy)})
+        metadata[wire.keys.PRIVACY] = str(privacy)
+        state[wire.keys.RELEASED] = ConfigRecord({wire.keys.PRIVACY: str(privacy)})
     return values, metadata
+
+
+def encode_trained(
+    request: wire.Request, trained: NDArray[Any], state: RecordDict
+) -> NDArray[Any]:
+    """Make the array that a node sends of trained ``(reply_plan.num_values,)``.
+
+    In 16 and 8 bits it holds the change. What 8 bits took from it stays in the node's
+    state for the next time, under the names of run and plan.
+    """
+    instructions = request.instructions
+    encoding, plan = instructions.reply_encoding, instructions.reply_plan
+    if encoding.dtype == "float32":
+        return trained
+    update = trained - instructions.start
+    name = (request.run + instructions.digest).hex()
+    kept = wire.records_of(state, ArrayRecord).get(wire.keys.RESIDUAL, ArrayRecord())
+    left = wire.from_arrayrecord(kept).get(name)
+    # Rounding leaves less than a hundredth of the largest change. What is larger than
+    # this round's is of training that went astray, and would drag the model along.
+    if left is not None and (
+        left.shape != update.shape or largest(left) > largest(update)
+    ):
+        left = None
+    data, residual = encoding.encode_update(update, left, plan)
+    state.pop(wire.keys.RESIDUAL, None)
+    if residual is not None:
+        state[wire.keys.RESIDUAL] = wire.to_arrayrecord({name: residual})
+    return data
 
 
 def warn_if_unmoved(request: wire.Request, start: Arrays, trained: Arrays) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,27 +15,11 @@ from torch import nn
 
 from .. import wire
 from ..errors import AutoFlipError
+from ..graph import shrink
 from ..graph.pack import pack_small
-from ..graph.shrink import (
-    arrays_of,
-    build_dense,
-    describe,
-    hold_mask,
-    load_arrays_inplace,
-    shrink,
-)
 from ..ledger.cost import count_parameters
 from ..ledger.meter import Spent, measure
-from .answer import (
-    answer,
-    budget_of,
-    budget_reply,
-    check_budget,
-    metadata_of,
-    one_release,
-    privacy_of,
-    warn_if_unmoved,
-)
+from . import answer
 
 Metrics = Mapping[str, Any]
 
@@ -87,8 +72,8 @@ class AutoFlipClient(NumPyClient):
     ) -> None:
         self.model_fn = model_fn
         self.context = context
-        self.budget = budget_of(context, budget)
-        self.privacy = privacy_of(context, privacy)
+        self.budget = answer.budget_of(context, budget)
+        self.privacy = answer.privacy_of(context, privacy)
 
     def train(self, model: nn.Module, config: dict[str, Any]) -> tuple[int, Metrics]:
         """Train the model in place.
@@ -134,45 +119,49 @@ class AutoFlipClient(NumPyClient):
         request, model = self._read(content)
         instructions = request.instructions
         if instructions.phase == "budget":
-            return budget_reply(request, self.budget)
+            return answer.budget_reply(request, self.budget)
         plan, start = instructions.reply_plan, request.arrays()
-        with one_release(request, self.privacy, self.context), ExitStack() as stack:
-            load_arrays_inplace(model.train(), start)
-            probe = instructions.payload == "gradients"
-            sums = stack.enter_context(sum_gradients(model)) if probe else {}
-            stack.enter_context(hold_mask(model, plan))
+        sums: dict[str, torch.Tensor] = {}
+        with (
+            answer.one_release(request, self.privacy, self.context),
+            ExitStack() as stack,
+        ):
+            shrink.load_arrays_inplace(model.train(), start)
+            if instructions.payload == "gradients":
+                sums = stack.enter_context(sum_gradients(model))
+            stack.enter_context(shrink.hold_mask(model, plan))
             spent = stack.enter_context(measure(model, plan.layout.batch_axis))
             count, metrics = self.train(model, request.config)
             stack.close()
-            trained, state = arrays_of(model), self.context.state
-            made = request, start, trained, pack_small, self.privacy, state
-            values, metadata = answer(*made)
+            trained = shrink.arrays_of(model)
+            made = start, trained, pack_small, self.privacy, self.context.state
+            values, metadata = answer.answer(request, *made)
         if count:
-            warn_if_unmoved(request, start, trained)
-        if probe:
+            answer.warn_if_unmoved(request, start, trained)
+        if instructions.payload == "gradients":
             found = {name: total.cpu().numpy() for name, total in sums.items()}
             values = wire.append_gradients(values, found, plan)
         metadata |= _metadata(request, model, spent.of(int(count)))
-        numbers = {wire.NUM_EXAMPLES: int(count), **_numbers(metrics)}
+        numbers = {wire.keys.NUM_EXAMPLES: int(count), **_numbers(metrics)}
         return wire.reply_content(numbers, metadata, values)
 
     def answer_evaluate(self, content: RecordDict) -> RecordDict:
         """Answer a request to evaluate."""
         request, model = self._read(content)
-        load_arrays_inplace(model.eval(), request.arrays())
+        shrink.load_arrays_inplace(model.eval(), request.arrays())
         axis = request.instructions.plan.layout.batch_axis
         with torch.no_grad(), measure(model, axis) as spent:
             loss, count, metrics = self.test(model, request.config)
         metadata = _metadata(request, model, spent.of(int(count)))
-        numbers = {wire.NUM_EXAMPLES: int(count), "loss": float(loss)}
+        numbers = {wire.keys.NUM_EXAMPLES: int(count), "loss": float(loss)}
         return wire.reply_content({**numbers, **_numbers(metrics)}, metadata)
 
     def _read(self, content: RecordDict) -> tuple[wire.Request, nn.Module]:
         """Read what the server asks of this node's own model, and cut that to it."""
-        dense = build_dense(self.model_fn)
-        request = wire.read_request(content, describe(dense))
-        check_budget(request, self.budget)
-        return request, shrink(dense, request.instructions.plan)
+        dense = shrink.build_dense(self.model_fn)
+        request = wire.read_request(content, shrink.describe(dense))
+        answer.check_budget(request, self.budget)
+        return request, shrink.shrink(dense, request.instructions.plan)
 
     # --- Flower's NumPy API ---
 
@@ -180,25 +169,31 @@ class AutoFlipClient(NumPyClient):
         self, parameters: list[NDArray[Any]], config: Mapping[str, Any]
     ) -> tuple[list[NDArray[Any]], int, dict[str, Any]]:
         """Answer as :meth:`answer_train`, for a plain ``ClientApp(client_fn)``."""
-        reply: Any = self.answer_train(_content(parameters, config))
-        metrics, metadata = reply[wire.METRICS], reply[wire.METADATA]
-        (values,) = wire.from_arrayrecord(reply["arrays"]).values()
-        return [values], int(metrics.pop(wire.NUM_EXAMPLES)), {**metrics, **metadata}
+        reply = self.answer_train(_content(parameters, config))
+        values = wire.from_arrayrecord(reply.array_records[wire.keys.ARRAYS])
+        count, said = _numpy_reply(reply)
+        return list(values.values()), count, said
 
     def evaluate(
         self, parameters: list[NDArray[Any]], config: Mapping[str, Any]
     ) -> tuple[float, int, dict[str, Any]]:
         """Answer as :meth:`answer_evaluate`, for a plain ``ClientApp(client_fn)``."""
-        reply: Any = self.answer_evaluate(_content(parameters, config))
-        metrics, metadata = reply[wire.METRICS], reply[wire.METADATA]
-        loss, count = metrics.pop("loss"), int(metrics.pop(wire.NUM_EXAMPLES))
-        return loss, count, {**metrics, **metadata}
+        reply = self.answer_evaluate(_content(parameters, config))
+        count, said = _numpy_reply(reply)
+        return said.pop("loss"), count, said
+
+
+def _numpy_reply(reply: RecordDict) -> tuple[int, dict[str, Any]]:
+    """Give the number of examples, and metrics beside metadata."""
+    said = reply.metric_records[wire.keys.METRICS], reply[wire.keys.METADATA]
+    whole: dict[str, Any] = {**said[0], **said[1]}
+    return int(whole.pop(wire.keys.NUM_EXAMPLES)), whole
 
 
 def _content(parameters: list[NDArray[Any]], config: Mapping[str, Any]) -> RecordDict:
     arrays = {str(place): array for place, array in enumerate(parameters)}
     records = wire.to_arrayrecord(arrays), ConfigRecord(dict(config))
-    return RecordDict(dict(zip(wire.numpy_names("train"), records, strict=True)))
+    return RecordDict(dict(zip(wire.keys.numpy_names("train"), records, strict=True)))
 
 
 def client_app(
@@ -224,7 +219,7 @@ def client_app(
     """
     for mod in options.get("mods") or ():
         if getattr(mod, "__name__", "") in ("secagg_mod", "secaggplus_mod"):
-            raise AutoFlipError(wire.SECURE_AGGREGATION)
+            raise AutoFlipError(wire.hints.SECURE_AGGREGATION)
     app = ClientApp(**options)
 
     @app.train()
@@ -244,29 +239,16 @@ def client_app(
 def sum_gradients(model: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
     """Add up each parameter's gradients while any loop trains the model.
 
-    Parameters
-    ----------
-    model : nn.Module
-        Hooks see gradients before a mask or a clipping does.
-
-    Yields
-    ------
-    dict of str to Tensor
-        Parameter name to its sum; names whose gradient never came are absent.
+    Hooks see them before a mask or a clipping does. Gives parameter name to its sum;
+    names whose gradient never came are absent.
     """
     sums: dict[str, torch.Tensor] = {}
 
-    def adder(name: str) -> Callable[[torch.Tensor], None]:
-        def add(grad: torch.Tensor) -> None:
-            if name in sums:
-                sums[name].add_(grad)
-            else:
-                sums[name] = grad.detach().clone()
-
-        return add
+    def add(name: str, grad: torch.Tensor) -> None:
+        sums[name] = sums.get(name, 0) + grad.detach()
 
     handles = [
-        parameter.register_hook(adder(name))  # type: ignore[no-untyped-call]
+        parameter.register_hook(partial(add, name))  # type: ignore[no-untyped-call]
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     ]
@@ -280,13 +262,13 @@ def sum_gradients(model: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
 def _metadata(request: wire.Request, model: nn.Module, spent: Spent) -> dict[str, Any]:
     """Say what was counted; what is unknown is left out, and why is said."""
     counted = {
-        wire.KEY_EXAMPLES: spent.examples,
-        wire.KEY_EVAL_EXAMPLES: spent.eval_examples,
-        wire.KEY_MACS: spent.macs,
-        wire.KEY_EVAL_MACS: spent.eval_macs,
-        wire.KEY_UNCOUNTED: spent.uncounted or None,
+        wire.keys.EXAMPLES: spent.examples,
+        wire.keys.EVAL_EXAMPLES: spent.eval_examples,
+        wire.keys.MACS: spent.macs,
+        wire.keys.EVAL_MACS: spent.eval_macs,
+        wire.keys.UNCOUNTED: spent.uncounted or None,
     }
-    metadata = metadata_of(request, count_parameters(model), spent.seconds)
+    metadata = answer.metadata_of(request, count_parameters(model), spent.seconds)
     return metadata | {key: x for key, x in counted.items() if x is not None}
 
 
@@ -299,8 +281,10 @@ def _numbers(metrics: Metrics) -> dict[str, float]:
             raise AutoFlipError(
                 f"metric {name!r} must be one number, got {type(value).__name__}."
             )
-        if name.startswith(wire.PREFIX):
-            raise AutoFlipError(f"metric {name!r}: names in {wire.PREFIX}* are ours.")
+        if name.startswith(wire.keys.PREFIX):
+            raise AutoFlipError(
+                f"metric {name!r}: names in {wire.keys.PREFIX}* are ours."
+            )
         item = number.item()
         plain[name] = int(item) if isinstance(item, bool) else item
     return plain

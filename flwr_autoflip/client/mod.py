@@ -1,41 +1,4 @@
-"""One word for an app that exists: ``ClientApp(mods=[autoflip_mod])``.
-
-The app's own code keeps seeing dense arrays, masked; compact values travel. It saves
-bandwidth, not compute: for that the app has to build the small model, as
-:class:`flwr_autoflip.AutoFlipClient` does. Its ledger rows count dense MACs, and a node
-with a budget is refused. Noise on reports, ``autoflip-privacy``, works as there.
-
-Other mods. The first of ``mods=[...]`` is the outermost: it sees what travels; a mod
-behind ours sees what the app sees.
-
-===================================  ================================================
-order                                what it means
-===================================  ================================================
-``[autoflip_mod, fixedclipping_mod]``  Right. The app's dense update is clipped (or
-(``adaptiveclipping_mod``,           noised), then packed. What the server receives
-``LocalDpMod``)                      is a part of it, so its norm keeps the bound,
-                                     in 16 and 8 bits as well: rounding never
-                                     lengthens an update. Exploring is clipped like
-                                     training.
-``[fixedclipping_mod, autoflip_mod]``  Works in training with
-                                     ``AutoFlip(..., value_dtype="float32")``: what
-                                     travels is clipped. Fewer bits cannot be, and
-                                     every reply fails with an error that says so.
-                                     Deviations and units are no weights and must
-                                     not be changed: the server refuses them with an
-                                     error that says so. A mod around
-                                     ``AutoFlipClient`` always stands like this.
-``secagg_mod``, ``secaggplus_mod``   In no order: they add up dense models of Flower's
-                                     legacy API.
-``arrays_size_mod``,                 Either order: before ours they count what
-``message_size_mod``                 travels, behind ours what the app sees.
-===================================  ================================================
-
-Flower's clipping mods and ``LocalDpMod`` answer *every evaluation* with an error, with
-or without AutoFlip: give them to training alone, ``@app.train(mods=[autoflip_mod,
-fixedclipping_mod])`` and ``@app.evaluate(mods=[autoflip_mod])``. They count buffers in
-the norm, and leave arrays of no dimension, BatchNorm's counters, unclipped.
-"""
+"""One word for an app that exists: ``ClientApp(mods=[autoflip_mod])``."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -51,16 +14,7 @@ from ..errors import WireError
 from ..graph.layout import Layout
 from ..graph.pack import expand, pack
 from ..wire.privacy import ReportPrivacy
-from .answer import (
-    answer,
-    budget_of,
-    budget_reply,
-    check_budget,
-    metadata_of,
-    one_release,
-    privacy_of,
-    warn_if_unmoved,
-)
+from . import answer
 
 ClientAppCallable = Callable[[Message, Context], Message]
 NUMPY = "numpy"
@@ -71,6 +25,12 @@ def autoflip_mod(
     message: Message, context: Context, call_next: ClientAppCallable
 ) -> Message:
     """Let an unchanged dense client take part.
+
+    The app's own code keeps seeing dense arrays, masked; compact values travel. It
+    saves bandwidth, not compute: for that the app has to build the small model, as
+    :class:`flwr_autoflip.AutoFlipClient` does. Its ledger rows count dense MACs, and a
+    node with a budget is refused. Noise on reports, ``autoflip-privacy``, works as
+    there.
 
     Parameters
     ----------
@@ -89,11 +49,24 @@ def autoflip_mod(
     ------
     WireError
         If the request or the app's reply does not fit the model.
+
+    Notes
+    -----
+    The first of ``mods=[...]`` is the outermost. Put Flower's clipping and noising mods
+    behind this one: they then see the app's dense update, of which the server receives
+    a part, so that its norm keeps the bound; rounding never lengthens an update. Before
+    this one, or around ``AutoFlipClient``, they clip what travels, which works in
+    training with ``value_dtype="float32"`` alone. Secure aggregation works in no order.
+
+    Flower's clipping mods and ``LocalDpMod`` answer *every evaluation* with an error,
+    with or without AutoFlip: give them to training alone, ``@app.train(mods=[...])``.
+    They count buffers in the norm, and leave arrays of no dimension, BatchNorm's
+    counters, unclipped.
     """
     if not wire.is_ours(message.content):
         return call_next(message, context)
     request = wire.read_request(message.content)
-    if (budget := budget_of(context)) is not None:
+    if (budget := answer.budget_of(context)) is not None:
         raise WireError(
             f"this node's budget is '{budget}', but a mod cannot keep the app from "
             "training the dense model; use AutoFlipClient."
@@ -105,14 +78,14 @@ def autoflip_mod(
             "ignored_layers=(...), or use AutoFlipClient."
         )
     if request.instructions.phase == "budget":
-        return Message(budget_reply(request, budget), reply_to=message)
-    check_budget(request, None)
+        return Message(answer.budget_reply(request, budget), reply_to=message)
+    answer.check_budget(request, None)
     if request.instructions.payload == "gradients":
         raise WireError(
             "the server asks for gradients, which a mod cannot see; use AutoFlipClient."
         )
-    privacy = privacy_of(context)
-    with one_release(request, privacy, context):
+    privacy = answer.privacy_of(context)
+    with answer.one_release(request, privacy, context):
         plan = request.instructions.plan
         zeros = {t.name: np.zeros(t.shape, t.dtype) for t in plan.layout.tensors}
         dense = expand(zeros, request.instructions.values, plan)
@@ -144,16 +117,17 @@ def _call(
             return call_next(message, context)
 
     phase = request.instructions.phase
-    if NUMPY not in context.state.get(wire.STATE, ()):
+    if NUMPY not in context.state.get(wire.keys.STATE, ()):
         try:
             return show(request.names, dense)
         except KeyError as error:
-            if error.args[:1] != wire.numpy_names(phase)[:1]:
+            if error.args[:1] != wire.keys.numpy_names(phase)[:1]:
                 raise
-        context.state[wire.STATE] = ConfigRecord({NUMPY: True})
+        context.state[wire.keys.STATE] = ConfigRecord({NUMPY: True})
     try:  # a NumPyClient's reply has numbers for names; other mods compare them
         return show(
-            wire.numpy_names(phase), {str(i): a for i, a in enumerate(dense.values())}
+            wire.keys.numpy_names(phase),
+            {str(i): a for i, a in enumerate(dense.values())},
         )
     except KeyError as error:
         if error.args and error.args[0] in request.names:
@@ -168,7 +142,7 @@ def _call(
 @contextmanager
 def _state_hidden(context: Context) -> Iterator[None]:
     """Keep our part of a node's state from an app that reads or replaces it all."""
-    ours = (wire.STATE, wire.RESIDUAL, wire.RELEASED)
+    ours = (wire.keys.STATE, wire.keys.RESIDUAL, wire.keys.RELEASED)
     held = {key: context.state.pop(key) for key in ours if key in context.state}
     try:
         yield
@@ -187,7 +161,7 @@ def _compact_inplace(
     """Put compact values and metadata into the app's reply."""
     layout = request.instructions.plan.layout
     records = wire.records_of(reply.content, ArrayRecord)
-    metadata = metadata_of(request, layout.num_parameters, seconds)
+    metadata = answer.metadata_of(request, layout.num_parameters, seconds)
     if request.instructions.phase == "evaluate":
         for key in records:
             del reply.content[key]  # nobody reads them
@@ -196,9 +170,9 @@ def _compact_inplace(
     else:
         ((key, record),) = records.items()
         trained = _by_name(record, layout)
-        warn_if_unmoved(request, dense, trained)
-        values, said = answer(request, dense, trained, pack, privacy, state)
-        reply.content[key] = wire.to_arrayrecord({wire.ARRAY: values})
+        answer.warn_if_unmoved(request, dense, trained)
+        values, said = answer.answer(request, dense, trained, pack, privacy, state)
+        reply.content[key] = wire.to_arrayrecord({wire.keys.ARRAY: values})
         metadata |= said
     wire.add_metadata_inplace(reply.content, metadata)
 

@@ -101,7 +101,7 @@ def only_averages(strategy: Strategy) -> bool:
 
 def weight_key(strategy: Strategy) -> str:
     """Name under which the innermost strategy looks for a reply's weight."""
-    return str(find_attribute(strategy, "weighted_by_key", wire.NUM_EXAMPLES))
+    return str(find_attribute(strategy, "weighted_by_key", wire.keys.NUM_EXAMPLES))
 
 
 def check_metrics(strategy: Strategy, reply: wire.Reply) -> None:

@@ -112,7 +112,7 @@ class Legacy(Strategy):
     strategy : flwr.server.strategy.Strategy
     """
 
-    weighted_by_key = wire.NUM_EXAMPLES
+    weighted_by_key = wire.keys.NUM_EXAMPLES
 
     def __init__(self, strategy: LegacyStrategy) -> None:
         self.legacy = strategy
@@ -246,8 +246,8 @@ def _counted(message: Message) -> tuple[int, dict[str, Any]]:
     records = wire.records_of(message.content, MetricRecord)
     metrics: dict[str, Any] = dict(next(iter(records.values())))
     # What is no number travels beside the numbers.
-    metrics |= wire.records_of(message.content, ConfigRecord).get(wire.NOTES, {})
-    return int(metrics.pop(wire.NUM_EXAMPLES)), metrics
+    metrics |= wire.records_of(message.content, ConfigRecord).get(wire.keys.NOTES, {})
+    return int(metrics.pop(wire.keys.NUM_EXAMPLES)), metrics
 
 
 def _with_loss(loss: float, metrics: dict[str, Any]) -> MetricRecord:

@@ -6,33 +6,8 @@ knows the plan, so an upload carries no mask. Neither side trusts the other: ver
 digest, length, dtype and finiteness are checked before a value is used.
 """
 
-from .hints import MOD_ORDER, SECURE_AGGREGATION, with_way_out
+from . import hints, keys
 from .instructions import Instructions, request_content
-from .keys import (
-    ARRAY,
-    KEY_BUDGET,
-    KEY_DIGEST,
-    KEY_EVAL_EXAMPLES,
-    KEY_EVAL_MACS,
-    KEY_EXAMPLES,
-    KEY_MACS,
-    KEY_PARAMETERS,
-    KEY_PRIVACY,
-    KEY_SECONDS,
-    KEY_UNCOUNTED,
-    KEY_VERSION,
-    METADATA,
-    METRICS,
-    NOTES,
-    NUM_EXAMPLES,
-    PREFIX,
-    RELEASED,
-    RESIDUAL,
-    STATE,
-    Phase,
-    message_type,
-    numpy_names,
-)
 from .metrics import common_metrics
 from .records import from_arrayrecord, records_of, single_array, to_arrayrecord
 from .reply import (
@@ -50,33 +25,9 @@ from .reply import (
 from .report import append_gradients, encode_report
 from .request import Request, is_ours, read_request
 from .size import count_bytes
-from .values import encode_trained
 
 __all__ = [
-    "ARRAY",
-    "KEY_BUDGET",
-    "KEY_DIGEST",
-    "KEY_EVAL_EXAMPLES",
-    "KEY_EVAL_MACS",
-    "KEY_EXAMPLES",
-    "KEY_MACS",
-    "KEY_PARAMETERS",
-    "KEY_PRIVACY",
-    "KEY_SECONDS",
-    "KEY_UNCOUNTED",
-    "KEY_VERSION",
-    "METADATA",
-    "METRICS",
-    "MOD_ORDER",
-    "NOTES",
-    "NUM_EXAMPLES",
-    "PREFIX",
-    "RELEASED",
-    "RESIDUAL",
-    "SECURE_AGGREGATION",
-    "STATE",
     "Instructions",
-    "Phase",
     "Reply",
     "Request",
     "add_metadata_inplace",
@@ -84,13 +35,12 @@ __all__ = [
     "common_metrics",
     "count_bytes",
     "encode_report",
-    "encode_trained",
     "from_arrayrecord",
+    "hints",
     "inner_reply",
     "is_ours",
     "kept_values",
-    "message_type",
-    "numpy_names",
+    "keys",
     "peek_metadata",
     "read_reply",
     "read_request",
@@ -102,5 +52,4 @@ __all__ = [
     "seal_report",
     "single_array",
     "to_arrayrecord",
-    "with_way_out",
 ]

@@ -25,24 +25,13 @@ from ..graph.plan import Plan
 from ..methods.base import ValueDtype
 
 DTYPES: tuple[ValueDtype, ...] = get_args(ValueDtype)
-
 LEVELS = 127
 LARGEST_HALF = float(np.finfo(np.float16).max)
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """Turn a plan's values into the one array that travels, and back.
-
-    Parameters
-    ----------
-    dtype : {"float32", "float16", "int8"} (default: "float32")
-
-    Raises
-    ------
-    AutoFlipError
-        On another dtype.
-    """
+    """Turn a plan's values into the one array that travels, and back."""
 
     dtype: str = "float32"
 
@@ -53,25 +42,11 @@ class Encoding:
             )
 
     def encode(self, values: NDArray[Any], plan: Plan) -> NDArray[Any]:
-        """Make the array that travels; rounding is to the nearest.
+        """Make the array that travels of ``(plan.num_values,)`` float32.
 
-        Parameters
-        ----------
-        values : ndarray
-            ``(plan.num_values,)`` float32.
-        plan : Plan
-
-        Returns
-        -------
-        ndarray
-            ``values`` itself, or uint8 as in the module's table. In 8
-            bits no value is off by more than half its tensor's scale, which is its
-            largest value over 127.
-
-        Raises
-        ------
-        WireError
-            If a value is not finite, or beyond what 16 bits hold.
+        Rounding is to the nearest: in 8 bits no value is off by more than half its
+        tensor's scale, which is its largest value over 127. Raises ``WireError`` if a
+        value is not finite, or beyond what 16 bits hold.
         """
         return values if self.dtype == "float32" else self._encode(values, plan)
 
@@ -81,27 +56,13 @@ class Encoding:
         """Round an update, for the way up in 16 or 8 bits: it never gets longer.
 
         In 16 bits each weight is rounded toward 0. In 8, with error feedback: what
-        rounding left of earlier updates is sent as well, so that over many rounds the
-        sum of what is sent is the sum of what was meant, to one rounding (Seide et al.,
-        2014; Karimireddy et al., arXiv:1901.09847). But no tensor's update leaves with
-        a larger L2 norm than it has here: whoever bounded it, as clipping for
-        differential privacy does, bounded what the server gets. What that takes away
-        is left for the next time, too.
-
-        Parameters
-        ----------
-        update : ndarray
-            ``(plan.num_values,)``.
-        residual : ndarray or None
-            Of this node's last update under this plan.
-        plan : Plan
-
-        Returns
-        -------
-        data : ndarray
-            Uint8, as from :meth:`encode`.
-        residual : ndarray or None
-            ``(plan.num_values,)`` float32, to keep; 16 bits leave none.
+        rounding left of earlier updates, the residual, is sent as well, so that over
+        many rounds the sum of what is sent is the sum of what was meant, to one
+        rounding (Seide et al., 2014; Karimireddy et al., arXiv:1901.09847). But no
+        tensor's update leaves with a larger L2 norm than it has here: whoever bounded
+        it, as clipping for differential privacy does, bounded what the server gets.
+        What that takes away is left for the next time, too. Gives bytes as
+        :meth:`encode` does, and the residual to keep, of which 16 bits leave none.
         """
         if self.dtype == "float16":
             return self._encode(update, plan, update), None
@@ -136,36 +97,26 @@ class Encoding:
         return np.concatenate([array.view(np.uint8) for array in whole])
 
     def decode(self, data: NDArray[Any], plan: Plan) -> NDArray[Any]:
-        """Read :meth:`encode`.
+        """Read :meth:`encode`: ``(plan.num_values,)`` float32.
 
-        Parameters
-        ----------
-        data : ndarray
-        plan : Plan
-
-        Returns
-        -------
-        ndarray
-            ``(plan.num_values,)`` float32.
-
-        Raises
-        ------
-        WireError
-            On a wrong length, shape or dtype, a scale that is negative, or values that
-            are not finite or too large.
+        Raises ``WireError`` on a wrong length, shape or dtype, a scale that is
+        negative, or values that are not finite or too large.
         """
         if self.dtype == "float32":
             check_values(data, plan)
             return data
-        sizes = _sizes(self, plan)
-        if data.shape != (sum(sizes),) or data.dtype != np.uint8:
+        sixteen, kept = self.dtype == "float16", plan.num_parameters
+        tensors = sum(spec.trainable for spec in plan.layout.distinct)
+        scaled, buffered = 4 * tensors * (not sixteen), 4 * (plan.num_values - kept)
+        size = scaled + buffered + (1 + sixteen) * kept
+        if data.shape != (size,) or data.dtype != np.uint8:
             raise WireError(
-                f"values: expected {sum(sizes)} bytes of {self.dtype} values, got "
+                f"values: expected {size} bytes of {self.dtype} values, got "
                 f"{data.dtype} {data.shape}."
             )
-        head, middle, rest = np.split(data, np.cumsum(sizes)[:-1])
+        head, middle, rest = np.split(data, [scaled, scaled + buffered])
         scales, buffers = head.view("<f4"), middle.view("<f4")
-        weights = rest.view("<f2" if self.dtype == "float16" else np.int8)
+        weights = rest.view("<f2" if sixteen else np.int8)
         if not np.isfinite(scales).all() or (scales < 0).any():
             raise WireError("values: a tensor's scale is negative, NaN or infinite.")
         values, scale = np.empty(plan.num_values, np.float32), iter(scales)
@@ -174,7 +125,7 @@ class Encoding:
                 part[:], buffers = buffers[: part.size], buffers[part.size :]
                 continue
             part[:], weights = weights[: part.size], weights[part.size :]
-            if self.dtype == "int8":
+            if not sixteen:
                 with np.errstate(over="ignore"):  # a foreign scale may be anything
                     part *= next(scale)
         check_values(values, plan)
@@ -184,19 +135,15 @@ class Encoding:
 FLOAT32 = Encoding()
 
 
-def _sizes(encoding: Encoding, plan: Plan) -> tuple[int, int, int]:
-    """Count the bytes of scales, buffers and weights, in 16 or 8 bits."""
-    sixteen = encoding.dtype == "float16"
-    tensors = sum(spec.trainable for spec in plan.layout.distinct)
-    buffers = plan.num_values - plan.num_parameters
-    return 4 * tensors * (not sixteen), 4 * buffers, (1 + sixteen) * plan.num_parameters
+def largest(values: NDArray[Any]) -> Any:
+    """Give the largest absolute value, 0 of none, without an array of them."""
+    return max(values.max(initial=0), -values.min(initial=0))
 
 
 def _to_sixteen(part: NDArray[Any], name: str, toward_zero: bool) -> NDArray[Any]:
-    largest = max(part.max(initial=0), -part.min(initial=0))
-    if not largest <= LARGEST_HALF:
+    if not (high := largest(part)) <= LARGEST_HALF:
         raise WireError(
-            f"tensor {name!r} has a weight of size {largest:.3g}, and 16 bits hold no "
+            f"tensor {name!r} has a weight of size {high:.3g}, and 16 bits hold no "
             "more than 65504; did training diverge? If not, set value_dtype='float32'."
         )
     half = part.astype("<f2")
@@ -209,23 +156,18 @@ def _to_sixteen(part: NDArray[Any], name: str, toward_zero: bool) -> NDArray[Any
 def _to_eight(
     part: NDArray[Any], limit: NDArray[Any] | None
 ) -> tuple[np.float32, NDArray[np.int8]]:
-    """Give a tensor's scale, and its values in steps of it."""
-    largest = np.float32(max(part.max(initial=0), -part.min(initial=0)))
-    scale = largest / np.float32(LEVELS)
+    """Give a tensor's scale, and its values in steps of it, no longer than a limit."""
+    scale = np.float32(largest(part)) / np.float32(LEVELS)
     # A scale of 0 stands for zeros; below float32's normal range nothing is lost.
     steps = part / scale if scale > 0 else np.zeros(part.shape)
     steps = np.rint(np.clip(steps, -LEVELS, LEVELS))
-    if limit is not None:
-        scale = min(scale, _scale_to(steps, limit))
+    if limit is not None and (length := norm(steps)) > 0:
+        exact = norm(limit) / length
+        rounded = np.float32(exact)
+        if rounded > exact:
+            rounded = np.nextafter(rounded, np.float32(0))
+        scale = min(scale, rounded)
     return scale, steps.astype(np.int8)
-
-
-def _scale_to(steps: NDArray[Any], limit: NDArray[Any]) -> np.float32:
-    """Give the largest float32 scale with which steps are no longer than a limit."""
-    length = norm(steps)
-    exact = norm(limit) / length if length > 0 else np.inf
-    scale = np.float32(exact)
-    return np.nextafter(scale, np.float32(0)) if scale > exact else scale
 
 
 def norm(values: NDArray[Any]) -> float:
@@ -237,25 +179,10 @@ def norm(values: NDArray[Any]) -> float:
 
 
 def to_half(values: NDArray[Any]) -> tuple[NDArray[np.float16], float]:
-    """Scale by a power of two into float16's range.
+    """Scale by a power of two into float16's range; give the scale as well.
 
-    Parameters
-    ----------
-    values : ndarray
-        Finite, any range.
-
-    Returns
-    -------
-    half : ndarray
-        Same shape, float16.
-    scale : float
-        Divide by it to get the values back, to about one part in 2000 over 27 bits
-        of range.
-
-    Raises
-    ------
-    WireError
-        If a value is not finite.
+    Divided by it, values come back to about one part in 2000 over 27 bits of range.
+    Raises ``WireError`` if one is not finite.
 
     Examples
     --------
@@ -263,27 +190,16 @@ def to_half(values: NDArray[Any]) -> tuple[NDArray[np.float16], float]:
     >>> np.allclose(from_half(half, scale), [1e-9, -2e-9], rtol=1e-3, atol=0)
     True
     """
-    largest = float(np.max(np.abs(values), initial=0.0))
-    if not np.isfinite(largest):
+    high = float(np.max(np.abs(values), initial=0.0))
+    if not np.isfinite(high):
         raise WireError("a report must be finite; training diverged on this node.")
-    scale = half_scale(largest)
+    exponent = 14 - int(np.frexp(high)[1]) if high > 0 else 0
+    scale = float(np.ldexp(1.0, min(exponent, 120)))
     return (np.asarray(values, np.float64) * scale).astype(np.float16), scale
 
 
-def half_scale(largest: float) -> float:
-    """Give the power of two that brings values up to ``largest`` into float16."""
-    exponent = 14 - int(np.frexp(largest)[1]) if largest > 0 else 0
-    return float(np.ldexp(1.0, min(exponent, 120)))
-
-
 def from_half(half: NDArray[Any], scale: float) -> NDArray[np.float32]:
-    """Undo :func:`to_half`.
-
-    Raises
-    ------
-    WireError
-        If the scale is not a positive finite number.
-    """
+    """Undo :func:`to_half`; ``WireError`` unless the scale is positive and finite."""
     if not (np.isfinite(scale) and scale > 0):
         raise WireError(f"a report's scale must be positive and finite, got {scale}.")
     with np.errstate(over="ignore"):  # a foreign scale may be anything

@@ -9,23 +9,25 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
+from ..graph import pack
 from ..graph.codec import VERSION, encode_layout, encode_plan, plan_digest
 from ..graph.layout import Arrays
-from ..graph.pack import pack, pack_small, unpack_small
 from ..graph.plan import Plan, dense_plan
 from ..methods.base import Payload
 from . import keys
 from .encoding import FLOAT32, Encoding
-from .keys import Phase, numpy_names
 from .records import records_of, to_arrayrecord
 
-PAYLOADS: dict[Phase, tuple[Payload, ...]] = {
+PAYLOADS: dict[keys.Phase, tuple[Payload, ...]] = {
     "train": ("values", "gradients"),
     "explore": ("deviations", "units"),
     "evaluate": ("values",),
     "budget": ("values",),
 }
 """What a phase may ask for; where nothing comes back it is called values."""
+
+ROUNDING = 1e-6
+"""So far below 0, of the largest, may rounding a sum to 32 bits carry a value."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Instructions:
         The node's budget, which the plan was cut to.
     """
 
-    phase: Phase
+    phase: keys.Phase
     plan: Plan
     values: NDArray[Any]
     encoding: Encoding = FLOAT32
@@ -61,14 +63,14 @@ class Instructions:
     @classmethod
     def of(
         cls,
-        phase: Phase,
+        phase: keys.Phase,
         plan: Plan,
         weights: Arrays,
         encoding: Encoding = FLOAT32,
         **rest: Any,
     ) -> "Instructions":
         """Give instructions with the values that a plan keeps of dense weights."""
-        return cls(phase, plan, pack(weights, plan), encoding, **rest)
+        return cls(phase, plan, pack.pack(weights, plan), encoding, **rest)
 
     @classmethod
     def for_budget(cls, plan: Plan) -> "Instructions":
@@ -105,7 +107,24 @@ class Instructions:
         """
         if self.reply_plan is self.plan:
             return self.values
-        return pack_small(unpack_small(self.values, self.plan), self.reply_plan)
+        small = pack.unpack_small(self.values, self.plan)
+        return pack.pack_small(small, self.reply_plan)
+
+    def decode(self, data: NDArray[Any]) -> NDArray[Any]:
+        """Read what a node trained, ``(reply_plan.num_values,)``, on the server.
+
+        In 16 and 8 bits it sends the change, which is added to the server's own values
+        in full precision: what rounding took from them on their way down is not lost.
+        Raises ``WireError`` if it cannot be what these instructions asked for.
+        """
+        plan = self.reply_plan
+        values = self.reply_encoding.decode(data, plan)
+        if self.reply_encoding != FLOAT32:
+            values += self.start
+            for spec, part in pack.split_values(values, plan):
+                pack.clear_rounding_inplace(spec, part, ROUNDING)
+            pack.check_values(values, plan)  # a sum may be beyond what its parts are
+        return values
 
 
 def request_content(
@@ -116,46 +135,36 @@ def request_content(
 ) -> RecordDict:
     """Build the content of a request; Flower's NumPyClient adapter can read it, too.
 
-    Parameters
-    ----------
-    instructions : Instructions
-    template : RecordDict
-        The inner strategy's content, of which the config is kept.
-    run : bytes (default: none)
-        Names the run: what a node keeps of another one is dropped.
-    answering : sequence of str (default: ())
-        Groups with pruned units that an app behind the mod would still hear from.
-
-    Returns
-    -------
-    RecordDict
+    Of the template, the inner strategy's content, names and config are kept. ``run``
+    names the run: what a node keeps of another one is dropped. ``answering`` are groups
+    with pruned units that an app behind the mod would still hear from.
     """
     plan = instructions.plan
+    configs = records_of(template, ConfigRecord)
     arrays_name = next(iter(records_of(template, ArrayRecord)), keys.ARRAYS)
-    config_name = next(iter(records_of(template, ConfigRecord)), keys.CONFIG)
-    config: dict[str, Any] = dict(
-        records_of(template, ConfigRecord).get(config_name, {})
-    )
+    config_name = next(iter(configs), keys.CONFIG)
+    config: dict[str, Any] = dict(configs.get(config_name, {}))
     config |= {
-        keys.KEY_VERSION: VERSION,
-        keys.KEY_PACKAGE: keys.PACKAGE_VERSION,
-        keys.KEY_PHASE: instructions.phase,
-        keys.KEY_RUN: run,
-        keys.KEY_LAYOUT: encode_layout(plan.layout),
-        keys.KEY_PLAN: encode_plan(plan),
-        keys.KEY_DTYPE: instructions.encoding.dtype,
+        keys.VERSION: VERSION,
+        keys.PACKAGE: keys.PACKAGE_VERSION,
+        keys.PHASE: instructions.phase,
+        keys.RUN: run,
+        keys.LAYOUT: encode_layout(plan.layout),
+        keys.PLAN: encode_plan(plan),
+        keys.DTYPE: instructions.encoding.dtype,
     }
     sometimes = {
-        keys.KEY_PAYLOAD: (instructions.payload, "values"),
-        keys.KEY_REGROW: (instructions.regrow, False),
-        keys.KEY_BUDGET: (instructions.budget, ""),
-        keys.KEY_ANSWERING: (", ".join(answering), ""),
-        keys.KEY_ARRAYS_NAME: (arrays_name, keys.ARRAYS),
-        keys.KEY_CONFIG_NAME: (config_name, keys.CONFIG),
+        keys.PAYLOAD: (instructions.payload, "values"),
+        keys.REGROW: (instructions.regrow, False),
+        keys.BUDGET: (instructions.budget, ""),
+        keys.ANSWERING: (", ".join(answering), ""),
+        keys.ARRAYS_NAME: (arrays_name, keys.ARRAYS),
+        keys.CONFIG_NAME: (config_name, keys.CONFIG),
     }
     config |= {
         key: given for key, (given, usual) in sometimes.items() if given != usual
     }
     arrays = to_arrayrecord({keys.ARRAY: instructions.encoded})
-    names = numpy_names(instructions.phase)
-    return RecordDict({names[0]: arrays, names[1]: ConfigRecord(config)})
+    records = arrays, ConfigRecord(config)
+    names = keys.numpy_names(instructions.phase)
+    return RecordDict(dict(zip(names, records, strict=True)))

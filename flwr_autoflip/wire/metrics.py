@@ -27,16 +27,7 @@ _SHOWN, _SHOWN_NAME = 3, 40
 def usable_metrics(metrics: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """Give the metrics that an inner strategy can average.
 
-    Parameters
-    ----------
-    metrics : mapping of str to object
-        As they came, whatever that is.
-
-    Returns
-    -------
-    usable : dict of str to (number or list of numbers)
-    reason : str
-        What was left out and why, fit for a log; empty if nothing was.
+    And say what was left out and why, fit for a log; "" if nothing was.
 
     Examples
     --------
@@ -65,17 +56,8 @@ def common_metrics(
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Keep the metrics that all replies have: averaging raises on any other.
 
-    Parameters
-    ----------
-    replies : sequence of mapping
-        Of :func:`usable_metrics`.
-
-    Returns
-    -------
-    common : list of dict
-        One a reply, with the same names; lists of a name have one length.
-    left_out : list of str
-        Names that some replies lack, or have with another length.
+    Gives one dict a reply, all with the same names and lists of a name of one length;
+    and the names that are left out, sorted.
 
     Examples
     --------

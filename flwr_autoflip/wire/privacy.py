@@ -57,12 +57,8 @@ class ReportPrivacy:
     def noise_std(self) -> float:
         """Give the standard deviation of the noise on each value.
 
-        The smallest that suffices for a single release, from Google's dp-accounting.
-
-        Raises
-        ------
-        AutoFlipError
-            If that library is not installed; the message says how to.
+        The smallest that suffices for a single release, from Google's dp-accounting;
+        ``AutoFlipError`` if that is not installed.
         """
         if self.epsilon == np.inf:
             return 0.0
@@ -77,24 +73,10 @@ class ReportPrivacy:
 
 
 def parse_privacy(value: Any, *, whose: str) -> ReportPrivacy | None:
-    """Read how private a node's report is to be.
+    """Read how private a node's report is to be; None or ``""`` is no noise.
 
-    Parameters
-    ----------
-    value : str or None
-        ``"epsilon:8"``, ``"epsilon:8,delta:1e-6"``; None or ``""`` for no noise and no
-        bound.
-    whose : str
-        For the error's first words.
-
-    Returns
-    -------
-    ReportPrivacy or None
-
-    Raises
-    ------
-    AutoFlipError
-        If it is anything else; the message lists the accepted forms.
+    Anything else but the accepted forms is an ``AutoFlipError`` that lists them, and
+    begins with ``whose`` it is.
 
     Examples
     --------
@@ -103,7 +85,8 @@ def parse_privacy(value: Any, *, whose: str) -> ReportPrivacy | None:
     """
     if value is None or value == "":
         return None
-    pairs = [p.partition(":") for p in value.split(",")] if _is_text(value) else []
+    text = value if isinstance(value, str) and len(value) < 100 else "?"
+    pairs = [pair.partition(":") for pair in text.split(",")]
     try:
         given = {name.strip(): float(number) for name, _, number in pairs}
     except ValueError:
@@ -116,23 +99,11 @@ def parse_privacy(value: Any, *, whose: str) -> ReportPrivacy | None:
     return ReportPrivacy(epsilon, delta)
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and len(value) < 100
-
-
 def bound(report: Report) -> dict[str, NDArray[np.float64]]:
     """Bring every part of a report to the same L2 norm, and all of it to at most 1.
 
-    Parameters
-    ----------
-    report : Report
-        Deviations by group or tensor, at least 0.
-
-    Returns
-    -------
-    dict of str to ndarray
-        Same shapes, float64; parts that are 0 stay so, and what is not finite, as
-        where training went wrong, counts as 0.
+    Parts that are 0 stay so, and what is not finite, as where training went wrong,
+    counts as 0. Same shapes, float64.
 
     Examples
     --------
@@ -149,23 +120,12 @@ def bound(report: Report) -> dict[str, NDArray[np.float64]]:
 
 
 def add_noise(parts: Mapping[str, NDArray[Any]], std: float) -> dict[str, NDArray[Any]]:
-    """Add normal noise to every value, then shift each part to minimum 0.
-
-    Parameters
-    ----------
-    parts : mapping of str to ndarray
-    std : float
-
-    Returns
-    -------
-    dict of str to ndarray
-        Same shapes, float64, at least 0.
-    """
+    """Add normal noise to every value, then shift each part to minimum 0."""
     noised = {}
     for name, values in parts.items():
         # Not ``gauss``: it keeps a second value back, which forks would share.
         drawn = (NOISE.normalvariate(0.0, std) for _ in range(values.size))
         noise = np.fromiter(drawn, np.float64, values.size).reshape(values.shape)
         part = values + noise
-        noised[name] = part - part.min(initial=np.inf) if part.size else part
+        noised[name] = part - part.min() if part.size else part
     return noised

@@ -45,13 +45,8 @@ def single_array(arrays: ArrayRecord) -> NDArray[Any]:
     """Give the one flat array of a record, without a copy; it cannot be written to.
 
     Nothing of its bytes is parsed: they have to be what ``np.save`` makes of a flat
-    array as long as they are. The record's dtype and shape are not asked; a
-    NumPyClient's says nothing.
-
-    Raises
-    ------
-    WireError
-        If there is not exactly one, or its bytes are anything else.
+    array as long as they are, or it is a ``WireError``. The record's dtype and shape
+    are not asked; a NumPyClient's says nothing.
     """
     if len(arrays) != 1:
         raise WireError(
@@ -96,11 +91,7 @@ def as_numpy(array: Array) -> NDArray[Any]:
     """Give Flower's array as NumPy's, where that is possible a read-only view.
 
     For arrays of this process; what came over the wire is :func:`single_array`'s.
-
-    Raises
-    ------
-    WireError
-        If the bytes are none that NumPy saves.
+    ``WireError`` if the bytes are none that NumPy saves.
     """
     try:
         view = None

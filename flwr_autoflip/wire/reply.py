@@ -16,44 +16,40 @@ from . import keys
 from .encoding import FLOAT32, from_half
 from .hints import MOD_ORDER
 from .instructions import Instructions
-from .keys import Phase, is_number, message_type
+from .keys import is_number
 from .metrics import usable_metrics
 from .records import only_record, records_of, single_array, to_arrayrecord
 from .report import ReplyReport, check_report, split_gradients
-from .values import decode_trained
 
 MOST = 2**53
 """Of anything that is counted: floats hold it exactly, and their sums are finite."""
-
-MOST_MACS = 2**62
-"""Of multiply-accumulates, which are whole numbers everywhere."""
 
 MOST_NOTES, MOST_NOTE_BYTES = 1000, 1 << 20
 """Of one reply; with more of them none is handed on."""
 
 _TYPES: dict[str, tuple[type, ...]] = {
-    keys.KEY_VERSION: (int,),
-    keys.KEY_DIGEST: (bytes,),
-    keys.KEY_PARAMETERS: (int,),
-    keys.KEY_EXAMPLES: (int, float),
-    keys.KEY_EVAL_EXAMPLES: (int, float),
-    keys.KEY_MACS: (int,),
-    keys.KEY_EVAL_MACS: (int,),
-    keys.KEY_UNCOUNTED: (str,),
-    keys.KEY_SECONDS: (int, float),
-    keys.KEY_SCALE: (int, float),
-    keys.KEY_CHECKSUM: (int,),
-    keys.KEY_BUDGET: (str,),
-    keys.KEY_PRIVACY: (str,),
+    keys.VERSION: (int,),
+    keys.DIGEST: (bytes,),
+    keys.PARAMETERS: (int,),
+    keys.EXAMPLES: (int, float),
+    keys.EVAL_EXAMPLES: (int, float),
+    keys.MACS: (int,),
+    keys.EVAL_MACS: (int,),
+    keys.UNCOUNTED: (str,),
+    keys.SECONDS: (int, float),
+    keys.SCALE: (int, float),
+    keys.CHECKSUM: (int,),
+    keys.BUDGET: (str,),
+    keys.PRIVACY: (str,),
 }
 """All that is read of a reply's metadata, and what it may be."""
 
-_COUNTS = (
-    keys.KEY_PARAMETERS,
-    keys.KEY_EXAMPLES,
-    keys.KEY_EVAL_EXAMPLES,
-    keys.KEY_SECONDS,
-)
+_LARGEST = dict.fromkeys(
+    (keys.PARAMETERS, keys.EXAMPLES, keys.EVAL_EXAMPLES, keys.SECONDS), (MOST, "2^53")
+) | dict.fromkeys((keys.MACS, keys.EVAL_MACS), (2**62, "2^62"))
+"""Counts are sums that floats hold; multiply-accumulates are whole everywhere."""
+
+_COUNTED = (keys.EXAMPLES, keys.EVAL_EXAMPLES, keys.UNCOUNTED)
 _NOTHING = np.zeros(0, np.float32)
 
 
@@ -84,7 +80,7 @@ def add_metadata_inplace(content: RecordDict, metadata: Mapping[str, Any]) -> No
 
 def seal_report(values: NDArray[Any], scale: float) -> dict[str, Any]:
     """Give a report's part of the metadata: its scale, a checksum of its values."""
-    return {keys.KEY_SCALE: scale, keys.KEY_CHECKSUM: zlib.crc32(values.tobytes())}
+    return {keys.SCALE: scale, keys.CHECKSUM: zlib.crc32(values.tobytes())}
 
 
 # --- Server: in ---
@@ -102,7 +98,7 @@ class Reply:
     metrics : dict
         The app's own, those that can be averaged; see :mod:`.metrics`.
     metadata : dict
-        Under our keys: parameters, examples, seconds, scale, budget.
+        Under our keys.
     sizes : ndarray (default: empty)
         What came beside or instead of values, as it came; see :mod:`.report`.
     norm : float (default: 0)
@@ -123,93 +119,72 @@ class Reply:
 def read_reply(
     message: Message, instructions: Instructions, weight_key: str = keys.NUM_EXAMPLES
 ) -> Reply:
-    """Read and check a reply.
+    """Read and check a reply of Flower's message API or its NumPy API.
 
-    Parameters
-    ----------
-    message : Message
-        With content, not an error; of Flower's message API or its NumPy API.
-    instructions : Instructions
-        What this node was asked.
-    weight_key : str (default: "num-examples")
-        The inner strategy's ``weighted_by_key``: an app that exists may report its
-        weight under that name only.
-
-    Returns
-    -------
-    Reply
-
-    Raises
-    ------
-    WireError
-        On another plan's digest, a wrong length, NaN, or a missing weight. Metrics
-        are no reason: those that nobody can average are left out.
+    An app that exists may report its weight under ``weight_key`` alone, the inner
+    strategy's ``weighted_by_key``. ``WireError`` on another plan's digest, a wrong
+    length, NaN, or a missing weight. Metrics are no reason: those that nobody can
+    average are left out.
     """
-    content, phase, payload = message.content, instructions.phase, instructions.payload
-    metrics, metadata = _parts(content, phase)
+    metrics, metadata = _parts(message.content, instructions.phase)
     counted = weight_key if weight_key in metrics else keys.NUM_EXAMPLES
     num_examples = metrics.pop(counted, None)
     own, unusable = usable_metrics(metrics)
-    if metadata.get(keys.KEY_VERSION) != VERSION:
+    if metadata.get(keys.VERSION) != VERSION:
         raise WireError(
             f"the reply carries no metadata of wire version {VERSION}; the node must "
             "use AutoFlipClient or autoflip_mod of the same flwr-autoflip."
         )
-    if metadata.get(keys.KEY_DIGEST) != instructions.digest:
+    if metadata.get(keys.DIGEST) != instructions.digest:
         raise WireError("the reply belongs to another plan than the one that was sent.")
     if not is_number(num_examples) or not 0 < num_examples <= MOST:
         raise WireError(
             f"num-examples must be positive and at most 2^53, got {num_examples!r}."
         )
     _check_metadata(metadata)
-    if not {keys.KEY_EXAMPLES, keys.KEY_EVAL_EXAMPLES, keys.KEY_UNCOUNTED} & set(
-        metadata
-    ):
-        counted = keys.KEY_EVAL_EXAMPLES if phase == "evaluate" else keys.KEY_EXAMPLES
-        metadata[counted] = int(num_examples)  # a mod cannot count: the app's word
-    values, sizes, norm = _NOTHING, _NOTHING, 0.0
-    if phase in ("train", "explore"):
-        values = single_array(only_record(content, ArrayRecord))
+    if metadata.keys().isdisjoint(_COUNTED):  # a mod cannot count: the app's word
+        kind = keys.message_type(instructions.phase)
+        counted = keys.EVAL_EXAMPLES if kind == "evaluate" else keys.EXAMPLES
+        metadata[counted] = int(num_examples)
+    values = _read_values(message.content, instructions, metadata)
+    return Reply(values[0], num_examples, own, metadata, *values[1:], unusable)
+
+
+def _read_values(
+    content: RecordDict, instructions: Instructions, metadata: Mapping[str, Any]
+) -> tuple[NDArray[Any], NDArray[Any], float]:
+    """Read a reply's array, if there is one: values, sizes, and the sizes' norm."""
+    if instructions.phase not in ("train", "explore"):
+        return _NOTHING, _NOTHING, 0.0
+    plan, payload = instructions.reply_plan, instructions.payload
+    array = single_array(only_record(content, ArrayRecord))
     if payload == "gradients":
-        values, sizes = split_gradients(values, instructions.reply_plan)
-    elif phase == "train":
-        values = decode_trained(instructions, values)
-    elif phase == "explore":
-        if metadata.get(keys.KEY_CHECKSUM) != zlib.crc32(values.tobytes()):
-            raise WireError(f"the report was changed after it was made. {MOD_ORDER}")
-        scale = metadata.get(keys.KEY_SCALE)
-        norm = check_report(values, scale, instructions.reply_plan, payload)
-        values, sizes = _NOTHING, values
-    return Reply(values, num_examples, own, metadata, sizes, norm, unusable)
+        return *split_gradients(array, plan), 0.0
+    if payload == "values":
+        return instructions.decode(array), _NOTHING, 0.0
+    if metadata.get(keys.CHECKSUM) != zlib.crc32(array.tobytes()):
+        raise WireError(f"the report was changed after it was made. {MOD_ORDER}")
+    norm = check_report(array, metadata.get(keys.SCALE), plan, payload)
+    return _NOTHING, array, norm
 
 
 def report_of(reply: Reply, instructions: Instructions) -> Report:
-    """Give what a reply shows of each weight, or of each unit.
+    """Give what a checked reply shows of each weight, or of each unit.
 
-    Parameters
-    ----------
-    reply : Reply
-        From :func:`read_reply`, which has checked it.
-    instructions : Instructions
-        What its node was asked.
-
-    Returns
-    -------
-    Report
-        Name to a dense float32 array, at least 0, that is made on every lookup:
-        squares of how far trainable weights are from what the server holds, in full
-        precision; of summed gradients; of deviations; or, by group, of units' sums. 0
-        where something is pruned.
+    Name to a dense float32 array, at least 0, that is made on every lookup: squares of
+    how far trainable weights are from what the server holds, in full precision; of
+    summed gradients; of deviations; or, by group, of units' sums. 0 where something is
+    pruned.
     """
     plan, sizes = instructions.reply_plan, reply.sizes
     if instructions.payload == "gradients":
         return ReplyReport(plan.without_mask(), lambda part: np.square(sizes[part]))
-    if instructions.phase == "train":
+    if instructions.payload == "values":
         trained, start = reply.values, instructions.start
         return ReplyReport(
             plan, lambda part: np.square(trained[part] - start[part]), buffers=True
         )
-    scale = float(reply.metadata[keys.KEY_SCALE])
+    scale = float(reply.metadata[keys.SCALE])
     if instructions.payload == "units":
         return split_by_group(plan.layout, np.square(from_half(sizes, scale)))
     return ReplyReport(plan, lambda part: np.square(from_half(sizes[part], scale)))
@@ -237,9 +212,11 @@ def _read_metadata(record: Mapping[str, Any]) -> dict[str, Any]:
     return metadata
 
 
-def _parts(content: RecordDict, phase: Phase) -> tuple[dict[str, Any], dict[str, Any]]:
+def _parts(
+    content: RecordDict, phase: keys.Phase
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Give a reply's metrics, its weight among them, and its metadata."""
-    head = keys.NUMPY_OUT[message_type(phase)]
+    head = keys.NUMPY_OUT[keys.message_type(phase)]
     configs = records_of(content, ConfigRecord)
     if f"{head}.status" not in configs:
         metrics = only_record(content, MetricRecord)
@@ -262,13 +239,9 @@ def _parts(content: RecordDict, phase: Phase) -> tuple[dict[str, Any], dict[str,
 
 
 def _check_metadata(metadata: Mapping[str, Any]) -> None:
-    for key in _COUNTS:
-        value = metadata.get(key, 0)
-        if not is_number(value) or not 0 <= value <= MOST:
-            raise WireError(f"{key} must lie in [0, 2^53], got {value!r}.")
-    for key in (keys.KEY_MACS, keys.KEY_EVAL_MACS):
-        if not 0 <= (value := metadata.get(key, 0)) <= MOST_MACS:
-            raise WireError(f"{key} must lie in [0, 2^62], got {value!r}.")
+    for key, (most, shown) in _LARGEST.items():
+        if not 0 <= (value := metadata.get(key, 0)) <= most:
+            raise WireError(f"{key} must lie in [0, {shown}], got {value!r}.")
 
 
 # --- Server: on to the inner strategy ---
@@ -279,19 +252,13 @@ def inner_reply(
 ) -> None:
     """Give a reply the content that the inner strategy expects, in place.
 
-    Parameters
-    ----------
-    message : Message
-    arrays : ArrayRecord or None
-        What is averaged; None for an evaluation.
-    reply : Reply
-    weight_key : str
-        The inner strategy's ``weighted_by_key``.
+    ``arrays`` are what is averaged, None for an evaluation; ``weight_key`` is the inner
+    strategy's ``weighted_by_key``.
     """
     metrics = MetricRecord({weight_key: reply.num_examples, **reply.metrics})
     content = RecordDict({keys.METRICS: metrics})
     if arrays is not None:
-        content["arrays"] = arrays
+        content[keys.ARRAYS] = arrays
     if notes := _notes(message.content):
         content[keys.NOTES] = ConfigRecord(notes)
     message.content = content
@@ -323,18 +290,6 @@ def kept_values(
     """Give a reply's kept values as float32 in one array: as they came, if they are.
 
     Under our own name, whatever the node's was: names that differ end a run.
-
-    Parameters
-    ----------
-    message : Message
-        As it came.
-    reply : Reply
-    instructions : Instructions
-        What the node was asked.
-
-    Returns
-    -------
-    ArrayRecord
     """
     plain = instructions.encoding == FLOAT32 and instructions.payload == "values"
     if plain and reply.values.dtype == np.float32:

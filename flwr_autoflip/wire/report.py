@@ -37,18 +37,8 @@ def append_gradients(
 ) -> NDArray[Any]:
     """Put the sizes of summed gradients behind a node's values.
 
-    Parameters
-    ----------
-    values : ndarray
-        ``(plan.num_values,)``.
-    sums : mapping of str to ndarray
-        Parameter name to its gradients' sum, small shapes; 0 where it is absent.
-    plan : Plan
-
-    Returns
-    -------
-    ndarray
-        ``(plan.num_values + plan.without_mask().num_parameters,)``.
+    ``sums`` are by parameter name, in small shapes; 0 where one is absent. Gives
+    ``(plan.num_values + plan.without_mask().num_parameters,)``.
     """
     behind = [values]
     limit = np.finfo(values.dtype).max
@@ -56,8 +46,8 @@ def append_gradients(
         if spec.trainable:
             found = sums.get(spec.name, np.zeros(plan.small_shape(spec.name)))
             sizes = np.abs(found).ravel()
-            clipped = np.where(np.isfinite(sizes), np.minimum(sizes, limit), sizes)
-            behind.append(clipped.astype(values.dtype))
+            sizes[np.isfinite(sizes) & (sizes > limit)] = limit
+            behind.append(sizes.astype(values.dtype))
     return np.concatenate(behind)
 
 
@@ -70,32 +60,16 @@ def encode_report(
 ) -> tuple[NDArray[np.float16], float]:
     """Turn exploring into what a node sends, and its scale.
 
-    Parameters
-    ----------
-    start, trained : ndarray
-        ``(plan.num_values,)`` before and after exploring.
-    plan : Plan
-    payload : {"deviations", "units"}
-    privacy : ReportPrivacy, optional
-        Bound and noise what is sent; with ``"units"`` alone.
-
-    Returns
-    -------
-    values : ndarray
-    scale : float
-
-    Raises
-    ------
-    WireError
-        If training diverged.
+    ``start`` and ``trained`` are ``(plan.num_values,)``. With ``privacy`` what is sent
+    is bounded and noised; for ``"units"`` alone. ``WireError`` if training diverged.
     """
     moved = _trainable(trained, plan) - _trainable(start, plan)
     if payload == "deviations":
         return to_half(np.abs(moved))
     with np.errstate(over="ignore"):
         squares = np.square(moved)
-    dense = ReplyReport(plan, squares.__getitem__)
-    report: Report = report_by_unit(plan.layout, dict(dense))
+    dense = dict(ReplyReport(plan, squares.__getitem__))
+    report: Report = report_by_unit(plan.layout, dense)
     if privacy is not None:
         report = add_noise(bound(report), privacy.noise_std())
     return to_half(np.sqrt(np.concatenate(list(report.values()))))
@@ -112,26 +86,10 @@ def _trainable(values: NDArray[Any], plan: Plan) -> NDArray[Any]:
 def split_gradients(
     values: NDArray[Any], plan: Plan
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Part a reply into trained values and sizes of gradients, both checked.
+    """Part :func:`append_gradients` into trained values and sizes, both checked.
 
-    Parameters
-    ----------
-    values : ndarray
-        From :func:`append_gradients`.
-    plan : Plan
-
-    Returns
-    -------
-    values : ndarray
-        ``(plan.num_values,)``.
-    sizes : ndarray
-        ``(plan.without_mask().num_parameters,)`` float32.
-
-    Raises
-    ------
-    WireError
-        On a wrong length or dtype, or gradients that are negative or not finite, or
-        whose squares are not.
+    ``WireError`` on a wrong length or dtype, or gradients that are negative or not
+    finite, or whose squares are not.
     """
     count = plan.without_mask().num_parameters
     if values.shape != (plan.num_values + count,):
@@ -151,26 +109,10 @@ def split_gradients(
 def check_report(
     values: NDArray[Any], scale: Any, plan: Plan, payload: Payload
 ) -> float:
-    """Check what a node sent that explored.
+    """Check :func:`encode_report`; give the L2 norm of what moved.
 
-    Parameters
-    ----------
-    values : ndarray
-        From :func:`encode_report`.
-    scale : float
-    plan : Plan
-    payload : {"deviations", "units"}
-
-    Returns
-    -------
-    float
-        L2 norm of what moved.
-
-    Raises
-    ------
-    WireError
-        On a wrong length or dtype, values that are not finite, sizes below 0, and
-        reports that say nothing, since nothing moved or everything moved alike.
+    ``WireError`` on a wrong length or dtype, values that are not finite, sizes below 0,
+    and reports that say nothing, since nothing moved or everything moved alike.
     """
     units = payload == "units"
     expected = plan.layout.num_units if units else plan.num_parameters
@@ -196,14 +138,8 @@ def check_report(
 class ReplyReport(Mapping[str, NDArray[np.float32]]):
     """Squares by tensor name in dense shapes, made of flat ones when looked up.
 
-    Parameters
-    ----------
-    plan : Plan
-        What is pruned in it is 0.
-    squares : callable
-        Slice of the flat values to their squares, float32.
-    buffers : bool (default: False)
-        Whether the flat values hold buffers' as well.
+    ``squares`` gives float32 squares of a slice of the flat values, which hold those of
+    buffers as well if ``buffers``. What the plan prunes is 0.
     """
 
     def __init__(

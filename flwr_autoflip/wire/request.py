@@ -36,17 +36,17 @@ bits, are 400.
 """
 
 _TYPES: dict[str, tuple[type, Any]] = {
-    keys.KEY_PHASE: (str, ""),
-    keys.KEY_RUN: (bytes, b""),
-    keys.KEY_LAYOUT: (bytes, b""),
-    keys.KEY_PLAN: (bytes, b""),
-    keys.KEY_DTYPE: (str, ""),
-    keys.KEY_PAYLOAD: (str, "values"),
-    keys.KEY_REGROW: (bool, False),
-    keys.KEY_BUDGET: (str, ""),
-    keys.KEY_ANSWERING: (str, ""),
-    keys.KEY_ARRAYS_NAME: (str, keys.ARRAYS),
-    keys.KEY_CONFIG_NAME: (str, keys.CONFIG),
+    keys.PHASE: (str, ""),
+    keys.RUN: (bytes, b""),
+    keys.LAYOUT: (bytes, b""),
+    keys.PLAN: (bytes, b""),
+    keys.DTYPE: (str, ""),
+    keys.PAYLOAD: (str, "values"),
+    keys.REGROW: (bool, False),
+    keys.BUDGET: (str, ""),
+    keys.ANSWERING: (str, ""),
+    keys.ARRAYS_NAME: (str, keys.ARRAYS),
+    keys.CONFIG_NAME: (str, keys.CONFIG),
 }
 """Our keys: what they hold, and what it is where they are left out."""
 
@@ -58,9 +58,8 @@ class Request:
     Parameters
     ----------
     instructions : Instructions
-        Phase, plan, values, and how to answer.
     config : dict
-        The app's own configuration, without our keys.
+        The app's own, without our keys.
     run : bytes
         Names the run.
     answering : str
@@ -82,33 +81,17 @@ class Request:
 
 def is_ours(content: RecordDict) -> bool:
     """Tell whether a request comes from AutoFlip."""
-    return any(
-        keys.KEY_VERSION in c for c in records_of(content, ConfigRecord).values()
-    )
+    return any(keys.VERSION in c for c in records_of(content, ConfigRecord).values())
 
 
 def read_request(
     content: RecordDict, own: Sequence[Described] | None = None
 ) -> Request:
-    """Read a request on the node.
+    """Read a request on the node: one flat array, and one config with our keys in it.
 
-    Parameters
-    ----------
-    content : RecordDict
-        One ArrayRecord with one flat array, and one ConfigRecord with the app's keys
-        and ours, under any names.
-    own : sequence of Described, optional
-        Tensors of the node's own model; a request that speaks of others is refused.
-        Without them, one that speaks of more than its length can mean.
-
-    Returns
-    -------
-    Request
-
-    Raises
-    ------
-    WireError
-        If anything about it is wrong; the message says what.
+    ``own`` are the tensors of the node's own model: a request that speaks of others is
+    refused. Without them, one that speaks of more than its length can mean is. Raises
+    ``WireError``, which says what is wrong.
     """
     config = dict(only_record(content, ConfigRecord))
     values = single_array(only_record(content, ArrayRecord))
@@ -118,44 +101,39 @@ def read_request(
         if type(ours[key]) is not expected:
             found = type(ours[key]).__name__
             raise WireError(f"{key} must be {expected.__name__}, got {found}.")
-    phase, payload = ours[keys.KEY_PHASE], ours[keys.KEY_PAYLOAD]
+    phase, payload = ours[keys.PHASE], ours[keys.PAYLOAD]
     if payload not in PAYLOADS.get(phase, ()):
         raise WireError(f"unknown phase {phase!r} with payload {payload!r}.")
-    if ours[keys.KEY_DTYPE] not in DTYPES:
-        raise WireError(f"unknown dtype {ours[keys.KEY_DTYPE]!r} of values.")
-    encoding = Encoding(ours[keys.KEY_DTYPE])
-    came = ours[keys.KEY_LAYOUT], ours[keys.KEY_PLAN]
+    if ours[keys.DTYPE] not in DTYPES:
+        raise WireError(f"unknown dtype {ours[keys.DTYPE]!r} of values.")
+    encoding = Encoding(ours[keys.DTYPE])
+    came = ours[keys.LAYOUT], ours[keys.PLAN]
     plan = _read_plan(came, values.nbytes, own, dense=phase == "budget")
     if phase != "budget":
         values = encoding.decode(values, plan)
         _keep(came, plan)
-    regrow, budget = ours[keys.KEY_REGROW], ours[keys.KEY_BUDGET]
-    instructions = Instructions(phase, plan, values, encoding, regrow, payload, budget)
+    regrow, budget = ours[keys.REGROW], ours[keys.BUDGET]
     return Request(
-        instructions,
-        {
-            key: value
-            for key, value in config.items()
-            if not key.startswith(keys.PREFIX)
-        },
-        ours[keys.KEY_RUN],
-        ours[keys.KEY_ANSWERING],
-        (ours[keys.KEY_ARRAYS_NAME], ours[keys.KEY_CONFIG_NAME]),
+        Instructions(phase, plan, values, encoding, regrow, payload, budget),
+        {key: x for key, x in config.items() if not key.startswith(keys.PREFIX)},
+        ours[keys.RUN],
+        ours[keys.ANSWERING],
+        (ours[keys.ARRAYS_NAME], ours[keys.CONFIG_NAME]),
     )
 
 
 def _check_versions(config: Mapping[str, Any]) -> None:
-    if config.get(keys.KEY_VERSION) != VERSION:
+    if config.get(keys.VERSION) != VERSION:
         raise WireError(
             f"expected wire version {VERSION} from the server's AutoFlip, got "
-            f"{config.get(keys.KEY_VERSION, 'none')}; wrap the server's strategy in "
+            f"{config.get(keys.VERSION, 'none')}; wrap the server's strategy in "
             "AutoFlip and install the same flwr-autoflip on both sides."
         )
     # The wire may be the same and what is trained still differ.
-    if config.get(keys.KEY_PACKAGE) != keys.PACKAGE_VERSION:
+    if config.get(keys.PACKAGE) != keys.PACKAGE_VERSION:
         raise WireError(
             f"this node runs flwr-autoflip {keys.PACKAGE_VERSION}, the server "
-            f"{config.get(keys.KEY_PACKAGE, 'an unknown one')}; install one on both "
+            f"{config.get(keys.PACKAGE, 'an unknown one')}; install one on both "
             "sides."
         )
 

@@ -26,22 +26,9 @@ def count_bytes(content: RecordDict) -> int:
     """Count what a message's content weighs on the wire.
 
     The serialised size of every nested object plus its id in the object tree, as
-    Flower moves them; never a count of elements. Objects that are equal, which Flower
-    would send once, count each time: nothing is hashed.
-
-    Parameters
-    ----------
-    content : RecordDict
-
-    Returns
-    -------
-    int
-        Bytes.
-
-    Raises
-    ------
-    ValueError
-        If a text in it is one that no wire carries, such as half a character.
+    Flower moves them. Objects that are equal, which Flower would send once, count each
+    time: nothing is hashed. ``ValueError`` if a text in it is one that no wire carries,
+    such as half a character.
     """
     total = sum(map(_count_record, content.values()))
     return total + _count_references("RecordDict", content)

@@ -84,7 +84,7 @@ def test_a_client_says_it_in_its_constructor() -> None:
             self.node = int(context.node_config["partition-id"])
 
     for answer in explore(Asked(client_app(Own))):
-        assert answer.reply.metadata[wire.KEY_PRIVACY] == "epsilon:2.0,delta:1e-05"
+        assert answer.reply.metadata[wire.keys.PRIVACY] == "epsilon:2.0,delta:1e-05"
 
 
 @pytest.mark.parametrize("kind", APPS)

@@ -208,7 +208,7 @@ def test_a_node_says_its_budget_and_takes_no_more(app: Any) -> None:
     asked = Asked(app, 1, **{"autoflip-budget": "macs:0.5"})
 
     (answer,) = asked.ask("budget")
-    assert answer.reply.metadata[wire.KEY_BUDGET] == "macs:0.5"
+    assert answer.reply.metadata[wire.keys.BUDGET] == "macs:0.5"
     assert asked.rows[0]["parameters"] == asked.rows[0]["examples"] == 0
     assert len(asked.ask(budget="macs:0.5")) == 1
     assert asked.ask() == []

@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flwr_autoflip import __version__, wire
+from flwr_autoflip.client.answer import encode_trained
 from flwr_autoflip.errors import WireError
 from flwr_autoflip.graph.codec import encode_layout, encode_plan, plan_digest
 from flwr_autoflip.graph.pack import pack
 from flwr_autoflip.graph.plan import Plan
 from flwr_autoflip.graph.shrink import describe
 from flwr_autoflip.wire.encoding import DTYPES, Encoding
-from flwr_autoflip.wire.values import decode_trained
 
 RUN = b"8 bytes."
 
@@ -210,11 +210,11 @@ def test_eight_bits_up_are_a_change_that_the_server_adds_to_its_own() -> None:
     request = wire.read_request(wire.request_content(sent, template()))
     trained = request.instructions.values + np.float32(0.0127)
 
-    data = wire.encode_trained(request, trained, RecordDict())
+    data = encode_trained(request, trained, RecordDict())
 
     # A change of .0127 everywhere is 127 steps of .0001; buffers' stay as they are.
     assert set(data[-SMALL.num_parameters :].view(np.int8)) == {127}
-    now = decode_trained(sent, data)
+    now = sent.decode(data)
     np.testing.assert_allclose(now, sent.values + 0.0127, rtol=0, atol=1e-6)
     assert np.abs(now - trained).max() > 1e-4  # what rounding took on the way down
 
@@ -227,7 +227,7 @@ def test_what_rounding_left_is_of_one_run_and_plan() -> None:
         request = wire.read_request(wire.request_content(asked, template(), run))
         instructions = request.instructions
         trained = instructions.start + np.float32(size) * step[: plan.num_values]
-        return wire.encode_trained(request, trained, state)
+        return encode_trained(request, trained, state)
 
     state = RecordDict()
     first, second = (send(SMALL, RUN, state) for _ in range(2))

@@ -74,7 +74,9 @@ def ask_budgets(
 
 def _read_budget(reply: wire.Reply, instructions: wire.Instructions) -> str:
     try:
-        budget = parse_budget(reply.metadata.get(wire.KEY_BUDGET), whose="its metadata")
+        budget = parse_budget(
+            reply.metadata.get(wire.keys.BUDGET), whose="its metadata"
+        )
     except AutoFlipError as error:
         raise WireError(str(error)) from error
     return str(budget or "")

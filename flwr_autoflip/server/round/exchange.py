@@ -114,7 +114,7 @@ class Exchange:
             message = Message(
                 content,
                 dst_node_id=metadata.dst_node_id,
-                message_type=wire.message_type(instructions.phase),
+                message_type=wire.keys.message_type(instructions.phase),
                 group_id=metadata.group_id,
             )
             row = {
@@ -164,14 +164,14 @@ class Exchange:
                 continue
             del waiting[asked]
             if message.has_error():
-                reason = wire.with_way_out(str(message.error.reason))
+                reason = wire.hints.with_way_out(str(message.error.reason))
                 self._lost(sent, "failed", reason, message)
                 continue
             try:
                 instructions = sent.instructions
                 reply = wire.read_reply(message, instructions, self.weight_key)
                 if instructions.phase != "budget":
-                    built = reply.metadata.get(wire.KEY_PARAMETERS, 0)
+                    built = reply.metadata.get(wire.keys.PARAMETERS, 0)
                     self.cost_of.check(instructions.plan, built)
                 made = read(reply, instructions)
             except WireError as error:
@@ -229,7 +229,7 @@ class Exchange:
     ) -> None:
         cost = self.cost_of.plan(sent.instructions.plan)
         asked_only = sent.instructions.phase == "budget"
-        if metadata.get(wire.KEY_PARAMETERS) == self.cost_of.dense().parameters:
+        if metadata.get(wire.keys.PARAMETERS) == self.cost_of.dense().parameters:
             cost = self.cost_of.dense()
         self.ledger.add(
             NodeRow(
@@ -239,7 +239,7 @@ class Exchange:
                 bytes_up=_bytes_up(message),
                 parameters=0 if asked_only else cost.parameters,
                 macs_per_example=0 if asked_only else cost.macs,
-                seconds=metadata.get(wire.KEY_SECONDS, 0.0),
+                seconds=metadata.get(wire.keys.SECONDS, 0.0),
                 **({} if asked_only else _work(metadata, cost)),
             )
         )
@@ -254,16 +254,16 @@ def _work(metadata: dict[str, Any], cost: Cost) -> dict[str, Any]:
     A mod cannot count: there the app's examples are taken at the dense model's MACs.
     """
     keys = {
-        "examples": wire.KEY_EXAMPLES,
-        "eval_examples": wire.KEY_EVAL_EXAMPLES,
-        "forward_macs": wire.KEY_MACS,
-        "eval_macs": wire.KEY_EVAL_MACS,
+        "examples": wire.keys.EXAMPLES,
+        "eval_examples": wire.keys.EVAL_EXAMPLES,
+        "forward_macs": wire.keys.MACS,
+        "eval_macs": wire.keys.EVAL_MACS,
     }
     work = {column: metadata.get(key) for column, key in keys.items()}
-    why = metadata.get(wire.KEY_UNCOUNTED, "")
+    why = metadata.get(wire.keys.UNCOUNTED, "")
     if not why and all(count is None for count in work.values()):
         why = "the node did not say what it did"
-    elif not why and wire.KEY_MACS not in metadata:
+    elif not why and wire.keys.MACS not in metadata:
         for column, macs in _SIDES:
             count = int(work[column] or 0)
             work[column] = count

@@ -46,7 +46,7 @@ def measure(
     def read(reply: wire.Reply, instructions: wire.Instructions) -> Change | None:
         if _noise_of(reply, instructions) or instructions.payload == "deviations":
             return None  # noise has no scale; the paper takes deviations as they come
-        examples = reply.metadata.get(wire.KEY_EXAMPLES) or reply.num_examples
+        examples = reply.metadata.get(wire.keys.EXAMPLES) or reply.num_examples
         return start.measure_norm(reply.norm, examples)
 
     answers = exchange.replies(replies, read, _refuse_outliers)
@@ -80,7 +80,7 @@ def _noise_of(
         If that cannot be read, or is not of this payload.
     """
     try:
-        privacy = parse_privacy(reply.metadata.get(wire.KEY_PRIVACY), whose="report")
+        privacy = parse_privacy(reply.metadata.get(wire.keys.PRIVACY), whose="report")
     except AutoFlipError as error:
         raise WireError(str(error)) from error
     if privacy is not None and instructions.payload != "units":

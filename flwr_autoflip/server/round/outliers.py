@@ -176,7 +176,7 @@ class Measure:
             start = Start(instructions.start, instructions.reply_plan)
             self._starts[id(instructions)] = instructions, start
         _, start = self._starts[id(instructions)]
-        examples = reply.metadata.get(wire.KEY_EXAMPLES) or reply.num_examples
+        examples = reply.metadata.get(wire.keys.EXAMPLES) or reply.num_examples
         return start.measure(reply.values, examples)
 
 

@@ -235,7 +235,7 @@ class Steps:
             way_out = any("broadcast" in reason for reason in reasons)
             raise AutoFlipError(
                 f"{error} Nodes said: {'; '.join(reasons[:3])}"
-                f"{f' {wire.MOD_ORDER}' if way_out else ''}"
+                f"{f' {wire.hints.MOD_ORDER}' if way_out else ''}"
             ) from error
         self._note_plan(state, server_round, log=True)
         return state
