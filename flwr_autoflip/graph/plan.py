@@ -167,8 +167,9 @@ class Plan:
 
     def dense_mask(self, name: str) -> NDArray[np.bool_]:
         """Mark the kept coordinates of one tensor, dense shape, True = kept."""
-        mask = np.zeros(self.layout.by_name[name].shape, np.bool_)
-        self.put(name, mask, self.small_mask.get(name, True))
+        spec = self.layout.by_name[name]
+        mask = np.zeros(spec.shape, np.bool_)
+        self.put(name, mask, self.small_mask.get(spec.same_as or name, True))
         return mask
 
     def apply(self, arrays: Arrays) -> dict[str, NDArray[Any]]:

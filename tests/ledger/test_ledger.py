@@ -168,3 +168,21 @@ def test_a_file_stays_until_a_ledger_is_begun(tmp_path: Path) -> None:
     assert [row["node"] for row in read_ledger(path)] == [8]
     ledger.clear()
     assert read_ledger(path) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"5", b"[]", b'{"round": 1}', b'{"round": 1, "phase": "train"}', b"[" * 10**5],
+)
+def test_a_ledger_ends_at_what_is_no_row(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "ledger.jsonl"
+    ledger = Ledger(path)
+    ledger.add(NodeRow(1, "train", 7, bytes_up=5))
+    mark = ledger.mark()
+    with path.open("ab") as file:
+        file.write(line + b"\n")
+
+    again = Ledger(path)
+    again.resume(mark)
+
+    assert [row["bytes_up"] for row in again.rows] == [5]
