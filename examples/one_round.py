@@ -7,7 +7,6 @@ from torch import nn
 
 from flwr_autoflip import expand, methods, shrink, trace
 from flwr_autoflip.graph.shrink import arrays_of, load_arrays_inplace
-from flwr_autoflip.methods.threshold import MacShare
 
 
 class Net(nn.Sequential):
@@ -42,8 +41,9 @@ def main() -> None:
     print("groups         ", {group.name: group.size for group in layout.groups})
 
     # A method says which are kept. By hand: Plan(layout, {"0": [...], "4": [...]}).
-    weights = arrays_of(server)
-    plan = methods.L1Units(MacShare(0.25))(1, layout, weights, [])
+    state, weights = methods.L1(macs=0.25).begin(layout, arrays_of(server))
+    load_arrays_inplace(server, weights)  # rescaled for the inputs that are lost
+    plan = state.plan
     print("units kept     ", {name: kept.tolist() for name, kept in plan.keep.items()})
 
     # Every node trains a smaller model: fewer filters, fewer neurons, no zeros.

@@ -1,16 +1,19 @@
-"""One federated round of a two-layer LSTM with half of its hidden units."""
+"""Two federated rounds of a two-layer LSTM, driven as the server drives a method.
+
+Round 1 trains the dense model, and the method learns from it which half of the hidden
+units is kept; round 2 trains those. No Flower.
+"""
+
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from flwr_autoflip.graph.pack import expand, pack, pack_small, unpack_small
+from flwr_autoflip import expand, methods, trace
 from flwr_autoflip.graph.shrink import arrays_of, build_small, load_arrays_inplace
-from flwr_autoflip.graph.tracing.trace import trace
-from flwr_autoflip.methods import AutoFlipPolicy
 from flwr_autoflip.methods.guidance import deviation
-from flwr_autoflip.methods.threshold import Quantile
 
 LINES = (
     "the server keeps the whole model and every node a part of it. ",
@@ -50,32 +53,43 @@ def train(model: nn.Module, text: str, epochs: int) -> float:
     return float(loss.detach())
 
 
+def run_round(
+    number: int, method: methods.Method[Any], state: Any, weights: Any
+) -> tuple[Any, Any, float]:
+    """Ask the method, let every node train what it asks for, and let it learn."""
+    nodes = range(len(LINES))
+    order = method.order(state, number, nodes)
+    replies, results, losses = [], [], []
+    for node in nodes:
+        small = build_small(Text, order.plan)  # the dense model takes no memory
+        load_arrays_inplace(
+            small, {n: order.plan.take(n, a) for n, a in weights.items()}
+        )
+        losses.append(train(small, LINES[node], epochs=20))
+        replies.append(expand(weights, arrays_of(small), order.plan))
+        report = {name: deviation(weights[name], replies[-1][name]) for name in weights}
+        results.append(methods.Result(node, 1.0, report))
+    weights = {name: np.mean([r[name] for r in replies], axis=0) for name in weights}
+    done = methods.Round(number, order, results, weights)
+    state, weights = method.learn(state, done)
+    return state, weights, float(np.mean(losses))
+
+
 def main() -> None:
-    """Explore, halve, train one round, and say what it took."""
+    """Explore, halve, train, and say what it took."""
     torch.manual_seed(0)
     server = Text()
-    layout = trace(
-        server, torch.zeros(1, LENGTH, dtype=torch.long), ignored_layers=("embed",)
-    )
-    weights, reports = arrays_of(server), []
-    for text in LINES:
-        explorer = Text()
-        load_arrays_inplace(explorer, weights)
-        train(explorer, text, epochs=5)
-        moved = arrays_of(explorer)
-        reports.append({n: deviation(weights[n], moved[n]) for n in weights})
-    plan = AutoFlipPolicy(Quantile(0.5))(1, layout, weights, reports)
-    replies, losses = [], []
-    for text in LINES:
-        small = build_small(Text, plan)
-        load_arrays_inplace(small, unpack_small(pack(weights, plan), plan))
-        losses.append(train(small, text, epochs=40))
-        replies.append(pack_small(arrays_of(small), plan))
-    weights = expand(weights, np.mean(replies, axis=0), plan)
-    print(f"hidden units  {len(plan.keep['lstm'])} of 64")
-    print(f"parameters    {plan.num_parameters} of {layout.num_parameters}")
-    chance = np.log(len(LETTERS))
-    print(f"loss          {chance:.2f} -> {np.mean(losses):.2f} on the nodes")
+    example = torch.zeros(1, LENGTH, dtype=torch.long)
+    layout = trace(server, example, ignored_layers=("embed",))
+    method = methods.Guided(threshold={"lstm": 32})
+    state, weights = method.begin(layout, arrays_of(server))
+    for number in (1, 2):
+        plan = method.order(state, number, []).plan
+        state, weights, loss = run_round(number, method, state, weights)
+        print(f"round {number}")
+        print(f"  hidden units  {len(plan.keep['lstm'])} of 64")
+        print(f"  parameters    {plan.num_parameters} of {layout.num_parameters}")
+        print(f"  loss          {np.log(len(LETTERS)):.2f} -> {loss:.2f} on the nodes")
 
 
 if __name__ == "__main__":
