@@ -60,9 +60,7 @@ def client_fn(context: Context) -> AutoFlipClient:
 torch.manual_seed(0)
 IMAGES, LABELS = torch.randn(12, 1, 8, 8), torch.arange(12) % 3
 model = Net()
-strategy = AutoFlip(
-    FedAvg(min_train_nodes=NODES), model, IMAGES[:1], ledger_dir=".", value_dtype="int8"
-)
+strategy = AutoFlip(FedAvg(min_train_nodes=NODES), model, IMAGES[:1], ledger_dir=".")
 result = strategy.start(
     grid=InProcessGrid(client_app(client_fn), NODES),
     initial_arrays=ArrayRecord(model.state_dict()),
@@ -73,7 +71,7 @@ if refused:
     raise SystemExit(f"a node was refused: {refused[0]}")
 
 small = strategy.deployable_model(result.arrays)
-save_pruned("small.safetensors", small, strategy.deployable_plan())
+save_pruned("small.safetensors", small, strategy.deployable_plan)
 loaded, _ = load_pruned("small.safetensors", Net)
 with torch.no_grad():
     torch.testing.assert_close(loaded(IMAGES), small(IMAGES))

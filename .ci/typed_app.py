@@ -15,11 +15,12 @@ from torch import nn
 from flwr_autoflip import (
     AutoFlip,
     AutoFlipClient,
+    Plan,
     autoflip_mod,
     client_app,
     load_pruned,
 )
-from flwr_autoflip.graph.plan import Plan
+from flwr_autoflip.methods import L1
 
 
 class Client(AutoFlipClient):
@@ -37,11 +38,12 @@ def client_fn(context: Context) -> Client:
 
 def run(grid: Grid, model: nn.Module) -> nn.Module:
     """Run one federated training."""
-    strategy = AutoFlip(FedAvg(), model, torch.zeros(1, 4), threshold="2x")
+    method = L1(threshold="2x")
+    strategy = AutoFlip(FedAvg(), model, torch.zeros(1, 4), method=method)
     arrays = ArrayRecord(model.state_dict())
     result = strategy.start(grid=grid, initial_arrays=arrays, num_rounds=1)
     assert_type(result, Result)
-    assert_type(strategy.deployable_plan(), Plan)
+    assert_type(strategy.deployable_plan, Plan)
     return strategy.deployable_model(result.arrays)
 
 

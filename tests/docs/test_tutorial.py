@@ -5,23 +5,22 @@ the same lines where the tutorial changes one, images made up.
 """
 
 import importlib
-import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flwr.app import Context, RecordDict
+from typer.testing import CliRunner
 
 from examples.inprocess import InProcessGrid
+from flwr_autoflip.cli.main import app as command_line
 
 sys.path.insert(0, str(Path(__file__).parent))
-from pages import DOCS, ROOT, blocks, run_python
+from pages import DOCS, blocks, run_python
 
-MAIN = "from flwr_autoflip.cli.main import app; app()"
 PAGE = DOCS / "tutorial.md"
 APP = Path(__file__).parent / "flower_app"
 CONFIG = {
@@ -47,12 +46,6 @@ def diffs() -> dict[str, list[str]]:
         ]:
             name = named[-1]
     return found
-
-
-def changed_lines(diff: str) -> int:
-    """Count lines that are new or differ: a replaced line counts once."""
-    added = [line for line in diff.splitlines() if line.startswith("+")]
-    return len(added)
 
 
 def apply(text: str, diff: str) -> str:
@@ -85,14 +78,13 @@ def made(folder: Path, out: Path, *, small: bool = False) -> Path:
 
 
 def run(app: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run an app in this process; the caller's folder gets ``final_model.pt``."""
+    """Run an app in this process; the current folder gets ``final_model.pt``."""
     forget()
     monkeypatch.syspath_prepend(str(app))
-    client = importlib.import_module("pytorchexample.client_app").app
-    server = importlib.import_module("pytorchexample.server_app").app
-    server(
-        InProcessGrid(client, NODES, CONFIG), Context(1, 1, {}, RecordDict(), CONFIG)
-    )
+    parts = [f"pytorchexample.{side}_app" for side in ("client", "server")]
+    client, server = (importlib.import_module(part).app for part in parts)
+    grid = InProcessGrid(client, NODES, CONFIG)
+    server(grid, Context(1, 1, {}, RecordDict(), CONFIG))
 
 
 def forget() -> None:
@@ -108,20 +100,12 @@ def _fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     forget()
 
 
-def python_blocks(out: Path) -> list[Any]:
-    return [
-        block._replace(text=block.text.replace("/tmp/pruned", str(out)))
-        for block in blocks(PAGE)
-        if block.language == "python"
-    ]
-
-
 def test_six_lines_change() -> None:
     changes = diffs()
     until_run = [d for many in changes.values() for d in many if "save_pruned" not in d]
 
     assert set(changes) == set(FILES)
-    assert sum(map(changed_lines, until_run)) == 6
+    assert sum(diff.count("\n+") + diff.startswith("+") for diff in until_run) == 6
     assert "six lines" in PAGE.read_text()
 
 
@@ -146,43 +130,35 @@ def test_the_rest_of_the_page_does_what_it_says(
 ) -> None:
     out = tmp_path / "pruned"
     app = made(tmp_path, out, small=True)
-    code = python_blocks(out)
+    found = [
+        b._replace(text=b.text.replace("/tmp/pruned", str(out))) for b in blocks(PAGE)
+    ]
+    code = [b for b in found if b.language == "python"]
     whole = next(b for b in code if b.text.startswith("# pytorchexample/client_app.py"))
+    code.remove(whole)
 
     run(app, monkeypatch)  # the mod
 
     # The commands, but for those that install, download or start Flower's engine.
     commands = [
-        line.replace("/tmp/pruned", str(out))
-        for block in blocks(PAGE)
+        line.split()
+        for block in found
         if block.language == "bash"
         for line in block.text.splitlines()
     ]
-    ours = [line.split()[1:] for line in commands if line.startswith("flwr-autoflip ")]
+    ours = [words for program, *words in commands if program == "flwr-autoflip"]
     assert [words[0] for words in ours] == ["report", "inspect"]
+    assert {words[0] for words in commands} == {"flwr-autoflip", "pip", "flwr", "cd"}
     for words in ours:
-        done = subprocess.run(
-            [sys.executable, "-c", MAIN, *words],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+        done = CliRunner().invoke(command_line, words)
+        assert done.exit_code == 0, done.output
     assert Path("report.html").exists()
-    rest = {line.split()[0] for line in commands} - {"flwr-autoflip"}
-    assert rest == {"pip", "flwr", "cd"}
-
-    compared = run_python([b for b in code if b != whole], {}, PAGE.name)
-    assert compared >= 4
+    assert run_python(code, {}, PAGE.name) >= 4
 
     # Step 6: the class that is handed a small model, at the same server.
     (app / "pytorchexample" / "client_app.py").write_text(whole.text)
     run(app, monkeypatch)
-    compared = run_python([b for b in code if b != whole], {}, PAGE.name)
-    assert compared >= 4
+    assert run_python(code, {}, PAGE.name) >= 4
 
 
 @pytest.mark.slow
