@@ -24,16 +24,8 @@ def export_model(path: Path, onnx: Path, model: str, example: str) -> None:
     """Build a pruned model from its file, write it as ONNX, compare both.
 
     A file of :func:`flwr_autoflip.save_pruned` holds values and structure, no code: the
-    user says which code, nothing in the file does.
-
-    Parameters
-    ----------
-    path : Path
-    onnx : Path
-    model : str
-        ``module:name`` of what gives the dense model, found from the working directory.
-    example : str
-        Shape of an input, ``1,3,32,32``, with ``:int64`` behind it for integers.
+    user says which code, nothing in the file does. Model and example input are as
+    :func:`find_model` and :func:`parse_example` read them.
 
     Raises
     ------

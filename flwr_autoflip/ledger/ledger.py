@@ -28,14 +28,7 @@ Row = TypeVar("Row", bound=Mapping[str, Any])
 
 @dataclass(frozen=True)
 class Mark:
-    """A place in a ledger's file: everything before it, and its digest.
-
-    Parameters
-    ----------
-    size : int
-        Bytes.
-    digest : str
-    """
+    """A place in a ledger's file: how many bytes are before it, and their digest."""
 
     size: int
     digest: str
@@ -114,14 +107,6 @@ class Ledger:
     def check(self, mark: Mark) -> bytes:
         """Read the file up to a mark.
 
-        Parameters
-        ----------
-        mark : Mark
-
-        Returns
-        -------
-        bytes
-
         Raises
         ------
         DamagedFileError
@@ -138,16 +123,7 @@ class Ledger:
         """Go on from a mark; what nodes did after it stays, as ``"lost"``.
 
         Those costs were real. Plans and evaluations after the mark are cut off:
-        they come again.
-
-        Parameters
-        ----------
-        mark : Mark
-
-        Raises
-        ------
-        DamagedFileError
-            As :meth:`check`.
+        they come again. Raises what :meth:`check` does.
         """
         head = self.check(mark)
         after, _ = parse_rows(self._content()[mark.size :])

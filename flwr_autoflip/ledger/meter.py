@@ -26,17 +26,9 @@ from .macs import MacCounter
 class Spent:
     """What went through a model, and the seconds that took; None is unknown.
 
-    Parameters
-    ----------
-    examples, eval_examples : int or None
-        With and without gradients.
-    macs, eval_macs : int or None
-        Multiply-accumulates of forward passes, likewise.
-    seconds : float
-    uncounted : str
-        Why something is unknown.
-    called : bool
-        Whether the model, or a part of it, was seen to be called.
+    Examples and multiply-accumulates of forward passes are apart with and without
+    (``eval_``) gradients; ``uncounted`` says why something is unknown, ``called``
+    whether the model, or a part of it, was seen to be called.
     """
 
     examples: int | None = None
@@ -59,19 +51,10 @@ class Spent:
 
 @contextmanager
 def measure(model: nn.Module, axis: int = 0) -> Iterator[Spent]:
-    """Count what a model really does: the ledger takes nobody's word.
+    """Count what a model really does, into what is given and complete at the end.
 
-    Parameters
-    ----------
-    model : nn.Module
-        Computes exactly what it would; copies of it count, too.
-    axis : int (default: 0)
-        Along which examples lie in a call's first tensor.
-
-    Yields
-    ------
-    Spent
-        Complete at the end.
+    The model computes exactly what it would; copies of it count, too. Examples lie
+    along this axis of a call's first tensor.
     """
     spent, meter = Spent(), _Meter(axis)
     unseen = [] if torch.is_grad_enabled() else _fast_layers(model)

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 NODE_PHASES = ("budget", "explore", "train", "evaluate")
 """Phases of rows that are a node's; others are the server's own."""
@@ -91,12 +91,7 @@ class Rows(Sequence[Row]):
     """A list of rows that only grows; all but the last ones are deflated JSON.
 
     A row of the ledger takes about 40 bytes instead of 620. Reading in order inflates
-    each block once.
-
-    Parameters
-    ----------
-    rows : iterable of dict (default: none)
-        Values that JSON gives back as they were.
+    each block once. Values must be such that JSON gives back as they were.
     """
 
     def __init__(self, rows: Iterable[Row] = ()) -> None:
@@ -113,27 +108,19 @@ class Rows(Sequence[Row]):
             self._packed.append(zlib.compress(json.dumps(self._last).encode()))
             self._last = []
 
-    def _at(self, place: int) -> Row:
-        number, inside = divmod(place, BLOCK)
+    def __len__(self) -> int:
+        return BLOCK * len(self._packed) + len(self._last)
+
+    def __getitem__(self, place: int | slice) -> Any:
+        """Give a row, or a list of some."""
+        if isinstance(place, slice):
+            return [self[number] for number in range(*place.indices(len(self)))]
+        number, inside = divmod(range(len(self))[place], BLOCK)
         if number == len(self._packed):
             return self._last[inside]
         if self._read[0] != number:
             self._read = number, json.loads(zlib.decompress(self._packed[number]))
         return self._read[1][inside]
-
-    def __len__(self) -> int:
-        return BLOCK * len(self._packed) + len(self._last)
-
-    @overload
-    def __getitem__(self, place: int) -> Row: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> list[Row]: ...
-
-    def __getitem__(self, place: int | slice) -> Row | list[Row]:
-        """Give a row, or a list of some."""
-        places = range(len(self))[place]
-        return self._at(places) if isinstance(places, int) else [*map(self._at, places)]
 
     def __eq__(self, other: object) -> bool:
         return list(self) == list(other) if isinstance(other, Sequence) else False
@@ -142,18 +129,9 @@ class Rows(Sequence[Row]):
 
 
 def parse_rows(content: bytes) -> tuple[list[Row], int]:
-    """Read a ledger file's rows.
+    """Read a ledger file's rows, and count the lines that are none.
 
-    Parameters
-    ----------
-    content : bytes
-
-    Returns
-    -------
-    rows : list of dict
-    unreadable : int
-        Lines that are no rows; a last one without its end is still being written and
-        does not count.
+    A last line without its end is still being written and does not count.
     """
     rows, unreadable = [], 0
     lines = content.splitlines(keepends=True)

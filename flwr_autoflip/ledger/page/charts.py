@@ -145,7 +145,7 @@ def line_chart(
             axes.set_xlim(left=0)
             axes.xaxis.set_major_locator(MaxNLocator(4, steps=STEPS, integer=not unit))
         axes.xaxis.set_major_formatter(lambda x, _: amount(x, unit or ""))
-        _draw_marks(axes, [line for line in lines if line.mark], log)
+        _draw_marks(axes, lines)
 
     names = ", ".join(dict.fromkeys(line.name for line in lines))
     return Chart(f"{name}: {names}", draw)
@@ -162,12 +162,14 @@ def _draw_line(axes: "Axes", line: Line, log: bool) -> None:
     axes.plot(x, y, color=line.colour, **style)
 
 
-def _draw_marks(axes: "Axes", lines: Sequence[Line], log: bool) -> None:
+def _draw_marks(axes: "Axes", lines: Sequence[Line]) -> None:
     """Shade what exploring cost; with several runs, a tick in each one's colour."""
     side, (low, high) = axes.get_xaxis_transform(), axes.get_xlim()
+    alone = len({line.number for line in lines}) == 1
     for line in lines:
-        at = line.mark or 0.0
-        if len(lines) > 1 or log:
+        if (at := line.mark) is None:
+            continue
+        if not alone:
             axes.plot([at] * 2, [0, 0.05], color=line.colour, lw=4, transform=side)
             continue
         axes.axvspan(low, at, facecolor=COLOURS["shade"], lw=0)

@@ -64,18 +64,7 @@ def trailing_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def curve(rows: Sequence[Mapping[str, Any]], metric: str = "top1") -> Curve:
-    """Read a ledger's rows as a curve.
-
-    Parameters
-    ----------
-    rows : sequence of mapping
-        From :func:`flwr_autoflip.ledger.ledger.read_ledger`.
-    metric : str (default: "top1")
-        Name the server's ``evaluate_fn`` gives to accuracy.
-
-    Returns
-    -------
-    Curve
+    """Read a ledger's rows as a curve of a metric of the server's ``evaluate_fn``.
 
     Raises
     ------
@@ -104,20 +93,9 @@ def curve(rows: Sequence[Mapping[str, Any]], metric: str = "top1") -> Curve:
 def spent_until(
     rows: Iterable[Mapping[str, Any]], rounds: NDArray[np.int64], key: str
 ) -> NDArray[np.float64]:
-    """Add up a column of node rows until the end of each of some rounds.
+    """Add up a column of node rows until the end of each round: what is known of it.
 
-    Parameters
-    ----------
-    rows : iterable of mapping
-    rounds : ndarray
-        ``(n,)`` integers, not negative.
-    key : str
-        Such as ``"bytes_down"``, ``"bytes_up"`` or ``"macs"``.
-
-    Returns
-    -------
-    ndarray
-        ``(n,)`` float64: sums of what is known; NaN if no node's is.
+    NaN, if no node's is.
     """
     nodes = node_rows(rows)
     known = [row for row in nodes if row.get(key) is not None]

@@ -84,11 +84,14 @@ def overview(runs: Sequence[Run]) -> str:
             if cell is not UNKNOWN
         )
         return f'<dl class="figures">{tiles}</dl>'
-    named = zip(runs, found, strict=True)
-    rows = [[Cell(run.name, kind="name"), *cells.values()] for run, cells in named]
+    names = [n for n in found[0] if any(cells[n] is not UNKNOWN for cells in found)]
+    rows = [
+        [Cell(run.name, kind="name"), *(cells[name] for name in names)]
+        for run, cells in zip(runs, found, strict=True)
+    ]
     note = (
         f"Accuracy is the mean of the last {WINDOW} evaluations of the model that "
         "would be deployed, then of the global dense one; parameters and MACs are "
         "ratios of the dense model's; saved is against the dense model's own messages."
     )
-    return section("Side by side", note, card(table(["run", *found[0]], rows)))
+    return section("Side by side", note, card(table(["run", *names], rows)))

@@ -67,23 +67,10 @@ def _footer(runs: Sequence[Run]) -> str:
 
 
 def write_pngs(runs: Sequence[Run], stem: Path) -> list[Path]:
-    """Draw the page's charts as PNGs, those that the runs have data for.
+    """Draw what the runs have data for as PNGs; give their paths.
 
-    Parameters
-    ----------
-    runs : sequence of Run
-    stem : Path
-        Paths without their ends: ``report`` for ``report-curves.png`` and so on.
-
-    Returns
-    -------
-    list of Path
-        What was written.
-
-    Raises
-    ------
-    AutoFlipError
-        Without matplotlib, which comes with ``flwr-autoflip[plots]``.
+    These begin with ``stem``: ``report`` makes ``report-curves.png`` and so on. Raises
+    what :func:`render_page` does.
     """
     kinds = {
         "curves": accuracy_charts(runs),

@@ -123,18 +123,10 @@ class Run:
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
-    """Read runs from what a user names.
+    """Read runs from what a user names, and give each a name of its own.
 
-    Parameters
-    ----------
-    paths : sequence of Path
-        Ledger files, folders with a ``ledger.jsonl``, or folders with such folders one
-        or two levels below.
-
-    Returns
-    -------
-    list of Run
-        Each with a name of its own.
+    Paths are ledger files, folders with a ``ledger.jsonl``, or folders with such
+    folders one or two levels below.
 
     Raises
     ------
@@ -187,12 +179,9 @@ def _names(files: Sequence[Path]) -> list[str]:
 def summarise(run: Run) -> dict[str, Any]:
     """Put a run into figures, for a table or a program; None is what is not known.
 
-    Returns
-    -------
-    dict
-        Bytes, MACs and seconds are totals of all nodes, exploration included; MACs of
-        as many messages as ``"unknown_macs"`` says are not known, and add nothing.
-        Values are means of the last five evaluations.
+    Bytes, MACs and seconds are totals of all nodes, exploration included; MACs of as
+    many messages as ``"unknown_macs"`` says are not known, and add nothing. Values are
+    means of the last five evaluations.
     """
     line, plan, dense = run.curve, run.deployed, run.dense_moved()
     moved, explored = (
