@@ -69,19 +69,9 @@ def tensors_in(tree: Any) -> Iterator[torch.Tensor]:
 
 
 def batch_size(args: Any, kwargs: Any, axis: int = 0) -> int | None:
-    """Count the examples of a call.
+    """Count the examples along this axis of a call's first tensor with dimensions.
 
-    Parameters
-    ----------
-    args : tuple
-    kwargs : mapping
-    axis : int (default: 0)
-        Along which examples lie in the first tensor that has dimensions.
-
-    Returns
-    -------
-    int or None
-        None if no tensor tells.
+    None if no tensor tells.
 
     Examples
     --------
@@ -108,19 +98,9 @@ def batch_size(args: Any, kwargs: Any, axis: int = 0) -> int | None:
 def find_batch_axis(model: nn.Module, one: Arguments, other: Arguments) -> int | None:
     """Find the axis of the first tensor along which examples lie.
 
-    The lowest such that the model makes of both batches at once what it makes of each.
-
-    Parameters
-    ----------
-    model : nn.Module
-        In evaluation mode.
-    one, other : Arguments
-        Two batches alike in every shape, with different values.
-
-    Returns
-    -------
-    int or None
-        None if no axis fits: examples depend on each other, or on chance.
+    The lowest such that the model, in evaluation mode, makes of two batches at once,
+    alike in every shape but not in values, what it makes of each. None if no axis
+    fits: examples depend on each other, or on chance.
     """
     pairs = list(zip(tensors_in(one), tensors_in(other), strict=True))
     if not pairs:

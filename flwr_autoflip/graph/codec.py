@@ -53,16 +53,7 @@ MAX_MACS = 1 << 53
 
 @lru_cache(maxsize=16)  # by identity; one plan is encoded for every node and reply
 def encode_plan(plan: Plan) -> bytes:
-    """Write a plan as bytes; see the module's table.
-
-    Parameters
-    ----------
-    plan : Plan
-
-    Returns
-    -------
-    bytes
-    """
+    """Write a plan as bytes; see the module's table."""
     parts = [bytes([VERSION, bool(plan.small_mask)]), _to_bits(plan.alive)]
     for spec in plan.layout.tensors if plan.small_mask else ():
         if spec.trainable:
@@ -77,17 +68,7 @@ def plan_digest(data: bytes, layout: Layout) -> bytes:
 
 
 def decode_plan(data: bytes, layout: Layout) -> Plan:
-    """Read :func:`encode_plan`.
-
-    Parameters
-    ----------
-    data : bytes
-    layout : Layout
-        The model that both sides hold.
-
-    Returns
-    -------
-    Plan
+    """Read :func:`encode_plan`, of the layout that both sides hold.
 
     Raises
     ------
@@ -103,7 +84,7 @@ def decode_plan(data: bytes, layout: Layout) -> Plan:
     if data[1] > 1:
         raise WireError(f"plan: the element flag must be 0 or 1, got {data[1]}.")
     # A view: cutting bytes off their front would copy the rest every time.
-    alive, rest = take_bits(memoryview(data)[2:], (layout.num_units,))
+    alive, rest = _take_bits(memoryview(data)[2:], (layout.num_units,))
     keep = {
         g.name: np.flatnonzero(alive[g.first : g.first + g.size]) for g in layout.groups
     }
@@ -132,7 +113,7 @@ def _decode_masks(
             raise WireError(f"plan: tensor {spec.name!r} has no element flag.")
         flag, data = data[0], data[1:]
         if flag:
-            small, data = take_bits(data, plan.small_shape(spec.name))
+            small, data = _take_bits(data, plan.small_shape(spec.name))
             if small.all():  # a plan has one form, so that its bytes name it
                 raise WireError(f"plan: the bitmap of {spec.name!r} keeps all of it.")
             masks[spec.name] = np.zeros(spec.shape, np.bool_)
@@ -145,7 +126,7 @@ def _to_bits(choice: NDArray[np.bool_]) -> bytes:
     return np.packbits(choice).tobytes()
 
 
-def take_bits(
+def _take_bits(
     data: memoryview, shape: tuple[int, ...]
 ) -> tuple[NDArray[np.bool_], memoryview]:
     """Read :func:`_to_bits`; give what follows, too."""
@@ -164,17 +145,7 @@ def take_bits(
 
 @lru_cache(maxsize=16)  # by identity, as plans
 def encode_layout(layout: Layout) -> bytes:
-    """Write a layout as bytes, for nodes that do not trace models.
-
-    Parameters
-    ----------
-    layout : Layout
-
-    Returns
-    -------
-    bytes
-        About 0.3 kB for a small CNN, 4 kB for EfficientNet-B3.
-    """
+    """Write a layout as bytes: .3 kB for a small CNN, 4 kB for EfficientNet-B3."""
     return zlib.compress(_to_json(layout), 9)
 
 
@@ -265,7 +236,7 @@ def decode_layout(
         body = json.loads(text)
         _check_bounds(body, int(min(MAX_INDICES, room / _INDEX_COST)))
         check([_described(row) for row in body["tensors"]])
-        groups = tuple(_group_from_json(row) for row in body["groups"])
+        groups = tuple(Group(_name(n), *numbers) for n, *numbers in body["groups"])
         (axis,) = _whole([body.get("batch_axis", 0)])
         if not 0 <= axis < MAX_AXES:
             raise WireError(f"no batch lies along axis {axis}.")
@@ -314,15 +285,8 @@ def _tensor_from_json(row: Sequence[Any]) -> TensorSpec:
         None if r is None else _from_runs(r, length)
         for r, length in zip(runs, shape, strict=True)
     )
-    flags = bool(trainable), bool(normalized)
-    return TensorSpec(
-        name, shape, dtype, flags[0], owners, input_axes, float(macs), flags[1], same_as
-    )
-
-
-def _group_from_json(row: Sequence[Any]) -> Group:
-    name, first, size = row
-    return Group(_name(name), first, size)
+    fields = bool(trainable), owners, input_axes, float(macs), bool(normalized)
+    return TensorSpec(name, shape, dtype, *fields, same_as)
 
 
 def _name(name: Any) -> str:

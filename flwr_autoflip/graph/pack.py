@@ -87,7 +87,7 @@ def unpack_small(values: NDArray[Any], plan: Plan) -> dict[str, NDArray[Any]]:
     check_values(values, plan)
     small: dict[str, NDArray[Any]] = {}
     for spec, values_of in split_values(values, plan):
-        part = cast_exactly(values_of, spec.dtype)
+        part = _cast_exactly(values_of, spec.dtype)
         mask = plan.small_mask.get(spec.name)
         if mask is None:
             small[spec.name] = part.reshape(plan.small_shape(spec.name))
@@ -182,14 +182,8 @@ def check_values(values: NDArray[Any], plan: Plan) -> None:
         raise WireError(f"values: [{low:.3g}, {high:.3g}] is beyond 2^60 in size.")
 
 
-def cast_exactly(values: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """Turn values into a tensor's own dtype, integers rounded.
-
-    Raises
-    ------
-    WireError
-        If one does not fit.
-    """
+def _cast_exactly(values: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """Turn values into a tensor's own dtype, integers rounded, or refuse them."""
     target = np.dtype(dtype)
     if target.kind in "iu":
         values = np.rint(values.astype(np.float64))
@@ -213,13 +207,7 @@ def clear_rounding_inplace(
 ) -> None:
     """Take away what rounding of an update left of a running variance below 0.
 
-    Parameters
-    ----------
-    spec : TensorSpec
-    values : ndarray
-        Of this tensor.
-    rounding : float
-        So far below 0, of the largest value, may rounding carry one.
+    By so far, of the largest value, may ``rounding`` carry one.
     """
     if is_variance(spec) and values.size:
         values[(values < 0) & (values > -rounding * values.max())] = 0

@@ -86,17 +86,8 @@ class Plan:
     ) -> NDArray[Any]:
         """Cut the small tensor out of a dense array.
 
-        Parameters
-        ----------
-        name : str
-        dense : ndarray
-        out : ndarray, optional
-            To be filled, of the small shape and the same dtype.
-
-        Returns
-        -------
-        ndarray
-            ``out``; without it a new array, or ``dense`` itself if all of it is kept.
+        Into ``out``, of the small shape and the same dtype; without it give a new
+        array, or ``dense`` itself if all of it is kept.
         """
         axes = self.index[name]
         if out is None:
@@ -108,11 +99,19 @@ class Plan:
 
     def put(self, name: str, dense: NDArray[Any], small: Any) -> None:
         """Write the small tensor (or a scalar) into its place of ``dense``."""
-        dense[box(self.index[name], dense.shape)] = small
+        dense[self._place(name, dense)] = small
 
     def add(self, name: str, dense: NDArray[Any], small: Any) -> None:
         """Add the small tensor (or a scalar) to its place of ``dense``."""
-        dense[box(self.index[name], dense.shape)] += small
+        dense[self._place(name, dense)] += small
+
+    def _place(self, name: str, dense: NDArray[Any]) -> Any:
+        """Give the index that selects the small tensor."""
+        axes = self.index[name]
+        if all(kept is None for kept in axes):
+            return ...
+        pairs = zip(axes, dense.shape, strict=True)
+        return np.ix_(*(np.arange(n) if kept is None else kept for kept, n in pairs))
 
     def small_shape(self, name: str) -> tuple[int, ...]:
         """Shape of the tensor in the small model."""
@@ -173,17 +172,10 @@ class Plan:
         return mask
 
     def apply(self, arrays: Arrays) -> dict[str, NDArray[Any]]:
-        """Zero every trainable value that is not kept (Algorithm 1, line 19).
+        """Zero every trainable value of dense arrays that is not kept.
 
-        Parameters
-        ----------
-        arrays : mapping of str to ndarray
-            Dense arrays.
-
-        Returns
-        -------
-        dict of str to ndarray
-            The masked dense model, which computes what the small one computes.
+        That is the masked model (Algorithm 1, line 19 of arXiv:2405.10271v3), which
+        computes what the small one computes.
         """
         masked = {
             t.name: np.where(self.dense_mask(t.name), arrays[t.name], 0).astype(
@@ -237,9 +229,6 @@ def warn_if_nothing_pruned(plan: Plan, advice: str) -> None:
         )
 
 
-# --- Cutting index sets out of arrays ---
-
-
 def _gather(
     array: NDArray[Any], axes: Sequence[NDArray[np.int64] | None], out: NDArray[Any]
 ) -> None:
@@ -253,15 +242,3 @@ def _gather(
         array = np.take(array, kept, axis, mode="clip")
     axis, kept = cut[-1]
     np.take(array, kept, axis, out=out, mode="clip")
-
-
-def box(axes: Sequence[NDArray[np.int64] | None], shape: tuple[int, ...]) -> Any:
-    """Give the index that selects some indices of every axis; None stands for all."""
-    if all(axis is None for axis in axes):
-        return ...
-    return np.ix_(
-        *(
-            np.arange(length) if axis is None else axis
-            for axis, length in zip(axes, shape, strict=True)
-        )
-    )

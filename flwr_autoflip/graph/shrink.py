@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..errors import AutoFlipError
 from .attention import HeadPrunedAttention
-from .layout import Arrays, Described, Layout, difference
+from .layout import Arrays, Described, difference
 from .plan import Plan
 
 Resize = Callable[[Any], None]
@@ -132,14 +132,6 @@ def describe(model: nn.Module) -> tuple[Described, ...]:
     return tuple(described)
 
 
-def check_model(model: nn.Module, layout: Layout) -> None:
-    """Raise :class:`AutoFlipError` unless a model has the layout's tensors."""
-    have = {name: f"{shape}" for name, shape, *_ in describe(model)}
-    want = {spec.name: f"{spec.shape}" for spec in layout.tensors}
-    if fault := difference(have, want):
-        raise AutoFlipError(fault)
-
-
 def shrink(model: nn.Module, plan: Plan) -> nn.Module:
     """Build the model that holds only a plan's units.
 
@@ -162,7 +154,10 @@ def shrink(model: nn.Module, plan: Plan) -> nn.Module:
     AutoFlipError
         If the model is not the plan's.
     """
-    check_model(model, plan.layout)
+    have = {name: f"{shape}" for name, shape, *_ in describe(model)}
+    want = {spec.name: f"{spec.shape}" for spec in plan.layout.tensors}
+    if fault := difference(have, want):
+        raise AutoFlipError(fault)
     memo: dict[int, Any] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         if id(tensor) not in memo:  # its first name may have a mask

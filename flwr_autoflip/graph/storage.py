@@ -20,7 +20,7 @@ UNREADABLE = (SafetensorError, OSError, ValueError, TypeError, AttributeError)
 """What reading a damaged or foreign safetensors file raises; the last two come of
 dtypes that NumPy lacks."""
 
-NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
+_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 """Flag of ``os.open`` that refuses links; Windows has none."""
 
 
@@ -47,7 +47,7 @@ def open_private(path: Path, mode: Literal["xb", "ab"]) -> BinaryIO:
 
 
 def _open_private(name: str, flags: int) -> int:
-    handle = os.open(name, flags | NO_FOLLOW, 0o600)
+    handle = os.open(name, flags | _NO_FOLLOW, 0o600)
     if flags & os.O_EXCL and os.name == "posix":
         os.fchmod(handle, 0o600)  # the umask may have taken the owner's rights
     return handle
@@ -93,20 +93,9 @@ def write_whole(path: Path, *data: bytes | memoryview, private: bool = True) -> 
 
 
 def write_arrays(path: Path, arrays: Arrays, metadata: Mapping[str, str]) -> str:
-    """Write arrays and texts as safetensors, with a checksum of all of it.
+    """Write arrays and texts as safetensors; give the checksum of all of it.
 
-    Parameters
-    ----------
-    path : Path
-    arrays : mapping of str to ndarray
-        Numbers or bools, any shape.
-    metadata : mapping of str to str
-        Without the name ``"checksum"``.
-
-    Returns
-    -------
-    str
-        The checksum.
+    It becomes the metadata's ``"checksum"``.
     """
     # safetensors writes memory as it lies, so an array that is not in C order would
     # come back transposed.
@@ -119,15 +108,7 @@ def write_arrays(path: Path, arrays: Arrays, metadata: Mapping[str, str]) -> str
 def read_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     """Read what :func:`write_arrays` wrote.
 
-    Parameters
-    ----------
-    path : Path
-
-    Returns
-    -------
-    arrays : dict of str to ndarray
-    metadata : dict of str to str
-        With the checksum.
+    Metadata is with the checksum.
 
     Raises
     ------

@@ -44,11 +44,7 @@ class LayerCall:
     def consume(self, name: str, axis: int, labels: Labels, macs: float) -> None:
         """Say that a weight's axis takes in these units, at these MACs an element."""
         self.units.couple(self.tensors[name].axes[axis], labels)
-        source = self.tensors[name].source
-        if source is not None:
-            self.units.input_axes.add((source[0], axis))
-            total = self.units.macs.get(source[0], 0.0)
-            self.units.macs[source[0]] = total + macs
+        self.units.consume(self.tensors[name], axis, macs)
 
     def stay_dense(self) -> list[Flow]:
         """Freeze the layer and what it takes in; give outputs that cannot go."""

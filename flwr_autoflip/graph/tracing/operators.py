@@ -21,17 +21,15 @@ def _convolution(call: Call) -> Flow:
         produced, consumed = weight.axes[0], weight.axes[1]
     if groups == 1:
         units.couple(inputs[1], consumed)
-        _consume(units, weight, 0 if transposed else 1)
     elif not transposed:
         _couple_groups(units, inputs[1], produced, consumed, groups)
-        _consume(units, weight, 1)
-    if isinstance(call.args[2], torch.Tensor):
-        units.couple(produced, call.flow(2).axes[0])
+    call.couple(produced, 2)
     out = call.out.shape
-    produced_axis = fixed(out[1]) if transposed and groups != 1 else produced
     spatial = call.args[0].shape if transposed else out
-    _count_macs(units, weight, float(out[0] * math.prod(spatial[2:])))
-    axes = [inputs[0], produced_axis, *(fixed(n) for n in out[2:])]
+    macs = float(out[0] * math.prod(spatial[2:]))
+    units.consume(weight, 0 if transposed else 1, macs)
+    produced = fixed(out[1]) if transposed and groups != 1 else produced
+    axes = [inputs[0], produced, *(fixed(n) for n in out[2:])]
     return Flow(axes, producers=_names(weight))
 
 
@@ -49,18 +47,6 @@ def _couple_groups(
         units.couple(row, consumed)
     for row in outof[1:]:
         units.couple(outof[0], row)
-
-
-def _consume(units: Units, weight: Flow, axis: int) -> None:
-    if weight.source is not None:
-        name, source_axes = weight.source
-        units.input_axes.add((name, source_axes[axis]))
-
-
-def _count_macs(units: Units, weight: Flow, positions: float) -> None:
-    if weight.source is not None:
-        name = weight.source[0]
-        units.macs[name] = units.macs.get(name, 0.0) + positions
 
 
 @rule("addmm", "addbmm", "baddbmm")
@@ -81,10 +67,8 @@ def _product(call: Call, left: int, right: int) -> Flow:
     call.units.couple(a.axes[-1], b.axes[-2])
     for one, other in zip(a.axes[:-2], b.axes[:-2], strict=True):
         call.units.couple(one, other)
-    _consume(call.units, b, -2)
-    _consume(call.units, a, -1)
-    _count_macs(call.units, b, float(len(a.axes[-2])))
-    _count_macs(call.units, a, float(len(b.axes[-1])))
+    call.units.consume(b, -2, float(len(a.axes[-2])))
+    call.units.consume(a, -1, float(len(b.axes[-1])))
     return Flow([*a.axes[:-1], b.axes[-1]], producers=_names(b))
 
 
@@ -102,9 +86,7 @@ def _names(weight: Flow) -> frozenset[str]:
 )
 def _batch_norm(call: Call) -> list[Flow]:
     axes = call.axes(0)
-    for position in range(1, 5):
-        if isinstance(call.args[position], torch.Tensor):
-            call.units.couple(axes[1], call.flow(position).axes[0])
+    call.couple(axes[1], 1, 2, 3, 4)
     call.units.normalized |= call.flow(0).producers
     return [Flow(axes)]
 
@@ -124,9 +106,7 @@ def _layer_norm(call: Call) -> list[Flow]:
 def _group_norm(call: Call) -> list[Flow]:
     """Channels that are normalised together go together."""
     axes = call.axes(0)
-    for position in (1, 2):
-        if isinstance(call.args[position], torch.Tensor):
-            call.units.couple(axes[1], call.flow(position).axes[0])
+    call.couple(axes[1], 1, 2)
     together = axes[1].reshape(call.args[6], -1)
     for column in together.T[1:]:
         call.units.couple(together[:, 0], column)

@@ -40,7 +40,7 @@ class Flow:
 
 @dataclass
 class Units:
-    """Union-find over labels; label 0 is everything that must stay."""
+    """Union-find over labels; label 0 is everything that is always kept."""
 
     parent: list[int] = field(default_factory=lambda: [FROZEN])
     input_axes: set[tuple[str, int]] = field(default_factory=set)
@@ -67,13 +67,20 @@ class Units:
             self.parent[max(a, b)] = min(a, b)
 
     def freeze(self, *axes: Labels) -> None:
-        """Say that these indices always stay."""
+        """Say that these indices are always kept."""
         for labels in axes:
             self.couple(labels, np.full(len(labels), FROZEN))
 
     def is_frozen(self, labels: Labels) -> bool:
-        """Tell whether no index of an axis can go."""
+        """Tell whether no index of an axis can be pruned."""
         return all(self.find(label) == FROZEN for label in labels.tolist())
+
+    def consume(self, weight: Flow, axis: int, macs: float = 0.0) -> None:
+        """Say that a weight's axis takes in units, at these MACs an element."""
+        if weight.source is not None:
+            name, axes = weight.source
+            self.input_axes.add((name, axes[axis]))
+            self.macs[name] = self.macs.get(name, 0.0) + macs
 
 
 def fixed(length: int) -> Labels:
@@ -97,6 +104,12 @@ class Call:
     def axes(self, position: int) -> Axes:
         """Copy of a tensor argument's labels."""
         return list(self.flow(position).axes)
+
+    def couple(self, labels: Labels, *positions: int) -> None:
+        """Make labels one unit with the first axes of these arguments, if they came."""
+        for position in positions:
+            if self.args[position] is not None:
+                self.units.couple(labels, self.flow(position).axes[0])
 
     def arg(self, position: int, default: Any = None) -> Any:
         """Argument, or its default where the caller left it out."""

@@ -21,30 +21,19 @@ from ..shrink import shrink
 def verified_layout(
     model: nn.Module, given: Arguments, build: Callable[[frozenset[str]], Layout]
 ) -> Layout:
-    """Build a layout and prove it on the model; leave dense what fails.
+    """Build a layout and prove it on the model; leave dense, and say, what fails.
 
     Parameters
     ----------
-    model : nn.Module
-        Left untouched.
-    given : Arguments
-        Of ``forward``; both as :func:`randomized` gives them.
+    model, given
+        As :func:`randomized` gives them; left untouched.
     build : callable
         Names of groups to leave dense -> Layout.
-
-    Returns
-    -------
-    Layout
 
     Raises
     ------
     UnsupportedLayerError
         If nothing can be pruned, or the whole fails where no group alone does.
-
-    Warns
-    -----
-    AutoFlipWarning
-        For every group that is left dense.
     """
     layout = build(frozenset())
     faults: dict[str, str] = {}
