@@ -1,13 +1,25 @@
 """Rounds by hand, for methods, and a whole run without Flower."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
 from flwr_autoflip.graph.layout import Arrays, Layout
+from flwr_autoflip.graph.tracing.trace import trace
 from flwr_autoflip.methods import Method, Order, Result, Round, State
 from flwr_autoflip.methods.guidance import Report
+
+
+def mlp(*widths: int, ignored: tuple[str, ...] = ()) -> Layout:
+    """Linear layers in a row."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise(widths):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return trace(nn.Sequential(*layers[:-1]), torch.zeros(1, widths[0]), ignored)
 
 
 def carried_out(

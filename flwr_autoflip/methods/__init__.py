@@ -5,7 +5,6 @@ by construction. None of it needs Flower.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from difflib import get_close_matches
 from functools import partial
 from typing import Any, get_args
@@ -96,12 +95,12 @@ def named(name: str | Method[Any], macs: float | None = None) -> Method[Any]:
             f"method must be one of {', '.join(map(repr, _NAMED))} or a Method object, "
             f"got {name!r}. {hint}".rstrip()
         )
-    method = _NAMED[name]()
+    make = _NAMED[name]
     if macs is None:
-        return method
-    if "macs" not in {field.name for field in fields(method)}:  # type: ignore[arg-type]
+        return make()
+    if not hasattr(make(), "macs"):
         raise AutoFlipError(
             f"macs={macs!r} does nothing here: {name!r} does not choose by MACs. Leave "
             "it out, or give a Method object with options of its own."
         )
-    return _NAMED[name](macs=macs)
+    return make(macs=macs)

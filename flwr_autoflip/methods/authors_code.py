@@ -74,7 +74,7 @@ class AuthorsCode(Method[Explored]):
             )
         layout = state.plan.layout
         guidance = layer_guidance([result.report for result in done.results])
-        chosen = select(guidance, Quantile(self.ratio, "global"), {})
+        chosen = select(guidance, Quantile(self.ratio, "global"))
         mask = {name: np.asarray(kept) for name, kept in chosen.items()}
         plan = Plan(layout, state.plan.keep, mask)
         scores = unit_scores(layout, guidance)

@@ -12,34 +12,25 @@ from ..graph.layout import Arrays, Layout
 Report = Mapping[str, NDArray[np.floating]]
 """One node's deviations by tensor name, or their sums by unit under groups' names.
 
-Float32, at least 0. Each array may be made when it is looked up: what follows goes
-tensor by tensor and node by node, so that many reports never lie in memory at once.
+Float32, at least 0. Arrays may be made when they are looked up: functions here read one
+tensor of one node at a time.
 """
 
 STACK = 1 << 26
-"""Deviations of all nodes that are sorted at once: 256 MB."""
+"""Values of all nodes that are sorted at once: 256 MB."""
 
 
 def deviation(initial: NDArray[Any], final: NDArray[Any]) -> NDArray[np.float32]:
     """Square how far each parameter moved: ``(initial - final)^2`` (Eq. 7).
 
-    Parameters
-    ----------
-    initial, final : ndarray
-        A parameter before and after exploring, same shape.
-
-    Returns
-    -------
-    ndarray
-        Same shape, float32, at least 0.
+    Of a tensor before and after exploring; float32, in its shape.
 
     Examples
     --------
     >>> deviation(np.array([1.0, 2.0]), np.array([1.5, 2.0]))
     array([0.25, 0.  ], dtype=float32)
     """
-    moved = np.asarray(initial, np.float32) - np.asarray(final, np.float32)
-    return np.square(moved)
+    return np.square(np.asarray(initial, np.float32) - np.asarray(final, np.float32))
 
 
 def client_guidance(reports: Sequence[Report]) -> dict[str, NDArray[np.float32]]:
@@ -119,8 +110,7 @@ def layer_guidance(
     """
     if not reports:
         raise AutoFlipError("guidance needs at least one node's report, got none.")
-    trim = parse_aggregator(aggregator)
-    guidance = {}
+    trim, guidance = parse_aggregator(aggregator), {}
     for name in reports[0]:
         mean = _aggregate(reports, name, trim, equal_scale)
         above = mean - mean.min(initial=np.inf)
@@ -131,27 +121,27 @@ def layer_guidance(
 def _aggregate(
     reports: Sequence[Report], name: str, trim: float, equal_scale: bool
 ) -> NDArray[np.float64]:
+    """Average one tensor's deviations over nodes."""
     first, count = np.asarray(reports[0][name]), len(reports)
-    shape, size = first.shape, first.size
     if not trim:
-        total = np.zeros(shape)
+        total = np.zeros(first.shape)
         for report in reports:
-            total += _scaled(report, name, equal_scale)
+            total += _scaled(report[name], equal_scale)
         return total / count
-    mean, length = np.zeros(size), max(1, STACK // count)
-    for start in range(0, size, length):
-        part = slice(start, min(start + length, size))
-        stack = np.empty((count, part.stop - start), np.float32)
+    means, length = np.zeros(first.size), max(1, STACK // count)
+    for start in range(0, first.size, length):
+        part = slice(start, start + length)
+        stack = np.empty((count, means[part].size), np.float32)
         for row, report in zip(stack, reports, strict=True):
-            row[:] = _scaled(report, name, equal_scale).ravel()[part]
-        mean[part] = trimmed_mean(stack, trim)
-    return mean.reshape(shape)
+            row[:] = _scaled(report[name], equal_scale).ravel()[part]
+        means[part] = trimmed_mean(stack, trim)
+    return means.reshape(first.shape)
 
 
-def _scaled(report: Report, name: str, equal_scale: bool) -> NDArray[np.floating]:
-    values = np.asarray(report[name])
-    mean = float(values.mean(dtype=np.float64)) if equal_scale and values.size else 0.0
-    return values * np.float32(min(1 / mean, 1e30)) if mean > 0 else values
+def _scaled(values: NDArray[Any], equal_scale: bool) -> NDArray[Any]:
+    """Bring one node's deviations of a tensor to mean 1, if asked to."""
+    mean = np.mean(values, dtype=np.float64) if equal_scale and np.size(values) else 0
+    return values * np.float32(min(1 / mean, 1e30)) if mean > 0 else np.asarray(values)
 
 
 def parse_aggregator(value: str) -> float:
@@ -162,12 +152,11 @@ def parse_aggregator(value: str) -> float:
     """
     if value in ("mean", "median"):
         return 0.0 if value == "mean" else 0.5
-    kind, _, number = value.partition(":") if isinstance(value, str) else ("",) * 3
     try:
-        trim = float(number)
+        trim = float(str(value).removeprefix("trimmed-mean:"))
     except ValueError:
         trim = 0.0
-    if kind != "trimmed-mean" or not 0 < trim < 0.5:
+    if not (str(value).startswith("trimmed-mean:") and 0 < trim < 0.5):
         raise AutoFlipError(
             "aggregator must be 'mean', 'median' or 'trimmed-mean:0.2', a ratio below "
             f"0.5, got {value!r}."
@@ -178,18 +167,8 @@ def parse_aggregator(value: str) -> float:
 def trimmed_mean(values: NDArray[np.floating], trim: float) -> NDArray[np.float64]:
     """Average every coordinate without its lowest and highest values.
 
-    Parameters
-    ----------
-    values : ndarray
-        ``(num_nodes, size)``.
-    trim : float
-        Ratio left out at either end, rounded down; at 0.5 one or two values are left,
-        whose mean is the median.
-
-    Returns
-    -------
-    ndarray
-        ``(size,)`` float64.
+    Of values ``(num_nodes, size)``, ``(size,)`` float64. The ratio ``trim`` is left out
+    at either end, rounded down; at 0.5 one or two values are left: the median.
 
     Examples
     --------
@@ -211,21 +190,8 @@ def trimmed_mean(values: NDArray[np.floating], trim: float) -> NDArray[np.float6
 def sum_by_unit(layout: Layout, values: Arrays) -> NDArray[np.float64]:
     """Add up every unit's own parameters: its slices, not the columns that read it.
 
-    Parameters
-    ----------
-    layout : Layout
-    values : mapping of str to ndarray
-        Dense arrays; absent tensors and buffers count nothing.
-
-    Returns
-    -------
-    ndarray
-        ``(num_units,)`` float64.
-
-    Raises
-    ------
-    AutoFlipError
-        If a name is not one of the layout's.
+    Of dense arrays by tensor name, where absent tensors and buffers count nothing;
+    ``(num_units,)`` float64. Raises ``AutoFlipError`` if the layout has no such name.
     """
     if unknown := set(values) - set(layout.by_name):
         raise AutoFlipError(
@@ -251,19 +217,7 @@ def unit_sizes(layout: Layout) -> NDArray[np.float64]:
 
 
 def report_by_unit(layout: Layout, report: Report) -> dict[str, NDArray[np.float32]]:
-    """Sum deviations by unit: a few kB instead of a model.
-
-    Parameters
-    ----------
-    layout : Layout
-    report : Report
-        Deviations by tensor name.
-
-    Returns
-    -------
-    dict of str to ndarray
-        Group name to ``(group.size,)`` float32.
-    """
+    """Sum deviations by unit, ``(group.size,)`` float32 a group: kB, not a model."""
     return split_by_group(layout, sum_by_unit(layout, report).astype(np.float32))
 
 
@@ -275,16 +229,8 @@ def split_by_group(layout: Layout, values: NDArray[Any]) -> dict[str, NDArray[An
 def unit_scores(layout: Layout, guidance: Arrays) -> dict[str, NDArray[np.float64]]:
     """Score units by the mean guidance of their own parameters.
 
-    Parameters
-    ----------
-    layout : Layout
-    guidance : mapping of str to ndarray
-        Parameter-shaped, or already one value a unit under the groups' names.
-
-    Returns
-    -------
-    dict of str to ndarray
-        Group name to ``(group.size,)`` float64 in [0, 1].
+    Of guidance in parameters' shapes, or already one value a unit under the groups'
+    names; group name to ``(group.size,)`` float64.
     """
     by_unit = {group.name: (group.size,) for group in layout.groups}
     if {name: values.shape for name, values in guidance.items()} == by_unit:
@@ -296,16 +242,7 @@ def unit_scores(layout: Layout, guidance: Arrays) -> dict[str, NDArray[np.float6
 def l1_scores(layout: Layout, weights: Arrays) -> dict[str, NDArray[np.float64]]:
     """Score units by the mean absolute value of their own parameters.
 
-    Parameters
-    ----------
-    layout : Layout
-    weights : mapping of str to ndarray
-        Dense arrays.
-
-    Returns
-    -------
-    dict of str to ndarray
-        Group name to ``(group.size,)`` float64.
+    Of dense weights; group name to ``(group.size,)`` float64.
     """
     sizes = {t.name: np.abs(weights[t.name]) for t in layout.tensors if t.trainable}
     return unit_scores(layout, sizes)

@@ -1,8 +1,8 @@
 """How much is kept, given scores: Eq. 11's threshold, and targets for what it costs.
 
 Scores come as one array a group or tensor; larger means more important. Every rule
-answers with boolean arrays of the same shapes, True = kept. Ties are broken by
-position, so that equal scores give the same plan everywhere.
+answers with boolean arrays of the same shapes, True = kept. Of equal scores the earlier
+one is kept, so that they give the same plan everywhere.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,6 +19,9 @@ from ..graph.layout import Arrays, Layout
 Kept = dict[str, NDArray[np.bool_]]
 Cost = Callable[[Kept], float]
 """Ratio, in (0, 1], of what a choice costs to the dense cost, of what can shrink."""
+
+UnitCounts = Mapping[str, int]
+"""Group name to how many of its units are kept."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +73,11 @@ class Cumulative:
     ratio: float = 0.7
 
 
-Threshold = Absolute | Quantile | Compression | MacRatio | Cumulative
+Rule = Absolute | Quantile | Compression | MacRatio | Cumulative
+Threshold = Rule | UnitCounts
 ThresholdLike = Threshold | float | str
 
-_KINDS: Mapping[str, Callable[[float], Threshold]] = {
+_KINDS: Mapping[str, Callable[[float], Rule]] = {
     "macs": MacRatio,
     "even-macs": partial(MacRatio, exponent=np.inf),
     "cumulative": Cumulative,
@@ -91,9 +95,10 @@ def parse_threshold(value: ThresholdLike) -> Threshold:
 
     Parameters
     ----------
-    value : Threshold, float or str
+    value : Threshold, float, str or mapping of str to int
         ``"macs:0.25"``, ``"even-macs:0.25"``, ``"2x"``, ``"cumulative:0.7"``, a float
-        for T_p, ``"quantile:0.3"`` or ``"global-quantile:0.3"``.
+        for T_p, ``"quantile:0.3"``, ``"global-quantile:0.3"``, or units a group:
+        ``"conv1=8,fc1=32"`` or a mapping.
 
     Raises
     ------
@@ -109,6 +114,8 @@ def parse_threshold(value: ThresholdLike) -> Threshold:
     if isinstance(threshold, (int, float)) and not isinstance(threshold, bool):
         threshold = Absolute(float(threshold))
     match threshold:
+        case Mapping():
+            return threshold
         case Absolute(number) | Quantile(number):
             inside, bounds = 0 <= number < 1, "[0, 1)"
         case MacRatio(_, exponent) if not exponent > 0:
@@ -125,6 +132,11 @@ def parse_threshold(value: ThresholdLike) -> Threshold:
 
 
 def _parse_text(text: str) -> Threshold | float:
+    if "=" in text:
+        pairs = [pair.partition("=") for pair in text.split(",")]
+        if all(count.strip().isdecimal() for _, _, count in pairs):
+            return {name.strip(): int(count) for name, _, count in pairs}
+        raise AutoFlipError(f"units a group must read 'conv1=8,fc1=32', got {text!r}.")
     kind, colon, number = text.partition(":")
     try:
         if colon:
@@ -134,48 +146,64 @@ def _parse_text(text: str) -> Threshold | float:
         raise AutoFlipError(f"threshold must be {_FORMS}, got {text!r}.") from None
 
 
+def parse_target(
+    macs: float | None, threshold: ThresholdLike | None
+) -> Threshold | None:
+    """Read a method's ``macs`` or ``threshold``; None if both are left out.
+
+    Raises ``AutoFlipError`` if both are given, or a value cannot be read.
+    """
+    if macs is None:
+        return None if threshold is None else parse_threshold(threshold)
+    if threshold is not None:
+        raise AutoFlipError(
+            f"macs={macs!r} and threshold={threshold!r} both say how much is kept; "
+            "leave one of them out (macs=None)."
+        )
+    is_number = isinstance(macs, (int, float)) and not isinstance(macs, bool)
+    if not (is_number and 0 < macs <= 1):
+        raise AutoFlipError(
+            f"macs is the ratio of the MACs that is kept, in (0, 1], got {macs!r}; "
+            "for another measure give threshold, such as '2x' for the parameters."
+        )
+    return MacRatio(macs)
+
+
+# --- Choosing ---
+
+
 def select(
     scores: Arrays,
-    threshold: Threshold,
-    cost: Mapping[type, Cost],
+    rule: Rule,
+    cost: Cost = lambda _: 0.0,
     least: Mapping[str, int] | None = None,
 ) -> Kept:
-    """Choose what is kept, True in the result.
+    """Choose what is kept of scores in [0, 1], of any shape.
 
-    Parameters
-    ----------
-    scores : mapping of str to ndarray
-        One array a group, any shape, in [0, 1].
-    threshold : Threshold
-    cost : mapping of type to Cost
-        What ``Compression`` (parameters) and ``MacRatio`` (MACs) mean for a choice.
-    least : mapping of str to int, optional
-        For those two; see :func:`keep_even`.
+    ``cost`` and ``least`` are for ``Compression``, where the cost is one of parameters,
+    and ``MacRatio``; see :func:`keep_even`.
     """
-    match threshold:
+    match rule:
         case Absolute(value):
             return {name: s >= value for name, s in scores.items()}
-        case Quantile(ratio, "layer"):
-            counts = {n: s.size - int(ratio * s.size + 1e-9) for n, s in scores.items()}
-            return {name: keep_top(s, counts[name]) for name, s in scores.items()}
-        case Quantile(ratio, _):
+        case Quantile(ratio, "global"):
             every = np.concatenate([s.ravel() for s in scores.values()])
             value = np.quantile(every, ratio)
             return {name: s > value for name, s in scores.items()}
+        case Compression(factor):
+            return keep_even(scores, cost, 1 / factor, least=least)
+        case MacRatio(ratio):
+            return keep_even(scores, cost, ratio, least=least)
+        case Quantile(ratio):
+            counts = {n: s.size - int(ratio * s.size + 1e-9) for n, s in scores.items()}
         case Cumulative(ratio):
             counts = {n: cumulative_count(s, ratio) for n, s in scores.items()}
-            return {name: keep_top(s, counts[name]) for name, s in scores.items()}
-        case Compression(factor):
-            return keep_even(scores, cost[Compression], 1 / factor, least=least)
-        case MacRatio(ratio):
-            return keep_even(scores, cost[MacRatio], ratio, least=least)
+    return {name: keep_top(s, counts[name]) for name, s in scores.items()}
 
 
 def keep_top(scores: NDArray[Any], count: int) -> NDArray[np.bool_]:
     """Mark the ``count`` largest scores; the earlier one wins a tie.
 
-    Examples
-    --------
     >>> keep_top(np.array([0.1, 0.5, 0.5]), 1)
     array([False,  True, False])
     """
@@ -189,8 +217,6 @@ def cumulative_count(scores: NDArray[Any], ratio: float) -> int:
 
     All of them if the sum is 0: a layer that did not move has no boundary to find.
 
-    Examples
-    --------
     >>> cumulative_count(np.array([0.6, 0.3, 0.1]), 0.7)
     2
     """
@@ -207,27 +233,11 @@ def keep_even(
     multiple: int = 1,
     least: Mapping[str, int] | None = None,
 ) -> Kept:
-    """Keep the same part of every group, as large as the target allows.
+    """Keep the same part of every group, as large as ``target`` in (0, 1] allows.
 
-    Choices for different targets are nested.
-
-    Parameters
-    ----------
-    scores : mapping of str to ndarray
-    cost : Cost
-        Grows with every unit that is added.
-    target : float
-        Largest ratio of the dense cost, in (0, 1].
-    multiple : int (default: 1)
-        Keep a multiple of this many a group, fewer rather than more.
-    least : mapping of str to int, optional
-        The fewest of each group; left out, 1.
-
-    Returns
-    -------
-    dict of str to ndarray
-        Exact to the last unit; at least ``least`` a group, rounded up to a multiple if
-        it has so many, even above the target.
+    The cost has to grow with every unit. A group keeps a multiple of ``multiple``, and
+    at least so many (1) as ``least`` says, even above the target. Choices for different
+    targets are nested.
     """
     sizes = {scores[name].size for name in scores}
     steps = np.unique(np.concatenate([np.arange(1, n + 1) / n for n in sizes]))
@@ -253,7 +263,14 @@ def keep_even(
     return choose(steps[low])
 
 
-# --- How many units each group keeps when all together may cost so much ---
+def keep_least(kept: Kept, scores: Arrays, least: Mapping[str, int]) -> Kept:
+    """Keep so many best-scored units of a group that has fewer."""
+    return {
+        name: choice
+        if choice.sum() >= least[name]
+        else keep_top(scores[name], least[name])
+        for name, choice in kept.items()
+    }
 
 
 def floors(layout: Layout) -> dict[str, int]:
@@ -264,25 +281,7 @@ def floors(layout: Layout) -> dict[str, int]:
     return {group.name: -(-group.size // 10) for group in layout.groups}
 
 
-def unit_costs(layout: Layout) -> dict[type, Cost]:
-    """Say what a choice of units costs, relative to what can shrink."""
-    costs, sizes = _Costs(layout), _sizes(layout)
-
-    def count(kept: Kept) -> NDArray[np.float64]:
-        return np.array([kept[group.name].sum() for group in layout.groups], np.float64)
-
-    def macs(kept: Kept) -> float:
-        if not costs.macs(sizes):
-            raise AutoFlipError(
-                "no layer that can shrink multiplies, so a ratio of the MACs chooses "
-                "nothing; give a number of parameters such as threshold='2x'."
-            )
-        return costs.macs(count(kept)) / costs.macs(sizes)
-
-    def parameters(kept: Kept) -> float:
-        return costs.parameters(count(kept)) / costs.parameters(sizes)
-
-    return {Compression: parameters, MacRatio: macs}
+# --- How many units each group keeps when all together may cost so much ---
 
 
 def allocate(
@@ -312,15 +311,14 @@ def allocate(
         Group name to how many units are kept, ``least`` even above the target. A
         larger ratio never keeps fewer.
     """
-    costs, sizes = _Costs(layout), _sizes(layout)
+    costs = UnitCosts(layout)
     fewest = np.array([least[group.name] for group in layout.groups], np.float64)
-    target = ratio * costs.macs(sizes) * (1 + 1e-12)
-    counts = sizes if ratio >= 1 else fewest
+    target = ratio * costs.macs(costs.sizes) * (1 + 1e-12)
+    counts = costs.sizes if ratio >= 1 else fewest
     low, high = -60.0, 60.0  # widths, as powers of 2
     while ratio < 1 and high - low > 1e-12:
         middle = (low + high) / 2
-        wanted = costs.best(fewest, sizes, 2.0**middle, exponent)
-        found = np.floor(wanted + 1e-9)
+        found = np.floor(costs.best(fewest, 2.0**middle, exponent) + 1e-9)
         if costs.macs(found) <= target:
             low, counts = middle, found
         else:
@@ -328,68 +326,81 @@ def allocate(
     return {g.name: int(n) for g, n in zip(layout.groups, counts, strict=True)}
 
 
-def _sizes(layout: Layout) -> NDArray[np.float64]:
-    return np.array([group.size for group in layout.groups], np.float64)
+class UnitCosts:
+    """MACs and parameters of layers that can shrink, by how many units are kept.
 
-
-class _Costs:
-    """MACs and parameters as sums over tensors of products over their axes."""
+    Counts are ``(num_groups,)`` float64. Each tensor's size is the product of its axes'
+    lengths, and each length is linear in the counts.
+    """
 
     def __init__(self, layout: Layout) -> None:
-        sizes = _sizes(layout)
-        group_of = np.repeat(np.arange(len(sizes)), sizes.astype(int))
-        tensor, per_unit, fixed = [], [], []
-        for number, spec in enumerate(layout.tensors):
-            for length, owner in zip(spec.shape, spec.owners, strict=True):
-                known = np.zeros(0, np.int64) if owner is None else owner[owner >= 0]
-                counts = np.bincount(group_of[known], minlength=len(sizes))
-                tensor.append(number)
-                per_unit.append(counts / sizes)
-                fixed.append(length - len(known))
-        # Of each axis, indices that one unit of each group owns, and that nobody owns.
-        self.tensor, self.per_unit = np.array(tensor), np.array(per_unit)
-        self.fixed = np.array(fixed)
-        macs = np.array([t.macs_per_weight for t in layout.tensors])
-        values = np.array([t.size for t in layout.tensors], np.float64)
-        trained = np.array([t.trainable for t in layout.tensors], np.float64)
+        tensors, self.names = layout.tensors, [g.name for g in layout.groups]
+        self.sizes = np.array([g.size for g in layout.groups], np.float64)
+        num_groups = len(self.names)
+        # Unit to group; -1, nobody, finds the last place.
+        group_of = np.append(
+            np.repeat(np.arange(num_groups), self.sizes.astype(int)), num_groups
+        )
+        axes = [
+            (number, np.full(length, -1) if owner is None else owner)
+            for number, spec in enumerate(tensors)
+            for length, owner in zip(spec.shape, spec.owners, strict=True)
+        ]
+        owned = np.array(
+            [np.bincount(group_of[o], minlength=num_groups + 1) for _, o in axes]
+        )
+        self.per_unit, self.nobodys = owned[:, :-1] / self.sizes, owned[:, -1]
+        self.tensor = np.array([number for number, _ in axes])
+        macs = np.array([t.macs_per_weight for t in tensors])
+        trained = np.array([t.trainable for t in tensors], np.float64)
+        dense = np.array([t.size for t in tensors], np.float64)
         # What an element costs, relative to the dense model.
-        self.weight = macs / np.maximum(macs @ values, 1) + trained / (trained @ values)
+        self.weight = macs / max(macs @ dense, 1) + trained / (trained @ dense)
         # Layers that no unit touches cost the same whatever is chosen.
-        can_shrink = np.array([t.name not in layout.fixed for t in layout.tensors])
-        self.macs_per_weight, self.trained = macs * can_shrink, trained * can_shrink
+        can_shrink = np.array([t.name not in layout.fixed for t in tensors])
+        self.macs_each, self.trained = macs * can_shrink, trained * can_shrink
 
     def values(self, counts: NDArray[np.float64]) -> NDArray[np.float64]:
         """Count each tensor's elements."""
         values = np.ones(len(self.weight))
-        np.multiply.at(values, self.tensor, self.per_unit @ counts + self.fixed)
+        np.multiply.at(values, self.tensor, self.per_unit @ counts + self.nobodys)
         return values
 
     def macs(self, counts: NDArray[np.float64]) -> float:
         """Count the MACs of layers that can shrink."""
-        return float(self.macs_per_weight @ self.values(counts))
+        return float(self.macs_each @ self.values(counts))
 
-    def parameters(self, counts: NDArray[np.float64]) -> float:
-        """Count the parameters of layers that can shrink."""
-        return float(self.trained @ self.values(counts))
+    def mac_ratio(self, kept: Kept) -> float:
+        """Compare a choice's MACs with all; ``AutoFlipError`` if there are none."""
+        if not self.macs(self.sizes):
+            raise AutoFlipError(
+                "no layer that can shrink multiplies, so a ratio of the MACs chooses "
+                "nothing; give a number of parameters such as threshold='2x'."
+            )
+        return self.macs(self._counts(kept)) / self.macs(self.sizes)
+
+    def parameter_ratio(self, kept: Kept) -> float:
+        """Compare a choice's parameters with all."""
+        dense = self.trained @ self.values(self.sizes)
+        return float(self.trained @ self.values(self._counts(kept)) / dense)
+
+    def _counts(self, kept: Kept) -> NDArray[np.float64]:
+        return np.array([kept[name].sum() for name in self.names], np.float64)
 
     def best(
-        self,
-        fewest: NDArray[np.float64],
-        sizes: NDArray[np.float64],
-        width: float,
-        exponent: float,
+        self, fewest: NDArray[np.float64], width: float, exponent: float
     ) -> NDArray[np.float64]:
         """Minimise the sum of (n / k)**p plus cost at a price that ``width`` says.
 
         There n**p / k**(p + 1) is as many times the cost's slope in every group, so
         that k = width * n**(p / (p + 1)) / slope**(1 / (p + 1)).
         """
-        counts, root = sizes, 1 / (exponent + 1)
+        counts, root = self.sizes, 1 / (exponent + 1)
         for _ in range(60):
-            lengths = self.per_unit @ counts + self.fixed
+            lengths = self.per_unit @ counts + self.nobodys
             terms = (self.weight * self.values(counts))[self.tensor]
             slopes = (terms / lengths) @ self.per_unit + 1e-300
-            wanted = width * sizes ** (1 - root) / slopes**root
+            wanted = width * self.sizes ** (1 - root) / slopes**root
             # Halfway on a logarithmic scale: layers' wishes depend on each other.
-            counts = np.clip(np.sqrt(counts * wanted), fewest, sizes)
+            counts = np.clip(np.sqrt(counts * wanted), fewest, self.sizes)
         return counts

@@ -11,25 +11,11 @@ import numpy as np
 from ..errors import AutoFlipError, AutoFlipWarning
 from ..graph.layout import Layout, TensorSpec
 from ..graph.plan import Plan, keep_from_bool
+from . import threshold as thresholds
 from .base import Method, S, Scores
-from .threshold import (
-    Compression,
-    Kept,
-    MacRatio,
-    Threshold,
-    ThresholdLike,
-    allocate,
-    floors,
-    keep_top,
-    parse_threshold,
-    select,
-    unit_costs,
-)
+from .threshold import Compression, Kept, MacRatio, Threshold, ThresholdLike, keep_top
 
 LOGGER = getLogger("flwr")
-
-UnitCounts = Mapping[str, int]
-"""Group name to how many of its units are kept."""
 
 MACS = 0.25
 """Ratio of the MACs that is kept where nothing else is said."""
@@ -45,8 +31,8 @@ class UnitMethod(Method[S]):
         Ratio, in (0, 1], of the MACs that can shrink; 0.25 where ``threshold`` is left
         out, too. Layers without prunable units, such as ignored ones, come on top.
     threshold : float, str, Threshold or mapping, optional
-        Another way to say how many: a short form, see :func:`.parse_threshold`, or
-        units a group, ``"conv1=8,fc1=32"`` or a mapping.
+        Another way to say how many: a short form, or units a group, such as
+        ``"conv1=8,fc1=32"``; see :func:`.parse_threshold`.
     round_to : int (default: 1)
         Keep a multiple of this many units a group, such as 8 for some hardware.
 
@@ -57,68 +43,28 @@ class UnitMethod(Method[S]):
     """
 
     macs: float | None = None
-    threshold: ThresholdLike | UnitCounts | None = None
+    threshold: ThresholdLike | None = None
     round_to: int = 1
 
     def __post_init__(self) -> None:
         if self.macs is None and self.threshold is None:
             object.__setattr__(self, "macs", MACS)
-        parse_target(self.macs, self.threshold)
+        thresholds.parse_target(self.macs, self.threshold)
         if not (isinstance(self.round_to, int) and self.round_to >= 1):
             raise AutoFlipError(f"round_to must be at least 1, got {self.round_to!r}.")
 
     @property
-    def target(self) -> Threshold | UnitCounts:
+    def target(self) -> Threshold:
         """How many units are kept."""
-        return parse_target(self.macs, self.threshold) or MacRatio(MACS)
+        return thresholds.parse_target(self.macs, self.threshold) or MacRatio(MACS)
 
     def choose(self, layout: Layout, scores: Scores) -> Plan:
         """Make the plan of the best-scored units; see :func:`unit_plan`."""
         return unit_plan(layout, scores, self.target, self.round_to)
 
 
-def parse_target(
-    macs: float | None, threshold: ThresholdLike | UnitCounts | None
-) -> Threshold | UnitCounts | None:
-    """Read how many units are kept, from either way to say it; None if neither does.
-
-    Raises
-    ------
-    AutoFlipError
-        If both do, or a value cannot be read.
-    """
-    if macs is None:
-        return None if threshold is None else _parse_units(threshold)
-    if threshold is not None:
-        raise AutoFlipError(
-            f"macs={macs!r} and threshold={threshold!r} both say how much is kept; "
-            "leave one of them out (macs=None)."
-        )
-    is_number = isinstance(macs, (int, float)) and not isinstance(macs, bool)
-    if not (is_number and 0 < macs <= 1):
-        raise AutoFlipError(
-            f"macs is the ratio of the MACs that is kept, in (0, 1], got {macs!r}; "
-            "for another measure give threshold, such as '2x' for the parameters."
-        )
-    return MacRatio(macs)
-
-
-def _parse_units(value: ThresholdLike | UnitCounts) -> Threshold | UnitCounts:
-    if isinstance(value, Mapping):
-        return value
-    if not isinstance(value, str) or "=" not in value:
-        return parse_threshold(value)
-    pairs = [pair.partition("=") for pair in value.split(",")]
-    if not all(count.strip().isdecimal() for _, _, count in pairs):
-        raise AutoFlipError(f"units a group must read 'conv1=8,fc1=32', got {value!r}.")
-    return {name.strip(): int(count) for name, _, count in pairs}
-
-
 def unit_plan(
-    layout: Layout,
-    scores: Scores,
-    threshold: ThresholdLike | UnitCounts,
-    round_to: int = 1,
+    layout: Layout, scores: Scores, threshold: ThresholdLike, round_to: int = 1
 ) -> Plan:
     """Keep the units that a threshold (or a count a group) chooses by score.
 
@@ -147,7 +93,7 @@ def unit_plan(
     AutoFlipWarning
         If that is more than the threshold asks for.
     """
-    target = _parse_units(threshold)
+    target = thresholds.parse_threshold(threshold)
     if isinstance(target, Mapping):
         sizes = {group.name: group.size for group in layout.groups}
         if set(target) != set(sizes) or min(target.values()) < 0:
@@ -165,51 +111,43 @@ def unit_plan(
     return Plan(layout, keep_from_bool(kept))
 
 
-def _choose(layout: Layout, scores: Scores, threshold: Threshold) -> Kept:
-    """Choose by a threshold, and say so where floors keep more than it asks for."""
-    least, costs = floors(layout), unit_costs(layout)
-    if isinstance(threshold, MacRatio) and np.isfinite(threshold.exponent):
-        counts = allocate(layout, threshold.ratio, threshold.exponent, least)
-        chosen = {name: keep_top(s, counts[name]) for name, s in scores.items()}
-    else:
-        chosen = select(scores, threshold, costs, least)
-    kept = keep_least(chosen, scores, least)
-    match threshold:
-        case MacRatio(ratio):
-            _warn_above(layout, threshold, "MACs", ratio, costs[MacRatio](kept))
+def _choose(layout: Layout, scores: Scores, rule: thresholds.Rule) -> Kept:
+    """Choose by a rule, and say so where floors keep more than it asks for."""
+    least, costs = thresholds.floors(layout), thresholds.UnitCosts(layout)
+    match rule:
+        case MacRatio(wanted):
+            cost, what = costs.mac_ratio, "MACs"
         case Compression(factor):
-            reached = costs[Compression](kept)
-            _warn_above(layout, threshold, "parameters", 1 / factor, reached)
+            cost, what, wanted = costs.parameter_ratio, "parameters", 1 / factor
         case _:
+            chosen = thresholds.select(scores, rule)
+            kept = thresholds.keep_least(chosen, scores, least)
             # That the best unit of an emptied group is kept is no surprise.
             lifted = [n for n, c in kept.items() if c.sum() > max(1, chosen[n].sum())]
             if lifted:
-                _warn(
-                    layout,
-                    f"{threshold} keeps less than a tenth of the units of {lifted}; a "
-                    "tenth is kept.",
-                )
+                text = f"{rule} keeps less than a tenth of the units of {lifted}; a "
+                _warn(layout, f"{text}tenth is kept.")
+            return kept
+    if isinstance(rule, MacRatio) and np.isfinite(rule.exponent):
+        counts = thresholds.allocate(layout, rule.ratio, rule.exponent, least)
+        kept = {name: keep_top(s, counts[name]) for name, s in scores.items()}
+    else:
+        kept = thresholds.select(scores, rule, cost, least)
+    if (reached := cost(kept)) > wanted * (1 + 1e-9):
+        text = (
+            f"{rule} is out of reach: it asks for {wanted:.3g} of the {what} that can "
+            f"shrink, and the fewest units, a tenth of every group, have {reached:.3g}."
+            " The plan keeps those."
+        )
+        if fixed := layout.fixed_layers:
+            text += f" Layers without prunable units, {fixed}, are not counted."
+        _warn(layout, text)
     return kept
-
-
-def _warn_above(
-    layout: Layout, threshold: Threshold, what: str, target: float, reached: float
-) -> None:
-    if reached <= target * (1 + 1e-9):
-        return
-    fixed = layout.fixed_layers
-    without = f" Layers without prunable units, {fixed}, are not counted." * bool(fixed)
-    _warn(
-        layout,
-        f"{threshold} is out of reach: it asks for {target:.3g} of the {what} that can "
-        f"shrink, and the fewest units, a tenth of every group, have {reached:.3g}. "
-        f"The plan keeps those.{without}",
-    )
 
 
 def _warn(layout: Layout, text: str) -> None:
     text += " Ask for more; or, to keep fewer, give units a group as the threshold."
-    warnings.warn(text, AutoFlipWarning, stacklevel=5)
+    warnings.warn(text, AutoFlipWarning, stacklevel=4)
     _log_once(layout, text)
 
 
@@ -217,16 +155,6 @@ def _warn(layout: Layout, text: str) -> None:
 def _log_once(layout: Layout, text: str) -> None:
     """Log what every new plan of a run would say again."""
     LOGGER.warning("\t> %s", text)
-
-
-def keep_least(kept: Kept, scores: Scores, least: Mapping[str, int]) -> Kept:
-    """Keep so many best-scored units of a group that has fewer."""
-    return {
-        name: choice
-        if choice.sum() >= least[name]
-        else keep_top(scores[name], least[name])
-        for name, choice in kept.items()
-    }
 
 
 def weight_tensors(layout: Layout) -> list[TensorSpec]:

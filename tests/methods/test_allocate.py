@@ -1,6 +1,6 @@
 """How many units each layer keeps, against an exhaustive search."""
 
-from itertools import pairwise, product
+from itertools import product
 
 import numpy as np
 import pytest
@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import ZOO, layout_of, mlp_layout
+from rounds import mlp
 from torch import nn
 
 from flwr_autoflip.graph.layout import Layout
@@ -23,14 +24,6 @@ def allocate(
     """Allocate down to so many units a group, or all that it has."""
     fewest = {group.name: min(least, group.size) for group in layout.groups}
     return threshold.allocate(layout, ratio, exponent, fewest)
-
-
-def linear_layout(*widths: int) -> Layout:
-    """Linear layers in a row."""
-    layers: list[nn.Module] = []
-    for before, after in pairwise(widths):
-        layers += [nn.Linear(before, after), nn.ReLU()]
-    return trace(nn.Sequential(*layers[:-1]), torch.zeros(1, widths[0]))
 
 
 class TwoBranches(nn.Module):
@@ -58,7 +51,7 @@ def loss(layout: Layout, counts: dict[str, int], exponent: float = 1) -> float:
 
 
 def cost(layout: Layout, counts: dict[str, int]) -> float:
-    """MACs and parameters, each as a share of the dense model's."""
+    """MACs and parameters, each as a ratio to the dense model's."""
     plan, dense = plan_of(layout, counts), dense_plan(layout)
     return plan.macs / dense.macs + plan.num_parameters / dense.num_parameters
 
@@ -77,14 +70,14 @@ def test_one_layer_keeps_what_fits() -> None:
     layout = mlp_layout()
 
     for exponent in (1, 3):
-        shares = (1, 0.75, 0.74, 0.25)
-        kept = [allocate(layout, share, exponent)["fc1"] for share in shares]
+        ratios = (1, 0.75, 0.74, 0.25)
+        kept = [allocate(layout, ratio, exponent)["fc1"] for ratio in ratios]
         assert kept == [4, 3, 2, 1]
 
 
 def test_by_hand_two_layers_of_one_price_are_cut_alike() -> None:
     # 4 a + a b + 4 b MACs of 32 at a = b = 4: for a = b = 2, 20.
-    layout = linear_layout(4, 4, 4, 4)
+    layout = mlp(4, 4, 4, 4)
 
     assert list(allocate(layout, 20 / 48, 3).values()) == [2, 2]
 
@@ -101,8 +94,8 @@ def test_by_hand_what_a_layer_costs_decides_how_far_the_exponent_goes() -> None:
 
 def test_what_is_cheap_and_narrow_stays_whole() -> None:
     # Four units between wide layers: a quarter of the MACs leaves them alone, where
-    # an even share would leave two.
-    layout = linear_layout(2, 4, 256, 256, 2)
+    # an even cut would leave two.
+    layout = mlp(2, 4, 256, 256, 2)
     narrow, *wide = allocate(layout, 0.25, 1).values()
 
     assert narrow == 4
@@ -113,7 +106,7 @@ def test_what_is_cheap_and_narrow_stays_whole() -> None:
 def test_all_or_one_unit_a_layer_even_above_the_target(
     ratio: float, kept: list[int]
 ) -> None:
-    assert list(allocate(linear_layout(3, 5, 7, 2), ratio, 3).values()) == kept
+    assert list(allocate(mlp(3, 5, 7, 2), ratio, 3).values()) == kept
 
 
 @settings(deadline=None, max_examples=30)
@@ -123,10 +116,10 @@ def test_all_or_one_unit_a_layer_even_above_the_target(
     st.sampled_from([0.5, 1, 3]),
 )
 def test_no_network_loses_less_at_that_cost(
-    widths: list[int], share: float, exponent: float
+    widths: list[int], ratio: float, exponent: float
 ) -> None:
-    layout = linear_layout(*widths)
-    counts = allocate(layout, share, exponent)
+    layout = mlp(*widths)
+    counts = allocate(layout, ratio, exponent)
     # The optimum lies between whole numbers, so less than a unit a layer above.
     above = {g.name: min(counts[g.name] + 1, g.size) for g in layout.groups}
 
@@ -151,27 +144,21 @@ def test_more_never_keeps_fewer_and_fits(name: str, least: int) -> None:
     assert before == {group.name: group.size for group in layout.groups}
 
 
-# --- Floors, and layers that cannot shrink ---
-
-
 def test_a_tenth_rounded_up_and_at_least_one() -> None:
-    assert list(floors(linear_layout(3, 5, 10, 11, 95, 2)).values()) == [1, 1, 2, 10]
+    assert list(floors(mlp(3, 5, 10, 11, 95, 2)).values()) == [1, 1, 2, 10]
 
 
 def test_by_hand_no_group_falls_below_its_fewest() -> None:
-    layout = linear_layout(4, 4, 4, 4)
+    layout = mlp(4, 4, 4, 4)
 
     # 4a + ab + 4b MACs: 16 at (1, 2) with 4 + 2 + 8 = 14, and 21 at (1, 3) is too many.
-    assert threshold.allocate(layout, 16 / 48, 1, {"0": 1, "2": 1}) == {"0": 1, "2": 1}
-    assert threshold.allocate(layout, 16 / 48, 1, {"0": 1, "2": 2}) == {"0": 1, "2": 2}
-    assert threshold.allocate(layout, 0.01, 1, {"0": 3, "2": 2}) == {"0": 3, "2": 2}
+    for ratio, least in ((16 / 48, (1, 1)), (16 / 48, (1, 2)), (0.01, (3, 2))):
+        fewest = dict(zip("02", least, strict=True))
+        assert threshold.allocate(layout, ratio, 1, fewest) == fewest
 
 
 def test_by_hand_layers_that_no_unit_touches_come_on_top() -> None:
-    layers = (nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 20), nn.ReLU())
-    model = nn.Sequential(*layers, nn.Linear(20, 5))
-    layout = trace(model, torch.zeros(1, 6), ("0",))
+    layout = mlp(6, 10, 20, 5, ignored=("0",))
 
     # 60 MACs stay; of 20 units each takes 10 + 5.
-    shares = (1, 0.5, 0.25)
-    assert [allocate(layout, s, 1)["2"] for s in shares] == [20, 10, 5]
+    assert [allocate(layout, r, 1)["2"] for r in (1, 0.5, 0.25)] == [20, 10, 5]

@@ -52,7 +52,7 @@ SCORES = st.floats(0, 1, width=32)
 def test_one_layer_by_hand(
     scores: list[float], threshold: Threshold, expected: list[int]
 ) -> None:
-    kept = select({"a": np.float32(scores)}, threshold, {})
+    kept = select({"a": np.float32(scores)}, threshold)
 
     assert np.flatnonzero(kept["a"]).tolist() == expected
 
@@ -73,7 +73,7 @@ def test_layers_decide_alone_or_together(threshold: Threshold, a: Any, b: Any) -
         "b": np.array([[0.1, 0.2], [0.3, 0.0]]),
     }
 
-    kept = select(scores, threshold, {})
+    kept = select(scores, threshold)
 
     np.testing.assert_array_equal(kept["a"], a)
     np.testing.assert_array_equal(kept["b"], b)
@@ -155,13 +155,7 @@ def chain_cost(kept: Kept) -> float:
 def test_targets_by_hand(threshold: Threshold, a: list[bool], b: list[bool]) -> None:
     scores = {"a": np.array([0.4, 0.1, 0.3, 0.2]), "b": np.array([0.1, 0.2])}
 
-    def free(kept: Kept) -> float:
-        return 0.0
-
-    own = linear_cost({"a": 1, "b": 10})
-    kept = select(
-        scores, threshold, {Compression: free, MacRatio: free, type(threshold): own}
-    )
+    kept = select(scores, threshold, linear_cost({"a": 1, "b": 10}))
 
     np.testing.assert_array_equal(kept["a"], a)
     np.testing.assert_array_equal(kept["b"], b)

@@ -18,7 +18,7 @@ from ...graph.plan import Plan, dense_plan
 from ..base import Round, Scores, State
 from ..guidance import l1_scores, split_by_group, sum_by_unit, unit_scores
 from ..random import check_random, draw
-from ..threshold import Compression, Kept, MacRatio, select
+from ..threshold import Kept, MacRatio, select
 from ..units import UnitMethod, weight_tensors
 
 Criterion = Literal["random", "l1", "l2", "similarity", "bn", "magnitude"]
@@ -99,7 +99,7 @@ class EFLPrune(UnitMethod[State]):
             count = rest + sum(int(np.count_nonzero(mask)) for mask in kept.values())
             return count / (layout.num_parameters - never)
 
-        mask = select(sizes, target, {Compression: parameters})
+        mask = select(sizes, target, parameters)
         return State(Plan(layout, dense_plan(layout).keep, mask))
 
     def _scores(self, layout: Layout, weights: Arrays, number: int) -> Scores:

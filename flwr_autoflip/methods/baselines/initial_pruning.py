@@ -12,8 +12,8 @@ A node's app calls it in round 1::
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -94,106 +94,91 @@ def prune_initially_inplace(
     is that of the pass itself, not of an evaluation every ten passes.
     """
     schedule, time = schedule or Schedule(), time or RoundTime()
-    layout = trace(model, batches[0][0][:1])
-    mask = _HeldMask(model, list(time.of_weights(layout)))
-    density, stable, first = 1.0, 0, 0
+    times = time.of_weights(trace(model, batches[0][0][:1]))
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    squares = {n: torch.zeros_like(p.detach()) for n, p in trained.items()}
+    mask = _HeldMask({name: trained[name] for name in times})
+
+    def step(inputs: Tensor, targets: Tensor) -> int:
+        """Train on a batch, add up squared gradients, and count what was right."""
+        optimizer.zero_grad()
+        outputs = model(inputs)
+        loss_fn(outputs, targets).backward()  # type: ignore[no-untyped-call]
+        for name, parameter in trained.items():
+            if parameter.grad is not None:
+                squares[name] += parameter.grad.detach() ** 2
+        optimizer.step()
+        mask.hold()  # momentum or a stray gradient may have moved pruned weights
+        return int((outputs.argmax(1) == targets).sum())
+
+    stable = first = 0
+    num_examples = sum(targets.numel() for _, targets in batches)
     for number in range(1, schedule.max_passes + 1):
-        accuracy = _one_pass(model, optimizer, loss_fn, batches, mask)
+        accuracy = sum(step(*batch) for batch in batches) / num_examples
         if not first and accuracy >= schedule.min_accuracy:
             first = number
         if not first or (number - first) % schedule.interval:
             continue
+        before = mask.density
         chosen = adjust(
-            {name: p.detach().cpu().numpy() for name, p in mask.weights.items()},
-            mask.take_squares(),
-            mask.used,
-            time.of_weights(layout),
+            _to_numpy(mask.weights),
+            _to_numpy(squares),
+            _to_numpy(mask.used),
+            times,
             time.fixed,
             schedule.fraction,
             kept,
         )
         mask.change(chosen)
-        before, density = density, mask.density
-        steady = number > first and abs(density / before - 1) <= schedule.tolerance
+        for total in squares.values():
+            total.zero_()
+        change = abs(mask.density / before - 1)
+        steady = number > first and change <= schedule.tolerance
         stable = stable + 1 if steady else 0
         if stable >= schedule.patience:
             break
     mask.restore()
-    return density
+    return mask.density
 
 
-def _one_pass(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    loss_fn: Callable[[Tensor, Tensor], Tensor],
-    batches: Sequence[Batch],
-    mask: "_HeldMask",
-) -> float:
-    """Train one pass and give its top-1."""
-    right = total = 0
-    for inputs, targets in batches:
-        optimizer.zero_grad()
-        outputs = model(inputs)
-        loss_fn(outputs, targets).backward()  # type: ignore[no-untyped-call]
-        mask.add_squares()
-        optimizer.step()
-        mask.hold()
-        right += int((outputs.argmax(1) == targets).sum())
-        total += targets.numel()
-    return right / total
+def _to_numpy(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
+    return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
 
 
 class _HeldMask:
-    """Weights of which some are 0 for now, and squares of gradients so far."""
+    """Weights of which some are 0 for now."""
 
-    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
-        self.named = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self.weights = {name: self.named[name] for name in names}
-        self.initial = {n: p.detach().clone() for n, p in self.weights.items()}
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        self.weights = weights
+        self.initial = {n: p.detach().clone() for n, p in weights.items()}
         # What a pruned weight was then; it starts from there if it comes back.
         self.latent = dict(self.initial)
-        self.used = {n: np.ones(p.shape, np.bool_) for n, p in self.weights.items()}
-        self.squares: dict[str, Tensor] = {}
+        self.used = {
+            n: torch.ones_like(p, dtype=torch.bool) for n, p in weights.items()
+        }
 
     @property
     def density(self) -> float:
         used = sum(int(used.sum()) for used in self.used.values())
-        return used / sum(used.size for used in self.used.values())
-
-    def add_squares(self) -> None:
-        for name, parameter in self.named.items():
-            before = self.squares.get(name, torch.zeros_like(parameter.detach()))
-            grad = parameter.grad
-            self.squares[name] = before if grad is None else before + grad.detach() ** 2
-
-    def take_squares(self) -> dict[str, NDArray[np.float32]]:
-        taken, self.squares = self.squares, {}
-        return {name: squares.cpu().numpy() for name, squares in taken.items()}
+        return used / sum(used.numel() for used in self.used.values())
 
     @torch.no_grad()
     def hold(self) -> None:
-        """Undo what momentum or a stray gradient did to pruned weights."""
-        self._fill({name: torch.zeros_like(p) for name, p in self.weights.items()})
+        """Set pruned weights to 0."""
+        for name, weight in self.weights.items():
+            weight.masked_fill_(~self.used[name], 0)
 
     @torch.no_grad()
     def change(self, chosen: Mask) -> None:
         """Prune weights, and let others come back."""
-        for name, parameter in self.weights.items():
-            self.latent[name] = torch.where(
-                self._mask(name), parameter, self.latent[name]
-            )
-            parameter.copy_(self.latent[name])
-        self.used = dict(chosen)
+        for name, weight in self.weights.items():
+            self.latent[name] = weight.where(self.used[name], self.latent[name])
+            weight.copy_(self.latent[name])
+            self.used[name] = torch.as_tensor(chosen[name], device=weight.device)
         self.hold()
 
     @torch.no_grad()
     def restore(self) -> None:
         """Give pruned weights their first values."""
-        self._fill(self.initial)
-
-    def _fill(self, values: Mapping[str, Tensor]) -> None:
-        for name, parameter in self.weights.items():
-            parameter.copy_(torch.where(self._mask(name), parameter, values[name]))
-
-    def _mask(self, name: str) -> Tensor:
-        return torch.as_tensor(self.used[name], device=self.weights[name].device)
+        for name, weight in self.weights.items():
+            weight.copy_(weight.where(self.used[name], self.initial[name]))

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from ...errors import AutoFlipError
 from ...graph.layout import Arrays, Layout
 from ...graph.plan import Mask, Plan, dense_plan
 from ..base import Explored, Method, Order, Round
-from ..threshold import Compression, ThresholdLike, keep_top, parse_threshold
+from ..threshold import Compression, ThresholdLike, keep_top, parse_target
 from ..units import weight_tensors
 
 
@@ -93,17 +94,12 @@ class PruneFL(Method[Explored]):
                 "interval must be at least 1 and fraction in [0, 1), got "
                 f"{self.interval} and {self.fraction}."
             )
-        if not (self.threshold is None or self._compression()):
+        target = parse_target(None, self.threshold)
+        if not isinstance(target, Compression | None):
             raise AutoFlipError(
                 "PruneFL prunes single weights, by its own density or to a number of "
                 f"parameters such as threshold='2x', got {self.threshold!r}."
             )
-
-    def _compression(self) -> Compression | None:
-        if self.threshold is None:
-            return None
-        parsed = parse_threshold(self.threshold)
-        return parsed if isinstance(parsed, Compression) else None
 
     def begin(self, layout: Layout, weights: Arrays) -> tuple[Explored, Arrays]:
         """Begin with the dense model; see :meth:`.Method.begin`."""
@@ -155,8 +151,8 @@ class PruneFL(Method[Explored]):
         return Explored(plan, explored=True), done.weights
 
     def _num_kept(self, layout: Layout) -> int | None:
-        compression = self._compression()
-        if compression is None:
+        compression = parse_target(None, self.threshold)
+        if not isinstance(compression, Compression):
             return None
         weights = sum(t.size for t in weight_tensors(layout))
         rest = layout.num_parameters - weights
@@ -230,38 +226,37 @@ def adjust(
     if kept is not None:
         in_use = sum(int(m.sum()) for m in mask.values())
         fraction = 1 - (1 - fraction) * min(1.0, kept / in_use)
-    new = {}
+    always = {}
     for name, used in mask.items():
-        share = fraction * int(used.sum())
-        count = math.ceil(share - 1e-9) if kept is not None else int(share + 1e-9)
+        ratio = fraction * int(used.sum())
+        num = math.ceil(ratio - 1e-9) if kept is not None else int(ratio + 1e-9)
         sizes = np.where(used, np.abs(weights[name]), -1.0)
-        new[name] = keep_top(sizes, max(1, int(used.sum()) - count))
-    candidates = {name: np.flatnonzero(~always) for name, always in new.items()}
-    owner = np.repeat(np.arange(len(new)), [len(c) for c in candidates.values()])
-    where = np.concatenate(list(candidates.values()))
-    gain, size = (
-        np.concatenate([of[n].ravel()[c] for n, c in candidates.items()])
-        for of in (squared_gradients, weights)
-    )
-    time = np.array([time_per_weight[name] for name in new])[owner]
-    order = np.lexsort((-np.abs(size), -gain / time))  # ties: the larger weight
+        always[name] = keep_top(sizes, max(1, int(used.sum()) - num))
+
+    def flat(arrays: Arrays) -> NDArray[Any]:
+        return np.concatenate([arrays[name].ravel() for name in mask])
+
+    lengths = [used.size for used in mask.values()]
+    chosen, gain = flat(always), flat(squared_gradients)
+    time = np.repeat([time_per_weight[name] for name in mask], lengths)
+    candidates = np.flatnonzero(~chosen)
+    # Of equal gains a second the larger weight comes first.
+    keys = -np.abs(flat(weights)[candidates]), -gain[candidates] / time[candidates]
+    candidates = candidates[np.lexsort(keys)]
     if kept is None:
-        chosen = {name: new.get(name, ...) for name in squared_gradients}
-        top = sum(float(g[chosen[name]].sum()) for name, g in squared_gradients.items())
-        bottom = t_const + sum(
-            time_per_weight[n] * int(m.sum()) for n, m in new.items()
-        )
-        count = _count_worth(gain[order], time[order], top, bottom)
+        others = [g.sum() for n, g in squared_gradients.items() if n not in mask]
+        top = float(gain[chosen].sum(dtype=np.float64) + sum(others))
+        bottom = t_const + float(time[chosen].sum())
+        count = _count_worth(gain[candidates], time[candidates], top, bottom)
     else:
-        count = max(0, kept - sum(int(always.sum()) for always in new.values()))
-    for index, always in enumerate(new.values()):
-        added = order[:count][owner[order[:count]] == index]
-        always.flat[where[added]] = True
-    return new
+        count = max(0, kept - int(chosen.sum()))
+    chosen[candidates[:count]] = True
+    parts = np.split(chosen, np.cumsum(lengths)[:-1])
+    return {n: p.reshape(mask[n].shape) for n, p in zip(mask, parts, strict=True)}
 
 
 def _count_worth(
-    gain: NDArray[np.float64], time: NDArray[np.float64], top: float, bottom: float
+    gain: NDArray[np.floating], time: NDArray[np.float64], top: float, bottom: float
 ) -> int:
     """Count the leading candidates that raise the ratio ``top / bottom``."""
     tops = np.cumsum(np.append(top, gain))[:-1]

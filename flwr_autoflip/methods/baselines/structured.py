@@ -12,8 +12,14 @@ from ...graph.plan import Plan, dense_plan, keep_from_bool
 from ..base import Method, Order, Round, State
 from ..guidance import split_by_group, sum_by_unit
 from ..rescale import rescale_fan_in
-from ..threshold import Compression, MacRatio, ThresholdLike
-from ..units import UnitCounts, keep_least, parse_target, unit_plan, weight_tensors
+from ..threshold import (
+    Compression,
+    MacRatio,
+    ThresholdLike,
+    keep_least,
+    parse_target,
+)
+from ..units import unit_plan, weight_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +77,7 @@ class Structured(Method[StructuredState]):
 
     k: float = 2.2
     macs: float | None = None
-    threshold: ThresholdLike | UnitCounts | None = None
+    threshold: ThresholdLike | None = None
     first_round: int = 2
     last_round: int = 51
     patience: int = 3
@@ -79,7 +85,7 @@ class Structured(Method[StructuredState]):
 
     def __post_init__(self) -> None:
         target = parse_target(self.macs, self.threshold)
-        if not (target is None or isinstance(target, Compression | MacRatio | Mapping)):
+        if not isinstance(target, Compression | MacRatio | Mapping | None):
             raise AutoFlipError(
                 "Structured prunes by its own limits, or to a target: macs=0.25, "
                 f"threshold='2x' or units a group, got {target!r}."
