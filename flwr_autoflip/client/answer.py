@@ -156,8 +156,8 @@ def encode_trained(
     name = (request.run + instructions.digest).hex()
     kept = wire.records_of(state, ArrayRecord).get(wire.keys.RESIDUAL, ArrayRecord())
     left = wire.from_arrayrecord(kept).get(name)
-    # Rounding leaves less than a hundredth of the largest change. What is larger than
-    # this round's is of training that went astray, and would drag the model along.
+    # Rounding leaves less than a hundredth of the largest change, so a residual above
+    # this round's change is of training that diverged, and is dropped.
     if left is not None and (
         left.shape != update.shape or largest(left) > largest(update)
     ):

@@ -1,4 +1,4 @@
-"""What a node can carry: a share of the dense model's cost."""
+"""What a node can carry, relative to the dense model's cost."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
@@ -8,30 +8,30 @@ from ..errors import AutoFlipError
 Resource = Literal["macs", "parameters", "memory"]
 
 _WAYS = (
-    "'macs:0.25', 'parameters:0.5' or 'memory:0.5', a share in (0, 1] of the dense "
+    "'macs:0.25', 'parameters:0.5' or 'memory:0.5', a ratio in (0, 1] of the dense "
     "model's"
 )
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The largest share of the dense model's cost that a node can carry.
+    """The largest cost that a node can carry, relative to the dense model's.
 
     Parameters
     ----------
     resource : {"macs", "parameters", "memory"}
         Of the model as it is built, so single zeros in it count: forward MACs,
         trainable values, or :func:`flwr_autoflip.ledger.cost.count_training_memory`.
-    share : float
+    ratio : float
         In (0, 1).
     """
 
     resource: Resource
-    share: float
+    ratio: float
 
     def __str__(self) -> str:
         """Write it as :func:`parse_budget` reads it."""
-        return f"{self.resource}:{self.share!r}"
+        return f"{self.resource}:{self.ratio!r}"
 
 
 def parse_budget(value: Any, *, whose: str) -> Budget | None:
@@ -40,7 +40,7 @@ def parse_budget(value: Any, *, whose: str) -> Budget | None:
     Parameters
     ----------
     value : str or None
-        ``"macs:SHARE"``, ``"parameters:SHARE"`` or ``"memory:SHARE"``; None or ``""``
+        ``"macs:RATIO"``, ``"parameters:RATIO"`` or ``"memory:RATIO"``; None or ``""``
         where there is none.
     whose : str
         For the error's first words.
@@ -58,7 +58,7 @@ def parse_budget(value: Any, *, whose: str) -> Budget | None:
     Examples
     --------
     >>> parse_budget("macs:0.25", whose="node 7")
-    Budget(resource='macs', share=0.25)
+    Budget(resource='macs', ratio=0.25)
     >>> parse_budget("parameters:1", whose="node 7") is None
     True
     """
@@ -66,12 +66,12 @@ def parse_budget(value: Any, *, whose: str) -> Budget | None:
         return None
     resource, _, number = value.partition(":") if isinstance(value, str) else ("",) * 3
     try:
-        share = float(number)
+        ratio = float(number)
     except ValueError:
-        share = 0.0
-    if resource not in get_args(Resource) or not 0 < share <= 1:
+        ratio = 0.0
+    if resource not in get_args(Resource) or not 0 < ratio <= 1:
         raise AutoFlipError(
             f"{whose}: autoflip-budget must be {_WAYS}, got {value!r}; mend the node's "
             "--node-config."
         )
-    return None if share == 1 else Budget(cast(Resource, resource), share)
+    return None if ratio == 1 else Budget(cast(Resource, resource), ratio)

@@ -62,7 +62,7 @@ class AutoFlip(Strategy):
         Ratio of the MACs that the deployed model keeps, of those that can shrink; for
         a method that is given by its name. None is the method's own.
     ignored_layers : sequence of str (default: ())
-        Modules whose units all stay; ratios are of the rest.
+        Modules whose units are all kept; ratios are of the rest.
     value_dtype : {"int8", "float16", "float32"} (default: "int8")
         Weights on the wire, both ways; 8 and 16 bits with error feedback. Buffers
         travel in float32.

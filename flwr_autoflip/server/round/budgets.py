@@ -129,7 +129,7 @@ class Parts:
         wanted = parse_budget(budget, whose="a node")
         if wanted is None:
             return self.plan
-        resource, most = wanted.resource, wanted.share
+        resource, most = wanted.resource, wanted.ratio
         try:
             part = cut_plan(
                 self.plan,
