@@ -16,56 +16,73 @@ ODD: tuple[Any, ...] = (
 )
 """Values that records may hold, of every type, where others are expected."""
 
+ODD_NAMES = (
+    *("", "x", "\x1b[2J\n[ERROR]", "\u202e", "\ud800", "[/x]", "$\\x$", "y" * 2000),
+    *("</script><script>alert(1)</script>", "\" onload=alert(1) x='", "<!--", "round"),
+)
+"""Names that would do something, were they not only shown."""
+
+_nested: Any = 0
+for _ in range(900):
+    _nested = [_nested]
+
+ODD_JSON: tuple[Any, ...] = (
+    *(None, True, 0, 1, -1, 2**22, 2**40, 2**64, 10**30, 0.5, 1e308, float("nan")),
+    *("", "float32", "O", "f4,f4", "\n", "\ud800", [], [[]], {}, [0, 1, 1]),
+    *(-5, 1e-320, -1e308, 10**400, float("inf"), [None], {"": {}}, _nested),
+    *ODD_NAMES,
+    *([-1, 4194304, 1], ["same", 0], ["array", "9"], ["dict", 1], ["set", ["list"]]),
+)
+
 DTYPES = ("float32", "float16", "float64", "uint8", "int64", "|O", "f4,f4", "", "<f4")
 STYPES = ("numpy.ndarray", "torch", "", "pickle")
+HEADERS = (
+    *((b"'<f4'", b"'|O1'"), (b"'<f4'", b"'>f4'"), (b"False", b"True ")),
+    *((b"'shape': (", b"'shape': (9999999"), (b"(", b"["), (b"{", b"\t")),
+    (b"\x93NUMPY", b"PK\3\4\5\6"),
+)
+"""What NumPy's header says, and what it may say in its place."""
 
 
 class Draw:
-    """Take choices from bytes, in turn; zeros follow when they are used up.
-
-    Parameters
-    ----------
-    data : bytes
-    """
+    """Take choices from bytes, in turn; zeros follow when they are used up."""
 
     def __init__(self, data: bytes) -> None:
         self.data, self.at = data, 0
 
+    def take(self, size: int) -> bytes:
+        """Take the next bytes, fewer at the end."""
+        self.at += size
+        return self.data[self.at - size : self.at]
+
     def number(self, size: int = 1) -> int:
         """Take the next ``size`` bytes as a number."""
-        part = self.data[self.at : self.at + size]
-        self.at += size
-        return int.from_bytes(part, "little")
+        return int.from_bytes(self.take(size), "little")
 
     def pick(self, choices: Sequence[T]) -> T:
         """Take one of at most 256."""
         return choices[self.number() % len(choices)]
 
-    def bytes(self, longest: int = 24) -> bytes:
-        """Take a few bytes."""
-        length = self.number() % (longest + 1)
-        self.at += length
-        return self.data[self.at - length : self.at]
+    def few(self) -> bytes:
+        """Take up to 24 bytes."""
+        return self.take(self.number() % 25)
 
     def rest(self) -> bytes:
         """Take all that is left."""
-        start, self.at = self.at, len(self.data)
-        return self.data[start:]
+        return self.take(max(0, len(self.data) - self.at))
 
 
 def change_bytes(draw: Draw, data: bytes) -> bytes:
     """Cut, lengthen, overwrite or flip a bit of bytes."""
     place = draw.number(2) % (len(data) + 1)
-    match draw.number() % 5:
+    match draw.number() % 4:
         case 0:
             return data[:place]
         case 1:
-            return data[:place] + draw.bytes() + data[place:]
+            return data[:place] + draw.few() + data[place:]
         case 2:
-            given = draw.bytes()
+            given = draw.few()
             return data[:place] + given + data[place + len(given) :]
-        case 3:
-            return data + draw.bytes()
         case _:
             changed = bytearray(data or b"\0")
             changed[place % len(changed)] ^= 1 << draw.number() % 8
@@ -83,19 +100,8 @@ def change_array(draw: Draw, array: Array) -> Array:
             shape = tuple(draw.pick(sizes) for _ in range(draw.number() % 4))
         case 2:
             stype = draw.pick(STYPES)
-        case 3:  # a header of equal length that says something else
-            old, new = draw.pick(
-                (
-                    (b"'<f4'", b"'|O1'"),
-                    (b"'<f4'", b"'>f4'"),
-                    (b"False", b"True "),
-                    (b"(", b"["),
-                    (b"'shape': (", b"'shape': (9999999"),
-                    (b"\x93NUMPY", b"PK\3\4\5\6"),
-                    (b"{", b"\t"),
-                )
-            )
-            data = data.replace(old, new, 1)
+        case 3:
+            data = data.replace(*draw.pick(HEADERS), 1)
         case 4:  # values, behind the header
             data = data[:128] + change_bytes(draw, data[128:])
         case _:
@@ -103,14 +109,15 @@ def change_array(draw: Draw, array: Array) -> Array:
     return Array(dtype, shape, stype, data)
 
 
-def change_record(draw: Draw, values: dict[str, Any]) -> dict[str, Any]:
+def change_record(draw: Draw, record: Any) -> Any:
     """Drop, rename, swap, retype or damage values of a record, a few times."""
-    values = dict(values)
+    values = dict(record)
+    names = (*ODD_NAMES, "loss", "num-examples", "num_examples")
     for _ in range(1 + draw.number() % 3):
         if not values:
             break
         key, other = draw.pick(list(values)), draw.pick(list(values))
-        match draw.number() % 6:
+        match draw.number() % 7:
             case 0:
                 del values[key]
             case 1:
@@ -121,9 +128,17 @@ def change_record(draw: Draw, values: dict[str, Any]) -> dict[str, Any]:
                 values[key] = change_bytes(draw, values[key])
             case 4 if isinstance(values[key], (int, float)):
                 values[key] = type(values[key])(draw.number(8) - 2**62)
+            case 5:
+                values[draw.pick(names)] = draw.pick(ODD)
             case _:
                 values[key] = draw.pick(ODD)
-    return values
+    changed = type(record)()
+    for key, value in values.items():
+        try:
+            changed[key] = value
+        except (TypeError, ValueError):  # Flower refuses what its records cannot hold
+            continue
+    return changed
 
 
 def change_content(draw: Draw, content: RecordDict) -> RecordDict:
@@ -145,63 +160,27 @@ def change_content(draw: Draw, content: RecordDict) -> RecordDict:
                 arrays["more"] = array
             records[key] = ArrayRecord(arrays)
         case _ if isinstance(record, (ConfigRecord, MetricRecord)):
-            records[key] = rebuild(type(record), change_record(draw, dict(record)))
+            records[key] = change_record(draw, record)
     return RecordDict(records)
 
 
 def change_json(draw: Draw, value: Any) -> Any:
     """Change one place of a JSON value: drop, repeat, swap or replace what is there."""
-    inside = list(value) if isinstance(value, (list, dict)) else []
-    if not inside or draw.number() % 8 == 0:
+    if not isinstance(value, (list, dict)) or not value or draw.number() % 8 == 0:
         return draw.pick((*ODD_JSON, value, [value], draw.number(4)))
-    value = dict(value) if isinstance(value, dict) else list(value)
-    place = draw.number() % len(inside)
-    key = inside[place] if isinstance(value, dict) else place
+    value = value.copy()
+    places: Any = list(value) if isinstance(value, dict) else range(len(value))
+    key = draw.pick(places[:256])
     match draw.number() % 8:
         case 0:
             del value[key]
         case 1 if isinstance(value, list):
-            value.insert(draw.number() % len(inside), value[key])
+            value.insert(draw.pick(places[:256]), value[key])
         case 1:
             value[draw.pick(ODD_NAMES)] = value.pop(key)
         case 2:
-            place = draw.number() % len(inside)
-            other = inside[place] if isinstance(value, dict) else place
+            other = draw.pick(places[:256])
             value[key], value[other] = value[other], value[key]
         case _:
             value[key] = change_json(draw, value[key])
     return value
-
-
-ODD_NAMES = (
-    *("", "x", "\x1b[2J\n[ERROR]", "\u202e", "\ud800", "[/x]", "$\\x$", "y" * 2000),
-    *("</script><script>alert(1)</script>", "\" onload=alert(1) x='", "<!--", "round"),
-)
-"""Names that would do something, were they not only shown."""
-
-
-def _nested(depth: int) -> Any:
-    value: Any = 0
-    for _ in range(depth):
-        value = [value]
-    return value
-
-
-ODD_JSON: tuple[Any, ...] = (
-    *(None, True, 0, 1, -1, 2**22, 2**40, 2**64, 10**30, 0.5, 1e308, float("nan")),
-    *("", "float32", "O", "f4,f4", "\n", "\ud800", [], [[]], {}, [0, 1, 1]),
-    *(-5, 1e-320, -1e308, 10**400, float("inf"), [None], {"": {}}, _nested(900)),
-    *ODD_NAMES,
-    *([-1, 4194304, 1], ["same", 0], ["array", "9"], ["dict", 1], ["set", ["list"]]),
-)
-
-
-def rebuild(kind: Any, values: dict[str, Any]) -> Any:
-    """Make a record of what this kind may hold: Flower refuses the rest."""
-    record = kind()
-    for key, value in values.items():
-        try:
-            record[key] = value
-        except (TypeError, ValueError):
-            continue
-    return record

@@ -6,11 +6,11 @@ ledger, the average is that of the other node alone, and what comes out of the i
 strategy is finite numbers.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg, FedMedian
 from flwr.supercore.task_identity import TaskIdentity
@@ -29,7 +29,8 @@ from flwr_autoflip.server.round.exchange import Answer, Exchange
 from flwr_autoflip.wire.instructions import PAYLOADS
 
 from .decoders import ENCODINGS
-from .draw import ODD, ODD_NAMES, Draw, change_content, rebuild
+from .draw import Draw, change_content
+from .harness import target
 from .model import ARRAYS, EXAMPLE, LAYOUT, MODEL, PLANS, Net
 
 COST_OF = CostOf(MODEL, EXAMPLE)
@@ -75,79 +76,69 @@ def template() -> RecordDict:
     return RecordDict({"arrays": ArrayRecord(), "config": ConfigRecord({"lr": 0.1})})
 
 
-def change(draw: Draw, content: RecordDict) -> RecordDict:
-    """Change a content once: anything of it, or one value of a record."""
-    if draw.number() % 2:
-        return change_content(draw, content)
-    records: dict[str, Any] = dict(content)
-    kinds = (ConfigRecord, MetricRecord)
-    places = [key for key in records if isinstance(records[key], kinds)]
-    if not places:
-        return content
-    place = draw.pick(places)
-    values = dict(records[place])
-    known = (*values, "loss", "num-examples", "num_examples", "accuracy", "more")
-    values[draw.pick((*known, *ODD_NAMES))] = draw.pick(ODD)
-    return RecordDict({**records, place: rebuild(type(records[place]), values)})
+SEEDS = [
+    bytes([phase, number % 3, number // 2, number % 2, 0, number % 2]) + more
+    for phase in range(4)
+    for number in range(6)
+    for more in (b"", bytes([1, 0, number, 5 * number, 7, 3]), bytes([1, 1, 2, 4, 3]))
+]
+"""Choices that lead to every phase, plan and encoding, whole and changed."""
 
 
-def fuzz_request(data: bytes) -> bool:
+@target(SEEDS, 64)
+def request(data: bytes) -> Iterator[bool]:
     """Read a changed request, on a node that knows its model or one that does not."""
     draw = Draw(data)
     content = wire.request_content(instructions_of(draw), template(), b"run")
     own = OWN if draw.number() % 2 else None
     for _ in range(draw.number() % 3):
-        content = change(draw, content)
+        content = change_content(draw, content)
     if not wire.is_ours(content):
-        return False
-    try:
-        request = wire.read_request(content, own)
-        small = {} if request.instructions.phase == "budget" else request.arrays()
-    except WireError:
-        return False
-    plan = request.instructions.plan
-    assert request.instructions.digest == plan_digest(encode_plan(plan), plan.layout)
+        raise WireError("passes through")
+    found = wire.read_request(content, own)
+    asked = found.instructions
+    small = {} if asked.phase == "budget" else found.arrays()
+    yield True
+    assert asked.digest == plan_digest(encode_plan(asked.plan), asked.plan.layout)
     for name, part in small.items():
-        assert part.shape == plan.small_shape(name)
+        assert part.shape == asked.plan.small_shape(name)
         assert np.isfinite(part).all()
-    return True
 
 
-def fuzz_reply(data: bytes) -> bool:
+@target(SEEDS, 64)
+def reply(data: bytes) -> Iterator[bool]:
     """Read one honest reply and one changed one, and average what was accepted."""
     draw = Draw(data)
-    instructions, grid = instructions_of(draw), InProcessGrid(draw.pick(APPS), 2)
+    asked, grid = instructions_of(draw), InProcessGrid(draw.pick(APPS), 2)
     ledger = Ledger()
     exchange = Exchange(ledger, COST_OF, wire.keys.NUM_EXAMPLES)
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
-    kind = wire.keys.message_type(instructions.phase)
+    kind = wire.keys.message_type(asked.phase)
     work = [
-        (Message(template(), dst_node_id=n, message_type=kind), instructions)
+        (Message(template(), dst_node_id=n, message_type=kind), asked)
         for n in (HONEST, CHANGED)
     ]
     replies = [grid.answer(message) for message in exchange.requests(1, work)]
     assert not any(reply.has_error() for reply in replies)
     content = replies[1].content
     for _ in range(draw.number() % 3):
-        content = change(draw, content)
+        content = change_content(draw, content)
     try:
         replies[1].content = over_the_wire(content)
-    except (ValueError, TypeError):
-        return False  # Flower cannot carry it
+    except (ValueError, TypeError) as error:
+        raise WireError("Flower cannot carry it") from error
     if draw.number() % 8 == 1:
         replies[1].metadata.__dict__["_src_node_id"] = HONEST
     answers = exchange.replies(replies, lambda reply, asked: None)
-    accepted = len(answers)
+    yield len(answers) == 2
     check_books(ledger, answers, exchange)
-    if instructions.phase == "train":
-        check_average(draw.pick(INNER)(), answers, instructions)  # takes them
-    elif instructions.phase == "evaluate":
+    inner = draw.pick(INNER)()
+    if asked.phase == "train":
+        check_average(inner, answers, asked)
+    elif asked.phase == "evaluate":
         for one in answers:
-            wire.inner_reply(one.message, None, one.reply, wire.keys.NUM_EXAMPLES)
-        inner = draw.pick(INNER)()
-        metrics = inner.aggregate_evaluate(1, [one.message for one in answers])
-        check_metrics(metrics)
-    return accepted == 2
+            wire.inner_reply(one.message, None, one.reply, exchange.weight_key)
+        check_metrics(inner.aggregate_evaluate(1, [one.message for one in answers]))
 
 
 def check_books(
@@ -195,13 +186,3 @@ def check_average(
     if small and type(inner) is FedAvg:
         kept = pack(dense, instructions.reply_plan).astype(np.float64)
         np.testing.assert_allclose(kept, mean, rtol=1e-3, atol=0.51)
-
-
-def seeds() -> Iterable[bytes]:
-    """Give choices that lead to every phase, plan and encoding, whole and changed."""
-    for phase in range(4):
-        for number in range(6):
-            head = bytes([phase, number % 3, number // 2, number % 2, 0, number % 2])
-            yield head
-            yield head + bytes([1, 0, number, 5 * number, 7, 3])
-            yield head + bytes([1, 1, number, 2, 4, 3, 9])

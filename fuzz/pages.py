@@ -5,11 +5,11 @@ page: every element is one of ours, closed in its turn, and no text can do anyth
 """
 
 import json
+from collections.abc import Iterator
 from functools import cache
 from html.parser import HTMLParser
 from importlib.resources import files as resources
 from math import isnan
-from pathlib import Path
 from typing import Any
 
 from flwr_autoflip.cli.tensorboard import scalars
@@ -23,6 +23,7 @@ from flwr_autoflip.ledger.rows import NODE_PHASES, NodeRow, Rows, parse_rows
 
 from .draw import Draw, change_bytes, change_json
 from .files import HERE
+from .harness import target
 from .model import DENSE, EXAMPLE, LAYOUT, MODEL, SMALL
 
 PAGE_ROUNDS = 300
@@ -31,31 +32,35 @@ COLUMNS = ("bytes_down", "bytes_up", "macs", "examples", "eval_examples")
 VOID = {"meta", "link", "br", "img"}
 
 
-def make_ledger(path: Path) -> list[str]:
-    """Write three rounds of two nodes by the package's own writers; give the lines."""
-    ledger, cost_of = Ledger(path), CostOf(MODEL, EXAMPLE)
-    cost = {"bytes_down": 900, "bytes_up": 800, "macs_per_example": 50, "examples": 9}
-    ledger.add(NodeRow(0, "explore", 7, **cost, seconds=0.5))
+@cache
+def real_lines() -> list[str]:
+    """Give the lines of a whole ledger: three rounds, and a node that fails."""
+    path = HERE / "whole.jsonl"
+    book, cost_of = Ledger(path), CostOf(MODEL, EXAMPLE)
+    cost: dict[str, Any] = {"bytes_down": 900, "bytes_up": 800, "examples": 9}
+    book.add(NodeRow(0, "explore", 7, **cost, seconds=0.5))
     row: dict[str, Any] = {"digest": "00", "plan": cost_of.shape(SMALL)}
     row["dense_units"] = {group.name: group.size for group in LAYOUT.groups}
     row["dense_message"] = {"down": 3000, "up": 3100, "metrics": 90}
     scores = {group.name: [0.5] * group.size for group in LAYOUT.groups}
-    ledger.add_plan(0, {**row, "importance": unit_histograms(SMALL, scores)})
+    book.add_plan(0, {**row, "importance": unit_histograms(SMALL, scores)})
     for number in range(1, 4):
         for node in (7, 8):
-            ledger.add(NodeRow(number, "train", node, **cost, seconds=0.25))
-            ledger.add(NodeRow(number, "evaluate", node, eval_examples=3))
-        ledger.add(NodeRow(number, "train", 9, status="failed", reason="no <b>memory"))
+            book.add(NodeRow(number, "train", node, **cost, seconds=0.25))
+            book.add(NodeRow(number, "evaluate", node, eval_examples=3))
+        book.add(NodeRow(number, "train", 9, status="failed", reason="no <b>memory"))
         metrics = {"loss": 1.5, "top1": 0.2 * number, "dense-top1": 0.25 * number}
-        ledger.add_server(number, metrics, cost_of.shape(SMALL))
-    ledger.add_plan(3, {**row, "plan": cost_of.shape(DENSE), "digest": "01"})
+        book.add_server(number, metrics, cost_of.shape(SMALL))
+    book.add_plan(3, {**row, "plan": cost_of.shape(DENSE), "digest": "01"})
     return path.read_text().splitlines(keepends=True)
 
 
-@cache
-def real_lines() -> list[str]:
-    """Give the lines of a whole ledger."""
-    return make_ledger(HERE / "whole.jsonl")
+CHANGES = ((1, 3, 5, 1, 3, 2), (3, 7, 1, 9, 30, 4), (9, 1, 1, 4, 12, 8))
+SEEDS = [
+    *(b"\0\0", b"\xff" + "".join(real_lines()).encode()),
+    *(b"\xff" + line.encode() for line in real_lines()),
+    *(bytes([0, 1, place, *change]) for place in range(4) for change in CHANGES),
+]
 
 
 def changed_ledger(data: bytes) -> bytes:
@@ -75,10 +80,12 @@ def changed_ledger(data: bytes) -> bytes:
     return content
 
 
-def fuzz_rows(data: bytes) -> bool:
-    """Read rows; each can be stored again, and added up."""
+@target(SEEDS, 8192)
+def ledger_rows(data: bytes) -> Iterator[bool]:
+    """Read rows: each can be stored again, added up, and shown by TensorBoard."""
     content = changed_ledger(data)
     rows, unreadable = parse_rows(content)
+    yield bool(rows) and not unreadable
     assert 0 <= len(rows) + unreadable <= len(content.splitlines())
     assert repr(list(Rows(rows))) == repr(rows)
     for column in COLUMNS:
@@ -87,42 +94,26 @@ def fuzz_rows(data: bytes) -> bool:
     messages = [r.get("dense_message") for r in rows if r["phase"] == "plan"]
     for message in filter(None, messages):
         assert all(dense_bytes(row, message) >= 0 for row in node_rows(rows))
-    return bool(rows) and not unreadable
-
-
-def _runs(data: bytes) -> list[Run] | None:
-    path = HERE / "run.jsonl"
-    path.write_bytes(changed_ledger(data))
-    try:
-        runs = read_runs([path])
-    except AutoFlipError:
-        return None
-    return runs if max(run.rounds for run in runs) <= PAGE_ROUNDS else None
-
-
-def fuzz_page(data: bytes) -> bool:
-    """Draw the page of a ledger, alone and beside a whole one."""
-    runs = _runs(data)
-    if runs is None:
-        return False
-    whole = Run("whole", parse_rows("".join(real_lines()).encode())[0])
-    for shown in (runs, [*runs, whole]):
-        check_page(render_page(shown))
-    json.dumps([summarise(run) for run in runs], allow_nan=False)
-    return not runs[0].unreadable
-
-
-def fuzz_scalars(data: bytes) -> bool:
-    """Turn a ledger into scalars that TensorBoard can hold."""
-    runs = _runs(data)
-    if runs is None:
-        return False
-    for (tag, step), value in scalars(runs[0].rows).items():
+    for (tag, step), value in scalars(rows).items():
         assert tag.isprintable()
         assert len(tag) < 200
-        assert 0 <= step < 2**31
+        assert step >= 0
         assert float(value) >= 0 or tag.startswith("server/") or isnan(value)
-    return not runs[0].unreadable
+
+
+@target(SEEDS, 8192)
+def page(data: bytes) -> Iterator[bool]:
+    """Draw the page of a ledger, alone and beside a whole one."""
+    path = HERE / "run.jsonl"
+    path.write_bytes(changed_ledger(data))
+    (run,) = read_runs([path])
+    if run.rounds > PAGE_ROUNDS:
+        raise AutoFlipError("takes long")
+    yield not run.unreadable
+    whole = Run("whole", parse_rows("".join(real_lines()).encode())[0])
+    for shown in ([run], [run, whole]):
+        check_page(render_page(shown))
+    json.dumps(summarise(run), allow_nan=False)
 
 
 class _Page(HTMLParser):
@@ -194,14 +185,3 @@ def check_page(page: str) -> None:
     """Assert that a page holds nothing that a whole ledger's would not."""
     page.encode()
     assert elements(page) <= own_elements(), elements(page) - own_elements()
-
-
-def seeds() -> list[bytes]:
-    """Give a whole ledger, its rows, and choices that change one row."""
-    lines: list[str] = real_lines()
-    rows = [b"\xff" + line.encode() for line in lines]
-    places = [bytes([0, 1, place, *change]) for place in range(4) for change in CHANGES]
-    return [b"\0\0", b"\xff" + "".join(lines).encode(), *rows, *places]
-
-
-CHANGES = ((1, 3, 5, 1, 3, 2), (3, 7, 1, 9, 30, 4), (9, 1, 1, 4, 12, 8))
