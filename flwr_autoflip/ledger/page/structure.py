@@ -70,7 +70,7 @@ def importance(runs: Sequence[Run]) -> str:
         return section("Importance", "No ledger here holds units' importance.")
     note = (
         "How units were spread by importance, from 0 to the highest of their group, as "
-        "the run's first plan was made: a pixel is strong where there are many."
+        "the first plan that prunes was made: a pixel is strong where there are many."
     )
     key = legend([("kept", "units kept"), ("pruned", "units pruned")])
     return section("Importance", note, key, maps)

@@ -53,6 +53,11 @@ def test_sections_say_what_is_not_known(pages: dict[str, str]) -> None:
 def test_exploring_is_marked(pages: dict[str, str]) -> None:
     assert pages["one"].count(" exploring </text>") == 2  # bytes and MACs
     assert " exploring </text>" not in pages["several"]
+    rows = [
+        {**row, "round": 1} if row["phase"] == "explore" else row  # within round 1
+        for row in make_ledger(None, 3, 2).rows
+    ]
+    assert render_page([Run("a", rows)]).count(" exploring </text>") == 2
 
 
 def test_what_is_drawn_has_a_name(pages: dict[str, str]) -> None:
