@@ -170,3 +170,51 @@ def test_nobody_moved_is_one_clear_line() -> None:
 
     with pytest.raises(AutoFlipError, match="report: nothing moved; does train"):
         run(PAPER, client_app(Idle))
+
+
+def says(**metadata: Any) -> Any:
+    """Let node ``BAD`` say something else of its report."""
+
+    def fault(node: int, reply: Message) -> Message:
+        config = next(iter(reply.content.config_records.values()), {})
+        if node == 100 + BAD and "autoflip-scale" in config:
+            config.update({f"autoflip-{key}": value for key, value in metadata.items()})
+        return reply
+
+    return fault
+
+
+def test_sizes_of_2_to_the_60_are_outliers() -> None:
+    strategy = run(BY_UNIT, client_app(Client), says(scale=2.0**-46))
+
+    assert list(refused(strategy)) == [BAD]
+    assert "its parameters moved by" in refused(strategy)[BAD]
+
+
+# --- What nodes say of noise ---
+
+
+def test_what_nodes_say_of_noise_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "flwr"):
+        strategy = run(BY_UNIT, client_app(Client), says(privacy="epsilon:8"))
+
+    said = "1 of 6 reports were noised by their nodes, who say: epsilon:8.0,delta:1e-05"
+    assert said in caplog.text
+    assert refused(strategy) == {}
+
+
+@pytest.mark.filterwarnings("ignore:T_p")
+@pytest.mark.parametrize(
+    ("method", "privacy", "reason"),
+    [
+        (BY_UNIT, "a lot", "report: autoflip-privacy must be 'epsilon:8'"),
+        (PAPER, "epsilon:8", "'deviations' cannot be noised as this one says"),
+    ],
+)
+def test_noise_that_cannot_be_is_refused(
+    method: Any, privacy: str, reason: str
+) -> None:
+    strategy = run(method, client_app(Client), says(privacy=privacy))
+
+    assert list(refused(strategy)) == [BAD]
+    assert reason in refused(strategy)[BAD]

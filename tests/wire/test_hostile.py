@@ -4,7 +4,6 @@ import ast
 import json
 import random
 import time
-import tokenize
 import zipfile
 from collections.abc import Callable
 from io import BytesIO
@@ -13,20 +12,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from asked import LAYOUT, Asked, node
+from asked import Asked, node
 from federation import EXAMPLE, Client, TinyNet, initial, plain_app
 from flwr.app import Array, ArrayRecord, Context, Message
 from flwr.serverapp.strategy import FedAvg, FedMedian, Krum, Strategy
 from grid import LocalGrid
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import flwr_autoflip
 from flwr_autoflip import AutoFlip, autoflip_mod, client_app, wire
 from flwr_autoflip.errors import LONGEST, WireError
-from flwr_autoflip.graph.codec import encode_layout
-from flwr_autoflip.graph.plan import dense_plan
-from flwr_autoflip.graph.tracing.trace import trace
 from fuzz.draw import Draw, change_content
 
 NODES, BAD = 4, 100
@@ -96,28 +92,6 @@ def test_an_array_is_what_numpy_saves_or_refused(kind: str) -> None:
 
     with pytest.raises(WireError, match="cannot be read"):
         wire.single_array(ArrayRecord({"values": foreign}))
-
-
-def test_numpys_own_reader_would_have_raised_anything() -> None:
-    raised = []
-    kinds = (MemoryError, EOFError, TypeError, ValueError, tokenize.TokenError)
-    for data in DATA.values():
-        try:
-            raised.append(type(np.load(BytesIO(data), allow_pickle=False)))
-        except kinds as error:
-            raised.append(type(error))
-    assert not set(raised) <= {ValueError, TypeError, EOFError}  # what was expected
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float16", "uint8", "float64"])
-@pytest.mark.parametrize("size", [0, 1, 7, 100_001])
-def test_an_array_comes_as_it_was_saved(dtype: str, size: int) -> None:
-    values = (np.arange(size) % 200).astype(dtype)
-
-    found = wire.single_array(ArrayRecord({"x": Array(values)}))
-
-    np.testing.assert_array_equal(found, values, strict=True)
-    assert not found.flags.owndata  # no copy was made
 
 
 def other_array(make: Callable[[Array], Array], name: str = "0") -> Spoil:
@@ -232,20 +206,6 @@ def test_a_reason_is_a_short_line() -> None:
     assert reason.isprintable()
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.binary(min_size=12, max_size=48))
-@example(b"\x86\x03\x00\x02\x00\xb1u\x00\x00\x00\x00\x00")  # half a character
-def test_any_change_of_a_reply_is_harmless(data: bytes) -> None:
-    def spoil(reply: Message) -> None:
-        reply.content = change_content(Draw(data), reply.content)
-
-    asked, answers = ask(spoil)
-
-    assert_others_count(answers)
-    assert len(asked.rows) == NODES
-    assert all(np.isfinite(answer.reply.values).all() for answer in answers)
-
-
 # --- What an average believes, and robust strategies do not ---
 
 
@@ -311,41 +271,6 @@ def test_work_beyond_a_nodes_budget_leaves_no_trace(app: Any) -> None:
     assert held(context) == {}
 
 
-def test_another_models_plan_leaves_no_trace() -> None:
-    class Other(TinyNet):
-        def __init__(self) -> None:
-            super().__init__()
-            self.fc1 = type(self.fc2)(6 * 16, 9)
-            self.fc2 = type(self.fc2)(9, 3)
-
-    plan = dense_plan(trace(Other(), EXAMPLE))
-    weights = {t.name: np.ones(t.shape, t.dtype) for t in plan.layout.tensors}
-    asked = Asked(client_app(Client), 1)
-
-    assert asked.ask(plan=plan, weights=weights, dtype="int8") == []
-
-    assert "this node's model is not the server's" in asked.reasons[0]
-    assert held(asked.grid.contexts[BAD]) == {}
-
-
-def test_a_short_message_speaks_of_no_large_model() -> None:
-    """Behind the mod, which knows no model: refused before memory is taken."""
-    model = type(LAYOUT)(
-        tuple(
-            type(t)(t.name, (2**21, *t.shape[1:]), t.dtype, t.trainable, t.owners)
-            if t.name == "fc2.weight"
-            else t
-            for t in LAYOUT.tensors
-        ),
-        LAYOUT.groups,
-    )
-    content = request().content
-    content["fitins.config"]["autoflip-layout"] = encode_layout(model)
-
-    with pytest.raises(WireError, match=r"a model of 67 MB; .* up to 5\d MB"):
-        wire.read_request(content)
-
-
 REQUEST = request(dtype="int8")
 
 
@@ -382,18 +307,18 @@ def test_a_clock_that_jumps_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> 
 def test_nothing_unpickles_or_evaluates() -> None:
     forbidden = {"pickle", "marshal", "shelve", "dill", "eval", "exec", "__import__"}
     for path in Path(flwr_autoflip.__file__).parent.rglob("*.py"):
+        found = set()
         for item in ast.walk(ast.parse(path.read_text())):
-            if isinstance(item, ast.Import):
-                found = {alias.name for alias in item.names}
-            elif isinstance(item, ast.ImportFrom):
-                found = {item.module or ""}
-            elif isinstance(item, ast.Call) and isinstance(item.func, ast.Name):
-                found = {item.func.id}
-            elif isinstance(item, ast.keyword):
-                found = {"pickle"} if item.arg == "allow_pickle" else set()
-            else:
-                continue
-            assert not found & forbidden, f"{path}:{item.lineno}"
+            match item:
+                case ast.Import():
+                    found |= {alias.name for alias in item.names}
+                case ast.ImportFrom():
+                    found.add(item.module or "")
+                case ast.Call(func=ast.Name(id=name)):
+                    found.add(name)
+                case ast.keyword(arg="allow_pickle"):
+                    found.add("pickle")
+        assert not found & forbidden, path
 
 
 def test_a_message_names_no_file(tmp_path: Path, monkeypatch: Any) -> None:
