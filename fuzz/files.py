@@ -26,7 +26,7 @@ from flwr_autoflip.methods.base import State
 from flwr_autoflip.server.persistence.checkpoint import FORMAT as CHECKPOINT
 from flwr_autoflip.server.persistence.checkpoint import Checkpoints
 from flwr_autoflip.server.persistence.reports import find_report, store_report
-from flwr_autoflip.server.persistence.tree import TreeWriter
+from flwr_autoflip.server.persistence.tree import Tree
 from flwr_autoflip.server.state import RunState
 
 from .decoders import changed_layout
@@ -70,10 +70,10 @@ INNER = {
     "kinds": [ArrayRecord({}), np.random.default_rng(0), SMALL],
 }
 TREE = [
-    TreeWriter().write({"model": layout_digest(LAYOUT).hex()}),
-    TreeWriter().write(asdict(Ledger().mark())),
+    Tree().write({"model": layout_digest(LAYOUT).hex()}),
+    Tree().write(asdict(Ledger().mark())),
     None,
-    TreeWriter(layout=LAYOUT).write_fields(replace(FRESH, inner=INNER)),
+    Tree(LAYOUT).write_fields(replace(FRESH, inner=INNER)),
 ]
 
 

@@ -27,49 +27,32 @@ _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 def make_private(folder: Path) -> None:
     """Make a folder, and missing ones above it, that its owner alone can open.
 
-    A folder that exists is left as it is. Raises ``OSError`` if it cannot be made.
+    One that exists is left as it is. Raises ``OSError`` if it cannot be made.
     """
-    if folder.is_dir():
-        return
-    make_private(folder.parent)
-    try:
-        folder.mkdir(0o700)
-    except FileExistsError:
-        if not folder.is_dir():
-            raise
-    else:
-        folder.chmod(0o700)  # the umask may have taken the owner's rights
+    for each in (*reversed(folder.parents), folder):
+        if not each.is_dir():
+            each.mkdir(0o700, exist_ok=True)
+            each.chmod(0o700)  # the umask may have taken the owner's rights
 
 
 def open_private(path: Path, mode: Literal["xb", "ab"]) -> BinaryIO:
     """Open a file to write, never through a link; a new one is its owner's alone."""
-    return open(path, mode, opener=_open_private)
 
+    def opener(name: str, flags: int) -> int:
+        handle = os.open(name, flags | _NO_FOLLOW, 0o600)
+        if mode == "xb" and os.name == "posix":
+            os.fchmod(handle, 0o600)  # as above
+        return handle
 
-def _open_private(name: str, flags: int) -> int:
-    handle = os.open(name, flags | _NO_FOLLOW, 0o600)
-    if flags & os.O_EXCL and os.name == "posix":
-        os.fchmod(handle, 0o600)  # the umask may have taken the owner's rights
-    return handle
+    return open(path, mode, opener=opener)
 
 
 def write_whole(path: Path, *data: bytes | memoryview, private: bool = True) -> None:
     """Write a file so that any reader, also after a power cut, finds all or nothing.
 
-    Parameters
-    ----------
-    path : Path
-        In a folder that exists. An old file stays until the new one is complete; a
-        link is replaced, what it points to stays.
-    *data : bytes or memoryview
-        One behind the other.
-    private : bool (default: True)
-        Only its owner can read it; otherwise whoever the umask says.
-
-    Raises
-    ------
-    OSError
-        If the folder cannot be written or is full; what was begun is removed.
+    An old file stays until the new one is complete; a link is replaced, what it points
+    to stays. Only its owner can read it if ``private``, otherwise whoever the umask
+    says. After ``OSError``, such as on a full disk, what was begun is removed.
     """
     # A name that nobody can foretell, and that must not exist: whoever can write into
     # the folder cannot have us write elsewhere.
@@ -95,7 +78,7 @@ def write_whole(path: Path, *data: bytes | memoryview, private: bool = True) -> 
 def write_arrays(path: Path, arrays: Arrays, metadata: Mapping[str, str]) -> str:
     """Write arrays and texts as safetensors; give the checksum of all of it.
 
-    It becomes the metadata's ``"checksum"``.
+    Arrays hold numbers or bools; no text is called ``"checksum"``.
     """
     # safetensors writes memory as it lies, so an array that is not in C order would
     # come back transposed.
@@ -106,14 +89,10 @@ def write_arrays(path: Path, arrays: Arrays, metadata: Mapping[str, str]) -> str
 
 
 def read_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
-    """Read what :func:`write_arrays` wrote.
+    """Read what :func:`write_arrays` wrote: arrays, and texts with the checksum.
 
-    Metadata is with the checksum.
-
-    Raises
-    ------
-    DamagedFileError
-        If the file is missing, cut short, or a single bit of its content changed.
+    Raises ``DamagedFileError`` if the file is missing, cut short, or a single bit of
+    its content changed.
     """
     try:
         arrays, metadata = read_safetensors(path)

@@ -32,8 +32,6 @@ _PRIVATE = (
     DifferentialPrivacyServerSideAdaptiveClipping,
     DifferentialPrivacyServerSideFixedClipping,
 )
-_SHOWN = 3
-"""Reasons in an error."""
 
 
 # --- Strategies around strategies ---
@@ -80,14 +78,15 @@ def check_inner(strategy: Strategy, budgets: bool) -> None:
         )
 
 
-def check_started(started: bool) -> None:
-    """Raise ``AutoFlipError`` if another strategy runs the rounds of ours."""
-    if not started:
+def started(run: T | None) -> T:
+    """Give the run, or raise ``AutoFlipError``: another strategy runs our rounds."""
+    if run is None:
         raise AutoFlipError(
             "AutoFlip has to be the outermost strategy: "
             "AutoFlip(DifferentialPrivacy...(FedAvg())), not the other way round; and "
             "start it with its own start()."
         )
+    return run
 
 
 def only_averages(strategy: Strategy) -> bool:
@@ -126,18 +125,8 @@ def check_metrics(strategy: Strategy, reply: wire.Reply) -> None:
 def wait_for_nodes(grid: Grid, strategy: Strategy, timeout: float | None) -> None:
     """Wait until enough nodes are there: FedAvg counts them before it waits.
 
-    Parameters
-    ----------
-    grid : Grid
-    strategy : Strategy
-        Its ``min_available_nodes`` have to be there.
-    timeout : float or None
-        Seconds to wait at most; None waits for ever.
-
-    Raises
-    ------
-    AutoFlipError
-        If they are not there by then.
+    Raises ``AutoFlipError`` if the strategy's ``min_available_nodes`` are not connected
+    within so many seconds; None waits for ever.
     """
     minimum = int(find_attribute(strategy, "min_available_nodes", 1))
     end = float("inf") if timeout is None else time.monotonic() + timeout
@@ -182,10 +171,6 @@ class Rounds:
     """Calls the inner strategy: what it raises costs a round, never the run.
 
     A run in which no node's training counted must not look like one that saved bytes.
-
-    Parameters
-    ----------
-    ledger : Ledger
     """
 
     ledger: Ledger
@@ -224,10 +209,10 @@ class Rounds:
         if counted or not (statuses or self._faults):
             return
         reasons = [*self._faults, *self.ledger.reasons("train")]
-        more = len(reasons) - _SHOWN
+        more = len(reasons) - 3
         raise AutoFlipError(
             "no node's training counted in any round, the model is the one that the "
-            f"run began with: {'; '.join(reasons[:_SHOWN])}"
+            f"run began with: {'; '.join(reasons[:3])}"
             f"{f'; and {more} other reasons' if more > 0 else ''}"
         )
 
@@ -236,11 +221,6 @@ class Rounds:
 
 
 # --- A strategy's own start() ---
-
-STEPS = (
-    *("configure_train", "aggregate_train", "configure_evaluate"),
-    *("aggregate_evaluate", "summary"),
-)
 
 
 def find_own_start(strategy: Strategy) -> Strategy | None:
@@ -292,37 +272,16 @@ def run_loop(
     inner: Strategy,
     grid: Grid,
     arrays: ArrayRecord,
+    given: Mapping[str, Any],
     own: Mapping[str, Any],
-    **given: Any,
 ) -> Result:
     """Run Flower's loop, or an inner strategy's own ``start``, around our steps.
 
+    ``given`` is what Flower's ``start`` takes, ``own`` what only the inner one does.
     People put into ``start()`` what a run does besides its rounds: save the best model,
     write a table. It runs on a *view*: an object of a subclass that shares all
     attributes with the strategy, and whose steps are ours. So ``super().start(...)`` in
-    it, or a copy of Flower's loop, calls AutoFlip.
-
-    Parameters
-    ----------
-    steps : Strategy
-        Runs the rounds.
-    inner : Strategy
-    grid : Grid
-    arrays : ArrayRecord
-    own : mapping of str to object
-        What only the inner strategy's own ``start`` takes.
-    **given
-        What Flower's takes.
-
-    Returns
-    -------
-    Result
-        Whatever an own ``start`` returns.
-
-    Raises
-    ------
-    AutoFlipError
-        If an own ``start``'s rounds went past ``steps``.
+    it, or a copy of Flower's loop, calls AutoFlip; ``AutoFlipError`` if none did.
     """
     found = find_own_start(inner)
     if found is None:
@@ -334,7 +293,8 @@ def run_loop(
         return steps.configure_train(server_round, *args, **kwargs)
 
     kind = type(found)
-    ours = {name: staticmethod(getattr(steps, name)) for name in STEPS}
+    names = "aggregate_train", "configure_evaluate", "aggregate_evaluate", "summary"
+    ours = {name: staticmethod(getattr(steps, name)) for name in names}
     ours["configure_train"] = staticmethod(configure_train)
     view: Any = object.__new__(type(f"AutoFlip{kind.__name__}", (kind,), ours))
     view.__dict__ = found.__dict__

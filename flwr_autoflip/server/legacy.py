@@ -105,12 +105,7 @@ def autoflip_server(
 
 
 class Legacy(Strategy):
-    """A strategy of Flower's legacy API, seen as one of the message API.
-
-    Parameters
-    ----------
-    strategy : flwr.server.strategy.Strategy
-    """
+    """A strategy of Flower's legacy API, seen as one of the message API."""
 
     weighted_by_key = wire.keys.NUM_EXAMPLES
 

@@ -29,13 +29,7 @@ Scores = Callable[[], Mapping[str, NDArray[Any]]]
 
 @dataclass
 class Progress:
-    """Follow a run, round by round.
-
-    Parameters
-    ----------
-    ledger : Ledger
-    cost_of : CostOf
-    """
+    """Follow a run, round by round."""
 
     ledger: Ledger
     cost_of: CostOf
@@ -72,16 +66,9 @@ class Progress:
     ) -> None:
         """Write a plan into the ledger, unless it is the one that is written last.
 
-        Parameters
-        ----------
-        server_round : int
-            From which it holds; 0 before the rounds.
-        plan : Plan
-        scores : callable
-            Gives units' importance, for a histogram; called for the run's first plan
-            that prunes units.
-        log : bool (default: False)
-            Say it in the log, too.
+        It holds from the round on; 0 is before the rounds. ``scores`` gives units'
+        importance for a histogram of the first plan that prunes units. ``log`` says it
+        in the log, too.
         """
         if log:
             self._log_plan(plan)
@@ -101,13 +88,7 @@ class Progress:
     ) -> None:
         """Log a round's line: accuracy, what is kept, what was saved, the time left.
 
-        Parameters
-        ----------
-        server_round : int
-            Round 0, before the rounds, has no line.
-        plan : Plan
-            What most of its nodes trained.
-        metrics : mapping of str to object or None
+        ``plan`` is what most of its nodes trained. Round 0 has no line.
         """
         if server_round == 0:
             return

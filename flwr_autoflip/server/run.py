@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -9,6 +10,7 @@ from flwr.serverapp import Grid
 from ..methods.base import Order
 from .hosts import find_attribute
 from .persistence.checkpoint import Checkpoints
+from .persistence.inner import settings_of
 from .round.aggregate import Aggregated
 from .round.steps import EvaluateFn, Steps
 from .state import RunState
@@ -20,14 +22,6 @@ class Run:
 
     Flower's loop always counts from round 1. For a round that is done it gets no
     messages, and the figures that are known.
-
-    Parameters
-    ----------
-    state : RunState
-    steps : Steps
-    checkpoints : Checkpoints or None
-    evaluate_fn : callable or None
-        The app's.
     """
 
     state: RunState
@@ -35,6 +29,42 @@ class Run:
     checkpoints: Checkpoints | None
     evaluate_fn: EvaluateFn | None
     order: Order | None = None
+
+    @classmethod
+    def begin(
+        cls,
+        begun: RunState,
+        steps: Steps,
+        folder: Path | None,
+        noisy: bool,
+        num_rounds: int,
+        evaluate_fn: EvaluateFn | None,
+    ) -> "Run":
+        """Begin a run, or go on with the one that the folder holds."""
+        found = checkpoints = None
+        if folder is not None:
+            settings = {
+                "method": repr(steps.method),
+                "value_dtype": steps.dtype,
+                "budgets": repr(steps.asks_budgets),
+                "train_config": repr(dict(begun.train_config)),
+                "evaluate_config": repr(dict(begun.evaluate_config)),
+                **settings_of(steps.inner, noisy),
+            }
+            layout = begun.method.plan.layout
+            checkpoints = Checkpoints(folder, settings, layout, noisy)
+            found = checkpoints.open(begun, steps.inner, steps.ledger, num_rounds)
+        if found is None:
+            steps.ledger.clear()
+        state = found or begun
+        if state.done < num_rounds:  # else nothing is run
+            steps.ledger.add_run(state.done)
+        steps.rounds.begin()
+        steps.progress.begin(num_rounds)
+        run = cls(state, steps, checkpoints, evaluate_fn)
+        if found is None:
+            run.save()
+        return run
 
     def save(self) -> None:
         """Write a checkpoint, if there is a folder for it."""

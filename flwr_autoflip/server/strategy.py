@@ -21,20 +21,9 @@ from ..ledger.cost import CostOf
 from ..ledger.ledger import Ledger
 from ..methods import Method, named
 from ..methods.base import ValueDtype
-from .hosts import (
-    Rounds,
-    check_can_resume,
-    check_inner,
-    check_started,
-    check_taken,
-    default_rounds,
-    run_loop,
-    wait_for_nodes,
-    weight_key,
-)
-from .persistence.checkpoint import Checkpoints, claimed
-from .persistence.inner import Beginning, draws_noise, nodes_draw_noise, settings_of
-from .progress import Progress
+from . import hosts
+from .persistence.checkpoint import REPORTS, claimed
+from .persistence.inner import Beginning, draws_noise, nodes_draw_noise
 from .round.aggregate import Aggregated
 from .round.exchange import Exchange
 from .round.steps import EvaluateFn, Steps
@@ -79,7 +68,6 @@ class AutoFlip(Strategy):
     layout : Layout
     ledger : Ledger
         What every round really cost; also without ``ledger_dir``.
-    method : Method
 
     Raises
     ------
@@ -109,14 +97,13 @@ class AutoFlip(Strategy):
     ) -> None:
         self.strategy = strategy
         self.method = named(method, macs)
-        if value_dtype not in get_args(ValueDtype):
+        if value_dtype not in (words := get_args(ValueDtype)):
             raise AutoFlipError(
-                f"value_dtype must be one of {get_args(ValueDtype)}, got "
-                f"{value_dtype!r}."
+                f"value_dtype must be one of {words}, got {value_dtype!r}."
             )
-        check_inner(strategy, budgets)
+        hosts.check_inner(strategy, budgets)
         if checkpoint_dir is not None:
-            check_can_resume(strategy)
+            hosts.check_can_resume(strategy)
         self.value_dtype, self.budgets = value_dtype, budgets
         self.layout: Layout = trace(model, example_input, tuple(ignored_layers))
         answer = answering_groups(model, example_input, self.layout)
@@ -168,13 +155,13 @@ class AutoFlip(Strategy):
             If ``initial_arrays`` are not the model's, no node's training counted,
             another run holds the folder, or it holds another run or nothing whole.
         """
-        flowers = {
+        flowers: dict[str, Any] = {
             "num_rounds": num_rounds,
             "train_config": train_config,
             "evaluate_config": evaluate_config,
             "evaluate_fn": evaluate_fn,
         }
-        check_taken(self.strategy, {**flowers, **own})
+        hosts.check_taken(self.strategy, {**flowers, **own})
         given = wire.from_arrayrecord(initial_arrays)
         check_arrays(self.layout, given, whose="initial arrays")
         method, weights = self.method.begin(self.layout, given)
@@ -184,82 +171,41 @@ class AutoFlip(Strategy):
             ConfigRecord(dict(train_config or {})),
             ConfigRecord(dict(evaluate_config or {})),
         )
-        num_rounds = num_rounds or default_rounds(self.strategy)
+        num_rounds = num_rounds or hosts.default_rounds(self.strategy)
         noisy = draws_noise(self.strategy) or nodes_draw_noise(grid)
         with claimed(self._folders), self._beginning.restored(noisy):
-            run = self._run = self._begin(
-                begun, noisy, num_rounds, timeout, evaluate_fn
-            )
-            wait_for_nodes(grid, self.strategy, timeout)
-            result = run_loop(
-                self,
+            key, folder = hosts.weight_key(self.strategy), self.checkpoint_dir
+            steps = Steps(
                 self.strategy,
-                grid,
-                run.state.arrays,
-                own,
-                num_rounds=num_rounds,
-                timeout=timeout,
-                train_config=run.state.train_config,
-                evaluate_config=run.state.evaluate_config,
-                evaluate_fn=evaluate_fn and run.evaluate,
+                self.method,
+                self.value_dtype,
+                self.budgets,
+                Exchange(self.ledger, self.cost_of, key, timeout),
+                folder and folder / REPORTS,
             )
+            run = Run.begin(begun, steps, folder, noisy, num_rounds, evaluate_fn)
+            self._run = run
+            hosts.wait_for_nodes(grid, self.strategy, timeout)
+            flowers |= {
+                "num_rounds": num_rounds,
+                "timeout": timeout,
+                "train_config": run.state.train_config,
+                "evaluate_config": run.state.evaluate_config,
+                "evaluate_fn": evaluate_fn and run.evaluate,
+            }
+            start = run.state.arrays
+            result = hosts.run_loop(self, self.strategy, grid, start, flowers, own)
             run.steps.rounds.check()
         if isinstance(result, Result) and not len(result.arrays):
             result.arrays = run.state.arrays
         return result
-
-    def _begin(
-        self,
-        begun: RunState,
-        noisy: bool,
-        num_rounds: int,
-        timeout: float | None,
-        evaluate_fn: EvaluateFn | None,
-    ) -> Run:
-        """Begin a run, or go on with the one that the folder holds."""
-        checkpoints, found = None, None
-        if self.checkpoint_dir is not None:
-            settings = {
-                "method": repr(self.method),
-                "value_dtype": self.value_dtype,
-                "budgets": repr(self.budgets),
-                "train_config": repr(dict(begun.train_config)),
-                "evaluate_config": repr(dict(begun.evaluate_config)),
-                **settings_of(self.strategy, noisy),
-            }
-            folder = self.checkpoint_dir
-            checkpoints = Checkpoints(folder, settings, self.layout, noisy)
-            found = checkpoints.open(begun, self.strategy, self.ledger, num_rounds)
-        if found is None:
-            self.ledger.clear()
-        state = found or begun
-        if state.done < num_rounds:  # else nothing is run
-            self.ledger.add_run(state.done)
-        steps = Steps(
-            self.strategy,
-            self.method,
-            self.value_dtype,
-            self.budgets,
-            Exchange(self.ledger, self.cost_of, weight_key(self.strategy), timeout),
-            Rounds(self.ledger),
-            Progress(self.ledger, self.cost_of),
-            None if checkpoints is None else checkpoints.reports,
-        )
-        steps.rounds.begin()
-        steps.progress.begin(num_rounds)
-        run = Run(state, steps, checkpoints, evaluate_fn)
-        if found is None:
-            run.save()
-        return run
 
     # --- Steps of Flower's loop; see :class:`.Run` ---
 
     @property
     def run(self) -> Run:
         """What goes on since the last ``start``."""
-        check_started(self._run is not None)
-        assert self._run is not None
-        return self._run
+        return hosts.started(self._run)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -305,7 +251,7 @@ class AutoFlip(Strategy):
         return self.state.method.plan
 
     def deployable_model(self, arrays: ArrayRecord) -> nn.Module:
-        """Build the small model for deployment.
+        """Build the small model for deployment, in evaluation mode.
 
         Parameters
         ----------
@@ -316,7 +262,6 @@ class AutoFlip(Strategy):
         Returns
         -------
         nn.Module
-            In evaluation mode.
         """
         values = wire.from_arrayrecord(arrays)
         if self._run is None:

@@ -25,7 +25,7 @@ from flwr_autoflip.ledger.rows import NodeRow
 from flwr_autoflip.methods.base import State
 from flwr_autoflip.server.persistence.checkpoint import FORMAT, Checkpoints
 from flwr_autoflip.server.persistence.reports import store_report
-from flwr_autoflip.server.persistence.tree import TreeWriter
+from flwr_autoflip.server.persistence.tree import Tree
 from flwr_autoflip.server.state import RunState
 
 LAYOUT = mlp_layout()
@@ -303,7 +303,7 @@ TREES: list[Any] = [
 @pytest.mark.parametrize("place", [1, 3])
 def test_a_tree_that_no_writer_wrote(tmp_path: Path, tree: Any, place: int) -> None:
     settings = {"model": layout_digest(LAYOUT).hex(), **SETTINGS}
-    whole = [TreeWriter().write(settings), ["dict"], None, []]
+    whole = [Tree().write(settings), ["dict"], None, []]
     whole[place] = tree if place == 1 else [["arrays", tree]]
     if place == 3 and tree == {"a": 1}:
         whole[place] = [["no such field", 1]]

@@ -36,7 +36,7 @@ from flwr_autoflip.server.persistence.inner import (
     settings_of,
     warn_unsaved,
 )
-from flwr_autoflip.server.persistence.tree import TreeReader, TreeWriter
+from flwr_autoflip.server.persistence.tree import Tree
 
 
 class Accountant:
@@ -79,9 +79,9 @@ def adaptive(inner: Strategy) -> Any:
 
 def moved(one: Strategy, other: Strategy) -> None:
     """Carry what one remembers to the other, as a file would."""
-    writer = TreeWriter()
+    writer = Tree()
     written = json.loads(json.dumps(writer.write(attributes_of(one))))
-    restore_inplace(other, TreeReader(writer.arrays).read(written))
+    restore_inplace(other, Tree(arrays=writer.arrays).read(written))
 
 
 # --- Taken, and put back ---

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from models import mlp_layout
 
 from flwr_autoflip.graph.plan import Plan, dense_plan
-from flwr_autoflip.server.persistence.tree import TreeReader, TreeWriter, is_storable
+from flwr_autoflip.server.persistence.tree import Tree, is_storable
 
 LAYOUT = mlp_layout()
 SCALARS = (
@@ -39,9 +39,9 @@ VALUES = st.recursive(
 
 
 def through_json(value: Any) -> Any:
-    writer = TreeWriter(layout=LAYOUT)
+    writer = Tree(LAYOUT)
     text = json.dumps(writer.write(value))
-    return TreeReader(writer.arrays, LAYOUT).read(json.loads(text))
+    return Tree(LAYOUT, arrays=writer.arrays).read(json.loads(text))
 
 
 def types_of(value: Any) -> Any:

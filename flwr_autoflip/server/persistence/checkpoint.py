@@ -22,18 +22,18 @@ from filelock import FileLock, Timeout
 from flwr.serverapp.strategy import Strategy
 
 from ...errors import AutoFlipError, AutoFlipWarning, DamagedFileError, visible
+from ...graph import storage
 from ...graph.codec import layout_digest
 from ...graph.layout import Layout
-from ...graph.storage import UNREADABLE, make_private, read_arrays, write_arrays
 from ...ledger.ledger import Ledger, Mark
 from ..state import RunState
-from .inner import attributes_of, restore_inplace, seed_anew, warn_unsaved
-from .tree import TreeReader, TreeWriter
+from . import inner
+from .tree import Tree
 
 LOGGER = getLogger("flwr")
 FORMAT = "flwr-autoflip checkpoint 2"
 LOCK, REPORTS = "autoflip.lock", "reports"
-_UNREADABLE = (*UNREADABLE, LookupError, ArithmeticError, RecursionError)
+_UNREADABLE = (*storage.UNREADABLE, LookupError, ArithmeticError, RecursionError)
 _FILES = "checkpoint-[0-9][0-9][0-9][0-9][0-9][0-9].safetensors"
 _PARTIAL = re.compile(
     r"(?:(?:checkpoint-\d+|node--?\d+)\.safetensors|ledger\.jsonl)"
@@ -49,21 +49,9 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 class Checkpoints:
     """Checkpoints of one run in a folder, of which the last two are kept.
 
-    Parameters
-    ----------
-    path : Path
-        Made when first written to; see :func:`claimed`.
-    settings : mapping of str to str
-        Name to text: what makes it this run and no other, beside the model.
-    layout : Layout
-        The model's, and every plan's.
-    noisy : bool
-        Whether noise may be drawn in this run; no file then holds a generator.
-
-    Attributes
-    ----------
-    reports : Path
-        Folder for reports that a state may hold; see :func:`.store_report`.
+    ``settings`` make it this run and no other, beside the model. The folder ``reports``
+    in it is for those that a state may hold. Where noise may be drawn, which ``noisy``
+    says, no file holds a generator.
     """
 
     def __init__(
@@ -77,32 +65,21 @@ class Checkpoints:
     def save(self, state: RunState, strategy: Strategy, ledger: Ledger) -> None:
         """Write a checkpoint, wholly or not at all; the one before it stays.
 
-        Parameters
-        ----------
-        state : RunState
-            ``inner`` is filled in.
-        strategy : Strategy
-            The inner one.
-        ledger : Ledger
-            Up to its last row it belongs to the checkpoint.
-
-        Raises
-        ------
-        AutoFlipError
-            If a field of the state holds what a checkpoint cannot.
+        The state's ``inner`` is filled in. Up to its last row the ledger belongs to it.
+        Raises ``AutoFlipError`` if the state holds what a checkpoint cannot.
         """
-        make_private(self.path)
-        state = replace(state, inner=attributes_of(strategy, self.noisy))
-        writer = TreeWriter(self.noisy, self.layout, self.reports)
-        tree = [
-            writer.write(self.settings),
-            writer.write(asdict(ledger.mark())),
-            writer.write(None if self.noisy else _take_generators()),
-            writer.write_fields(state),
+        storage.make_private(self.path)
+        state = replace(state, inner=inner.attributes_of(strategy, self.noisy))
+        tree = Tree(self.layout, self.reports, self.noisy)
+        parts = [
+            tree.write(self.settings),
+            tree.write(asdict(ledger.mark())),
+            tree.write(None if self.noisy else _take_generators()),
+            tree.write_fields(state),
         ]
         new, before = self._file(self._number + 1), self._file(self._number)
-        metadata = {"format": FORMAT, "state": json.dumps(tree)}
-        write_arrays(new, writer.arrays, metadata)
+        metadata = {"format": FORMAT, "state": json.dumps(parts)}
+        storage.write_arrays(new, tree.arrays, metadata)
         self._number += 1
         for path in self.path.glob(_FILES):
             if path not in (new, before):
@@ -111,42 +88,20 @@ class Checkpoints:
     def open(
         self, like: RunState, strategy: Strategy, ledger: Ledger, num_rounds: int
     ) -> RunState | None:
-        """Go on from the newest whole checkpoint.
+        """Go on from the newest whole checkpoint; None if nothing was saved here.
 
         The inner strategy's attributes, the ledger and the process's generators are
         put back. Where noise may be drawn, the operating system seeds generators anew.
+        ``like`` is the state of a run that begins, the method's of the same class.
 
-        Parameters
-        ----------
-        like : RunState
-            Of a run that begins; the method's state is one of the same class.
-        strategy : Strategy
-            The inner one, which has not run yet.
-        ledger : Ledger
-        num_rounds : int
-
-        Returns
-        -------
-        RunState or None
-            None if nothing was saved here; nothing is changed then.
-
-        Raises
-        ------
-        AutoFlipError
-            If it is another run's folder, none of its checkpoints is whole, or more
-            rounds are done than are asked for. Nothing is changed then.
-
-        Warns
-        -----
-        AutoFlipWarning
-            For each damaged checkpoint that was passed over, and of what no checkpoint
-            can hold.
+        Raises ``AutoFlipError``, and changes nothing, if it is another run's folder,
+        none of its checkpoints is whole, or more rounds are done than are asked for.
+        Warns of damaged checkpoints, and of what no checkpoint can hold.
         """
-        warn_unsaved(strategy, self.noisy)
+        inner.warn_unsaved(strategy, self.noisy)
         self._number = 0
-        newest_first = sorted(self.path.glob(_FILES), reverse=True)
         faults: list[str] = []
-        for path in newest_first:
+        for path in sorted(self.path.glob(_FILES), reverse=True):
             try:
                 state, mark, generators = self._read(path, like)
                 ledger.check(mark)
@@ -169,30 +124,30 @@ class Checkpoints:
             text = f"{fault} Going on from the checkpoint before it."
             warnings.warn(text, AutoFlipWarning, stacklevel=3)
         self._number = int(path.stem.removeprefix("checkpoint-"))
-        restore_inplace(strategy, state.inner)
+        inner.restore_inplace(strategy, state.inner)
         ledger.resume(mark)
         if self.noisy:
             LOGGER.log(INFO, "%s: %s", self.path, _NEW_NOISE)
-            seed_anew(strategy)
+            inner.seed_anew(strategy)
         elif generators is not None:
             _set_generators(generators)
         return state
 
     def _read(self, path: Path, like: RunState) -> tuple[RunState, Mark, Any]:
         """Read state, ledger's mark and generators."""
-        arrays, metadata = read_arrays(path)
+        arrays, metadata = storage.read_arrays(path)
         if metadata.get("format") != FORMAT:
             raise AutoFlipError(
                 f"{path}: expected format {FORMAT!r}, got {metadata.get('format')!r}; "
                 "use the flwr-autoflip that wrote it, or another folder."
             )
-        reader = TreeReader(arrays, self.layout, self.reports)
+        tree = Tree(self.layout, self.reports, arrays=arrays)
         try:
             settings, mark, generators, fields = json.loads(metadata["state"])
-            others = _differences(reader.read(settings), self.settings)
+            others = _differences(tree.read(settings), self.settings)
             if not others:
-                rest = Mark(**reader.read(mark)), reader.read(generators)
-                return reader.read_fields(fields, like), *rest
+                rest = Mark(**tree.read(mark)), tree.read(generators)
+                return tree.read_fields(fields, like), *rest
         except _UNREADABLE as error:
             text = f"{path} holds no state: {visible(str(error))}"
             raise DamagedFileError(text) from error
@@ -207,9 +162,11 @@ class Checkpoints:
 
 def _differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """Say of each setting that differs what it was and what it is."""
-    names, absent = {**before, **now}, "absent"
-    both = [(name, before.get(name, absent), now.get(name, absent)) for name in names]
-    return [f"{name} was {was}, is {new}" for name, was, new in both if was != new]
+    return [
+        f"{name} was {before.get(name, 'absent')}, is {now.get(name, 'absent')}"
+        for name in {**before, **now}
+        if before.get(name) != now.get(name)
+    ]
 
 
 def _take_generators() -> dict[str, Any]:
@@ -238,22 +195,9 @@ def _set_generators(states: Mapping[str, Any]) -> None:
 def claimed(folders: Iterable[Path]) -> Iterator[None]:
     """Hold folders for a run; they are made, and what a killed run left is removed.
 
-    The operating system ends a claim with its process, however that ends.
-
-    Parameters
-    ----------
-    folders : iterable of Path
-        One may stand there twice.
-
-    Raises
-    ------
-    AutoFlipError
-        If another run holds one of them, or one cannot be written.
-
-    Warns
-    -----
-    AutoFlipWarning
-        If one lies where nothing can be locked, such as some network file systems.
+    One may stand there twice. The operating system ends a claim with its process.
+    Raises ``AutoFlipError`` if another run holds one, or one cannot be written; warns
+    where nothing can be locked, as on some network file systems.
     """
     with ExitStack() as stack:
         for folder in {folder.resolve(): folder for folder in folders}.values():
@@ -268,7 +212,7 @@ def claimed(folders: Iterable[Path]) -> Iterator[None]:
 
 def _acquire(lock: FileLock, folder: Path) -> None:
     try:
-        make_private(folder)
+        storage.make_private(folder)
         if (folder / LOCK).is_symlink():
             raise OSError(f"{LOCK} is a link")
         lock.acquire(timeout=0)

@@ -1,4 +1,8 @@
-"""What the inner strategy remembers, and noise that no file may foretell."""
+"""What the inner strategy remembers, and noise that no file may foretell.
+
+``noisy`` says everywhere here that noise may be drawn in a run: generators, and what is
+called a seed, are then neither kept nor put back.
+"""
 
 import random
 import warnings
@@ -87,36 +91,21 @@ def seed_anew(value: Any) -> None:
             seed_anew(each)
 
 
-def _is_seed(name: str) -> bool:
-    return "seed" in name.lower()
-
-
 # --- Into a checkpoint, and back ---
 
 
 def attributes_of(strategy: Strategy, noisy: bool = False) -> dict[str, Any]:
-    """Take what a strategy remembers, and the strategies that it wraps.
+    """Take all that a strategy and those inside it remember, by dotted name.
 
-    Parameters
-    ----------
-    strategy : Strategy
-        Momentum, moments, clipping norms, whatever it has: every attribute that a
-        checkpoint can hold (see :mod:`.tree`), or that has ``state_dict`` and
-        ``load_state_dict``, such as Flower's privacy accountant.
-    noisy : bool (default: False)
-        Leave out what foretells noise: generators, and what is called a seed.
-
-    Returns
-    -------
-    dict of str to object
-        Dotted attribute name to value.
+    That is every attribute that a :class:`.Tree` can hold, or that has ``state_dict``
+    and ``load_state_dict``, such as Flower's privacy accountant.
     """
-    found = {
-        dotted: _state_of(value)
+    return {
+        dotted: state
         for dotted, _, name, value in _walk(strategy)
-        if not (noisy and _is_seed(name))
+        if is_storable(state := _state_of(value), noisy)
+        and not (noisy and _is_seed(name))
     }
-    return {name: value for name, value in found.items() if is_storable(value, noisy)}
 
 
 def restore_inplace(strategy: Strategy, attributes: Mapping[str, Any]) -> None:
@@ -135,10 +124,7 @@ def restore_inplace(strategy: Strategy, attributes: Mapping[str, Any]) -> None:
 
 
 def warn_unsaved(strategy: Strategy, noisy: bool = False) -> None:
-    """Warn once of all attributes that may change in a run but cannot be saved.
-
-    Functions, classes, enumerations and frozen dataclasses are settings, not state.
-    """
+    """Warn once of all attributes that may change in a run but cannot be saved."""
     if names := _unsaved(strategy, noisy):
         warnings.warn(
             f"checkpoints cannot hold {names} of the inner strategy: if that changes "
@@ -150,19 +136,9 @@ def warn_unsaved(strategy: Strategy, noisy: bool = False) -> None:
 
 
 def settings_of(strategy: Strategy, noisy: bool = False) -> dict[str, str]:
-    """Describe how a strategy was built, before it ran.
+    """Describe how a strategy was built, by dotted name, before it ran.
 
-    Parameters
-    ----------
-    strategy : Strategy
-    noisy : bool (default: False)
-        Leave out what is called a seed.
-
-    Returns
-    -------
-    dict of str to str
-        Dotted attribute name to a text; a strategy's own name to its class. How many
-        nodes have to be connected is left out: a federation may shrink.
+    How many nodes have to be connected is left out: a federation may shrink.
     """
     settings = {"strategy": type(strategy).__qualname__}
     for dotted, _, name, value in _walk(strategy, "strategy."):
@@ -183,11 +159,6 @@ class Beginning:
 
     What the app assigns between runs stays, and later runs begin with it. So does what
     a privacy accountant has counted: another run spends on top of it.
-
-    Parameters
-    ----------
-    strategy : Strategy
-        With the strategies that it wraps.
     """
 
     def __init__(self, strategy: Strategy) -> None:
@@ -199,15 +170,7 @@ class Beginning:
     def restored(self, noisy: bool = False) -> Iterator[None]:
         """Put the strategy back to its beginning, and let a run change it.
 
-        Parameters
-        ----------
-        noisy : bool (default: False)
-            Generators go on where they are.
-
-        Warns
-        -----
-        AutoFlipWarning
-            From the second run on, of attributes that no copy can be made of.
+        From the second run on it warns of attributes that no copy can be made of.
         """
         if self._after and (names := _unsaved(self.strategy, noisy)):
             warnings.warn(
@@ -217,28 +180,25 @@ class Beginning:
                 AutoFlipWarning,
                 stacklevel=4,
             )
+
+        def copied(value: Any) -> Any:
+            return deepcopy(value) if is_storable(value, noisy) else value
+
         for _, owner, name, value in _walk(self.strategy):
-            self._put_back((id(owner), name), owner, name, value, noisy)
+            key = id(owner), name
+            if value is not self._after.get(key, self):  # the app's, not the run's
+                self._before[key] = copied(_state_of(value))
+            elif key not in self._before:
+                delattr(owner, name)
+            elif not _has_state(value):
+                setattr(owner, name, copied(self._before[key]))
+            elif not hasattr(value, "get_privacy_spent"):
+                value.load_state_dict(copied(self._before[key]))
         try:
             yield
         finally:
             found = _walk(self.strategy)
             self._after = {(id(owner), name): value for _, owner, name, value in found}
-
-    def _put_back(
-        self, key: tuple[int, str], owner: Strategy, name: str, value: Any, noisy: bool
-    ) -> None:
-        def copied(value: Any) -> Any:
-            return deepcopy(value) if is_storable(value, noisy) else value
-
-        if value is not self._after.get(key, self):  # the app's, not the run's
-            self._before[key] = copied(_state_of(value))
-        elif key not in self._before:
-            delattr(owner, name)
-        elif not _has_state(value):
-            setattr(owner, name, copied(self._before[key]))
-        elif not hasattr(value, "get_privacy_spent"):
-            value.load_state_dict(copied(self._before[key]))
 
 
 # --- Which attributes ---
@@ -253,6 +213,14 @@ def _unsaved(strategy: Strategy, noisy: bool) -> str:
     )
 
 
+def _is_fixed(value: Any) -> bool:
+    """Tell settings from state: code, enumerations, frozen dataclasses."""
+    parameters = getattr(type(value), "__dataclass_params__", None)
+    if parameters is not None and parameters.frozen:
+        return True
+    return isinstance(value, (type, Enum, partial, Strategy)) or isroutine(value)
+
+
 def _has_state(value: Any) -> bool:
     return hasattr(value, "state_dict") and hasattr(value, "load_state_dict")
 
@@ -261,11 +229,8 @@ def _state_of(value: Any) -> Any:
     return dict(value.state_dict()) if _has_state(value) else value
 
 
-def _is_fixed(value: Any) -> bool:
-    parameters = getattr(type(value), "__dataclass_params__", None)
-    if parameters is not None and parameters.frozen:
-        return True
-    return isinstance(value, (type, Enum, partial, Strategy)) or isroutine(value)
+def _is_seed(name: str) -> bool:
+    return "seed" in name.lower()
 
 
 def _is_about_presence(name: str) -> bool:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from ...errors import AutoFlipError, DamagedFileError, visible
-from ...graph.storage import UNREADABLE, make_private, read_arrays, write_arrays
+from ...graph import storage
 
 LOGGER = getLogger("flwr")
 _NAME = re.compile(r"node-(-?\d+)\.safetensors")
@@ -24,14 +24,9 @@ _NAME = re.compile(r"node-(-?\d+)\.safetensors")
 
 @dataclass(frozen=True, eq=False)
 class StoredReport(Mapping[str, NDArray[np.float32]]):
-    """Tensor name to float32 array, read anew whenever it is looked up.
+    """Tensor name to float32 array, in the report's order, read at every lookup.
 
-    Parameters
-    ----------
-    path : Path
-    names : tuple of str
-        In the report's order.
-    checksum : str
+    A lookup raises ``DamagedFileError`` if the file is gone or cut.
     """
 
     path: Path
@@ -39,13 +34,12 @@ class StoredReport(Mapping[str, NDArray[np.float32]]):
     checksum: str
 
     def __getitem__(self, name: str) -> NDArray[np.float32]:
-        """Read one tensor; raises ``DamagedFileError`` if the file is gone or cut."""
         if name not in self.names:
             raise KeyError(name)
         try:
             with safe_open(self.path, "numpy") as file:
                 values: NDArray[np.float32] = file.get_tensor(name)
-        except UNREADABLE as error:
+        except storage.UNREADABLE as error:
             text = f"{self.path} cannot be read: {visible(str(error))}"
             raise DamagedFileError(text) from error
         return values
@@ -60,45 +54,33 @@ class StoredReport(Mapping[str, NDArray[np.float32]]):
 def store_report(
     folder: Path | None, node: int, report: Mapping[str, NDArray[Any]]
 ) -> StoredReport:
-    """Write a node's report; an earlier one of the same node is replaced.
+    """Write a node's report in place of an earlier one.
 
-    Parameters
-    ----------
-    folder : Path or None
-        Made if it is missing. None is a private temporary folder that goes with what
-        is returned.
-    node : int
-    report : mapping of str to ndarray
-
-    Returns
-    -------
-    StoredReport
-
-    Raises
-    ------
-    AutoFlipError
-        If it cannot be written: that node counts as unexplored.
+    Without a folder it lies in a private temporary one that goes with what is returned.
+    Raises ``AutoFlipError`` if it cannot be written: that node counts as unexplored.
     """
-    where = folder
+    own = None
     try:
-        where = folder or Path(tempfile.mkdtemp(prefix="flwr-autoflip-"))
-        make_private(where)
-        path = where / f"node-{node}.safetensors"
+        if folder is None:
+            own = tempfile.mkdtemp(prefix="flwr-autoflip-")
+        path = Path(own or str(folder), f"node-{node}.safetensors")
+        storage.make_private(path.parent)
         arrays = {n: np.asarray(v, np.float32) for n, v in report.items()}
-        checksum = write_arrays(path, arrays, {"names": json.dumps([*arrays])})
+        names = {"names": json.dumps([*arrays])}
+        checksum = storage.write_arrays(path, arrays, names)
     except OSError as error:
-        if folder is None and where is not None:
-            shutil.rmtree(where, ignore_errors=True)
-        where = where or Path(tempfile.gettempdir())
+        where = folder or own or tempfile.gettempdir()
+        if own:
+            shutil.rmtree(own, ignore_errors=True)
         raise AutoFlipError(f"no report can be kept in {where}: {error}") from error
     stored = StoredReport(path, tuple(arrays), checksum)
-    if folder is None:
-        weakref.finalize(stored, shutil.rmtree, where, ignore_errors=True)
+    if own:
+        weakref.finalize(stored, shutil.rmtree, own, ignore_errors=True)
     return stored
 
 
 def find_report(folder: Path, name: str, checksum: str) -> StoredReport | None:
-    """Open a stored report's file again, and check all of it.
+    """Open a report's file again, and check all of it.
 
     None, and a line in the log, if it is missing, damaged or another one.
     """
@@ -106,7 +88,7 @@ def find_report(folder: Path, name: str, checksum: str) -> StoredReport | None:
     try:
         if node is None:  # never a path
             raise DamagedFileError(f"{visible(name)!r} is no name of a report.")
-        _, metadata = read_arrays(path)
+        _, metadata = storage.read_arrays(path)
         if metadata["checksum"] != checksum:
             raise DamagedFileError(f"{path} is not the file that was written.")
     except DamagedFileError as error:

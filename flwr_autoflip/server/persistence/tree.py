@@ -19,14 +19,19 @@ from numpy.typing import NDArray
 
 from ...errors import AutoFlipError
 from ...graph.codec import decode_plan, encode_plan, layout_digest
-from ...graph.layout import Arrays, Layout
+from ...graph.layout import Layout
 from ...graph.plan import Plan
 from ...methods.base import State
 from .reports import StoredReport, find_report
 
 T = TypeVar("T")
-_LOST: Any = object()
-"""Stands for a report whose file is not whole."""
+_BITS = {
+    kind.__name__: kind
+    for kind in (
+        *(np.random.MT19937, np.random.PCG64, np.random.PCG64DXSM),
+        *(np.random.Philox, np.random.SFC64),
+    )
+}
 
 
 def _random_from(state: tuple[Any, ...]) -> random.Random:
@@ -36,9 +41,7 @@ def _random_from(state: tuple[Any, ...]) -> random.Random:
 
 
 def _generator_from(state: dict[str, Any]) -> np.random.Generator:
-    kinds = ("MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64")
-    kind = kinds[kinds.index(state["bit_generator"])]
-    generator = np.random.Generator(getattr(np.random, kind)())
+    generator = np.random.Generator(_BITS[state["bit_generator"]]())
     generator.bit_generator.state = state
     return generator
 
@@ -65,80 +68,39 @@ _KINDS: dict[str, tuple[type, Callable[[Any], Any], Callable[[Any], Any]]] = {
 """Tag to a type, what turns it into simpler values, and the inverse."""
 
 _TAGS = {kind: tag for tag, (kind, _, _) in _KINDS.items()}
+_LOST: Any = object()
+"""Stands for a report whose file is not whole."""
 
 
 @dataclass
-class TreeWriter:
-    """Turn values into JSON's types, arrays aside.
+class Tree:
+    """Write values as JSON's types and arrays, or read them, in the same order.
 
-    Parameters
-    ----------
-    noisy : bool (default: False)
-        Refuse generators.
-    layout : Layout, optional
-        That of every plan.
-    reports : Path, optional
-        Folder of every stored report.
-
-    Attributes
-    ----------
-    arrays : dict of str to ndarray
-        ``"0"``, ``"1"``, ... in the order they come.
+    Plans and layouts are of ``layout``, stored reports lie in the folder ``reports``;
+    ``noisy`` refuses generators. Arrays are called ``"0"``, ``"1"``, ...
     """
 
-    noisy: bool = False
     layout: Layout | None = None
     reports: Path | None = None
-    arrays: dict[str, NDArray[Any]] = field(default_factory=dict, init=False)
+    noisy: bool = False
+    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
     # The objects themselves are kept: ids of those that are gone are given away again.
-    _finished: dict[int, tuple[int, Any]] = field(default_factory=dict, init=False)
+    _finished: list[Any] = field(default_factory=list)
+    _places: dict[int, int] = field(default_factory=dict)
 
     def write(self, value: Any) -> Any:
-        """Give a value's JSON.
+        """Give the JSON of lists, dicts, and what :data:`_KINDS` names, nested anyhow.
 
-        Parameters
-        ----------
-        value : object
-            Lists, tuples, sets, dicts, bytes, arrays, NumPy scalars, Flower's records,
-            tensors, generators, plans, layouts and stored reports, of the exact types,
-            nested in any way.
-
-        Returns
-        -------
-        None, bool, int, float, str or list
-
-        Raises
-        ------
-        TypeError, RecursionError
-            On any other type, or a value that holds itself.
+        Raises ``TypeError`` on any other type, a subclass among them, and
+        ``RecursionError`` on a value that holds itself.
         """
         if value is None or type(value) in (bool, int, float, str):
             return value
-        if id(value) in self._finished:
-            return ["same", self._finished[id(value)][0]]
+        if id(value) in self._places:
+            return ["same", self._places[id(value)]]
         written = self._write(value)
-        self._finished[id(value)] = len(self._finished), value
-        return written
-
-    def write_fields(self, state: Any) -> list[Any]:
-        """Write a dataclass by its fields; those that are a method's state, too.
-
-        Raises
-        ------
-        AutoFlipError
-            If a field holds what :meth:`write` refuses.
-        """
-        written = []
-        for name in (each.name for each in fields(state)):
-            value = getattr(state, name)
-            write = self.write_fields if isinstance(value, State) else self.write
-            try:
-                written.append([name, write(value)])
-            except (TypeError, RecursionError) as error:
-                raise AutoFlipError(
-                    f"a checkpoint cannot hold the field {name!r} of "
-                    f"{type(state).__name__}: {error}"
-                ) from error
+        self._places[id(value)] = len(self._finished)
+        self._finished.append(value)
         return written
 
     def _write(self, value: Any) -> list[Any]:
@@ -168,27 +130,10 @@ class TreeWriter:
         own = self.layout
         return own is not None and layout_digest(layout) == layout_digest(own)
 
-
-@dataclass
-class TreeReader:
-    """The inverse of :class:`TreeWriter`; values must be read in the order written.
-
-    Parameters
-    ----------
-    arrays : mapping of str to ndarray
-    layout, reports
-        As the writer's.
-    """
-
-    arrays: Arrays
-    layout: Layout | None = None
-    reports: Path | None = None
-    _finished: list[Any] = field(default_factory=list, init=False)
-
     def read(self, written: Any) -> Any:
         """Give the value that was written; a dict without reports that are not whole.
 
-        Raises any of Python's errors on what no writer wrote.
+        Raises any of Python's errors on what was never written.
         """
         if not isinstance(written, list):
             return written
@@ -198,15 +143,6 @@ class TreeReader:
         value = self._read(tag, body)
         self._finished.append(value)
         return value
-
-    def read_fields(self, written: Any, like: T) -> T:
-        """Read :meth:`TreeWriter.write_fields` into a dataclass of the same fields."""
-        found: dict[str, Any] = {}
-        for name, body in written:
-            own = getattr(like, name)
-            inside = isinstance(own, State)
-            found[name] = self.read_fields(body, own) if inside else self.read(body)
-        return replace(like, **found)  # type: ignore[type-var]
 
     def _read(self, tag: str, body: list[Any]) -> Any:
         match tag:
@@ -228,11 +164,38 @@ class TreeReader:
                 return _LOST if found is None else found
         return _KINDS[tag][2](self.read(body[0]))
 
+    def write_fields(self, state: Any) -> list[Any]:
+        """Write a dataclass by its fields; those that are a method's state, too.
+
+        Raises ``AutoFlipError``, with its name, if one holds what a tree cannot.
+        """
+        written = []
+        for name in (each.name for each in fields(state)):
+            value = getattr(state, name)
+            write = self.write_fields if isinstance(value, State) else self.write
+            try:
+                written.append([name, write(value)])
+            except (TypeError, RecursionError) as error:
+                raise AutoFlipError(
+                    f"a checkpoint cannot hold the field {name!r} of "
+                    f"{type(state).__name__}: {error}"
+                ) from error
+        return written
+
+    def read_fields(self, written: Any, like: T) -> T:
+        """Read :meth:`write_fields` into a dataclass of the same fields."""
+        found: dict[str, Any] = {}
+        for name, body in written:
+            own = getattr(like, name)
+            inside = isinstance(own, State)
+            found[name] = self.read_fields(body, own) if inside else self.read(body)
+        return replace(like, **found)  # type: ignore[type-var]
+
 
 def is_storable(value: Any, noisy: bool = False) -> bool:
     """Tell whether a tree can hold a value."""
     try:
-        TreeWriter(noisy).write(value)
+        Tree(noisy=noisy).write(value)
     except (TypeError, RecursionError):
         return False
     return True

@@ -33,34 +33,16 @@ def aggregate(
     weights: Arrays,
     zero: bool,
 ) -> Aggregated:
-    """Let the inner strategy aggregate a round's replies.
+    """Let the inner strategy aggregate a round's replies to the dense ``weights``.
 
     A strategy that only averages gets each node's values in one flat array, as they
-    came; any other gets dense models.
+    came; any other gets dense models. Answers are emptied, so that no reply is in
+    memory twice. With ``zero`` parameters that nobody trained become 0
+    (arXiv:2405.10271v3, Algorithm 1, line 25) instead of staying as they were.
 
-    Parameters
-    ----------
-    inner : Strategy
-    server_round : int
-    answers : list of Answer
-        At least one. Emptied, and their messages' contents replaced: no reply is in
-        memory twice.
-    weights : mapping of str to ndarray
-        Dense global arrays that the round started from.
-    zero : bool
-        Parameters that nobody trained become 0 (arXiv:2405.10271v3, Algorithm 1,
-        line 25) instead of staying as they were.
-
-    Returns
-    -------
-    arrays : ArrayRecord or None
-        Dense, in the model's dtypes; None if the inner strategy gave none.
-    metrics : MetricRecord or None
-
-    Raises
-    ------
-    AutoFlipError
-        If the average holds NaN or values too large to be sent.
+    Gives dense arrays in the model's dtypes, or None if the inner strategy gave none,
+    and its metrics. Raises ``AutoFlipError`` if the average holds NaN or values too
+    large to be sent.
     """
     plans = [answer.instructions.reply_plan for answer in answers]
     flat = only_averages(inner) and all(plan is plans[0] for plan in plans)
@@ -122,31 +104,15 @@ def fill_values(
     plans: Sequence[Plan],
     weights: Sequence[float],
 ) -> dict[str, NDArray[Any]]:
-    """Average every coordinate over the nodes that trained it.
+    """Average every coordinate over the nodes that trained it, weighted.
 
     Put where a node trained nothing, this leaves the weighted mean of dense models at
     the mean over those who trained: HeteroFL's average (arXiv:2010.01264).
 
-    Parameters
-    ----------
-    base : mapping of str to ndarray
-        Dense global arrays that the round started from.
-    values : sequence of ndarray
-        One a node, ``(plan.num_values,)`` of its plan.
-    plans : sequence of Plan
-        What each node trained.
-    weights : sequence of float
-        Above 0.
-
-    Returns
-    -------
-    dict of str to ndarray
-        Dense; the base's values where nobody trained, or everybody did. In its dtypes,
-        but integers that some node lacks are float64, as their mean is no integer.
-
-    Notes
-    -----
-    Takes three dense arrays of the largest tensor in float64, whatever the nodes.
+    ``values`` are ``(plan.num_values,)`` of each node's plan. Gives dense arrays, the
+    base's where nobody trained, or everybody did, in its dtypes; but integers that some
+    node lacks are float64, as their mean is no integer. Takes three dense arrays of the
+    largest tensor in float64, whatever the number of nodes.
     """
     filled = dict(base)
     if all(plan is plans[0] for plan in plans):
@@ -170,25 +136,10 @@ def fill_values(
 def merge(
     average: Arrays, last: Arrays, plans: Sequence[Plan], *, zero: bool = False
 ) -> dict[str, NDArray[Any]]:
-    """Take the average where a node trained and the last global values elsewhere.
+    """Take the dense average where a node trained, the last global values elsewhere.
 
-    What the inner optimizer did elsewhere (momentum, noise) has no effect.
-
-    Parameters
-    ----------
-    average : mapping of str to ndarray
-        Dense arrays from the inner strategy, any dtype.
-    last : mapping of str to ndarray
-        Dense global arrays that the round started from.
-    plans : sequence of Plan
-        What nodes trained.
-    zero : bool (default: False)
-        As in :func:`aggregate`.
-
-    Returns
-    -------
-    dict of str to ndarray
-        Dense, in the layout's dtypes.
+    What the inner optimizer did elsewhere (momentum, noise) has no effect. Gives the
+    layout's dtypes; ``zero`` is as in :func:`aggregate`.
     """
     layout, different = plans[0].layout, {id(plan): plan for plan in plans}.values()
     merged = untrained_values(last, layout, zero)

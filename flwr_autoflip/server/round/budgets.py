@@ -40,22 +40,9 @@ def ask_budgets(
     grid: Grid,
     templates: Sequence[Message],
 ) -> dict[int, str]:
-    """Ask nodes what they can carry.
+    """Ask nodes what they can carry; give the budgets of those that could be read.
 
-    Parameters
-    ----------
-    exchange : Exchange
-    layout : Layout
-    server_round : int
-        For the ledger.
-    grid : Grid
-    templates : sequence of Message
-        One a node; only their keys and config are used.
-
-    Returns
-    -------
-    dict of int to str
-        Node id to its budget, of the nodes whose answer could be read.
+    Of the templates, one a node, only keys and config are used.
     """
     if not templates:
         return {}
@@ -89,16 +76,9 @@ def _read_budget(reply: wire.Reply, instructions: wire.Instructions) -> str:
 class Parts:
     """The parts of a plan that fit budgets; each is cut once.
 
-    Parameters
-    ----------
-    plan : Plan
-    scores : mapping of str to ndarray
-        Group name to ``(group.size,)``: units' importance.
-    share : callable
-        Plan and resource to the share of the dense model's cost in (0, 1]; grows with
-        every unit. :meth:`.CostOf.ratio`.
-    multiple : int (default: 1)
-        Parts keep a multiple of this many units a group.
+    ``scores`` are units' importance, ``(group.size,)`` by group; ``share`` gives a
+    plan's share of the dense model's cost in a resource, :meth:`.CostOf.ratio`; parts
+    keep a multiple of ``multiple`` units a group.
     """
 
     plan: Plan
@@ -110,16 +90,8 @@ class Parts:
     def fit(self, budget: str) -> Plan | None:
         """Give the part that a budget can carry: the plan itself if it fits.
 
-        Parameters
-        ----------
-        budget : str
-            As :func:`.parse_budget` reads it.
-
-        Returns
-        -------
-        Plan or None
-            Of any two parts the larger one holds the smaller one's units. None, with a
-            warning in the log, if nothing fits.
+        Of any two parts the larger one holds the smaller one's units. None, with a
+        warning in the log, if nothing fits.
         """
         if budget not in self._cut:
             self._cut[budget] = self._fit(budget)
@@ -158,24 +130,11 @@ def cut_instructions(
     known: Known,
     parts: Parts,
 ) -> dict[int, wire.Instructions]:
-    """Give each node what it can carry of a round's instructions.
+    """Give each node what it can carry of a round's instructions, in order.
 
-    Parameters
-    ----------
-    instructions : Instructions
-        For nodes that carry the whole plan, which alone are asked for gradients.
-    weights : mapping of str to ndarray
-        Dense global arrays.
-    nodes : sequence of int
-    known : mapping of int to str
-    parts : Parts
-        Of the instructions' plan.
-
-    Returns
-    -------
-    dict of int to Instructions
-        In the order of ``nodes``, without those that are not known or cannot carry
-        anything. Nodes with one budget share an object.
+    Nodes that are not known, or that cannot carry anything, are left out. Those that
+    carry the whole plan alone are asked for gradients. Nodes with one budget share an
+    object.
     """
     made: dict[str, wire.Instructions | None] = {"": instructions}
     for budget in dict.fromkeys(known[node] for node in nodes if node in known):
@@ -202,31 +161,14 @@ def cut_plan(
 ) -> Plan:
     """Keep of a plan as many units as fit, those with the best scores first.
 
-    Every group keeps the same ratio of its ranking, so that cuts are nested.
+    Every group keeps the same ratio of its ranking, so that cuts are nested, and a
+    multiple of ``multiple`` units, fewer rather than more. Pruned single weights stay
+    pruned. The plan itself is given if it fits. A group falls below its floor, see
+    :func:`.allocate.floors`, only if the plan has it there or nothing else fits.
 
-    Parameters
-    ----------
-    plan : Plan
-        The largest that may come out; pruned single weights stay pruned.
-    scores : mapping of str to ndarray
-        Group name to ``(group.size,)``; larger means needed more.
-    share : float
-        Largest share of the dense model's cost, in (0, 1].
-    cost : callable
-        Plan to its share of the dense model's cost; grows with every unit.
-    multiple : int (default: 1)
-        Keep a multiple of this many units a group, fewer rather than more.
-
-    Returns
-    -------
-    Plan
-        ``plan`` itself if it fits. A group falls below its floor, see
-        :func:`.allocate.floors`, only if the plan has it there or nothing else fits.
-
-    Raises
-    ------
-    KeepError
-        If even the fewest units cost more.
+    ``cost`` gives a plan's share of the dense model's cost, growing with every unit;
+    ``share`` in (0, 1] is the largest. Raises ``KeepError`` if even the fewest units
+    cost more.
     """
     if cost(plan) <= share:
         return plan

@@ -30,18 +30,7 @@ class Sent:
 
 @dataclass(frozen=True)
 class Answer(Generic[T]):
-    """A reply that passed every check.
-
-    Parameters
-    ----------
-    message : Message
-        As it came.
-    reply : Reply
-    instructions : Instructions
-        What this node was asked.
-    made : object
-        What the phase made of the reply.
-    """
+    """A reply that passed every check, and what the phase made of it."""
 
     message: Message
     reply: wire.Reply
@@ -53,23 +42,9 @@ class Answer(Generic[T]):
 class Exchange:
     """Send requests, match and check replies, write the ledger. One a run.
 
-    Parameters
-    ----------
-    ledger : Ledger
-    cost_of : CostOf
-    weight_key : str
-        The inner strategy's ``weighted_by_key``.
-    timeout : float or None (default: 3600.0)
-        Seconds that phases of our own, between Flower's, wait for replies.
-    run : bytes (default: random)
-        Names the run to nodes, which drop what they kept of another one.
-
-    Attributes
-    ----------
-    sent : list of Sent
-        Requests that wait for replies.
-    lost : set of int
-        Nodes whose last reply failed, was refused, or never came.
+    ``timeout`` is how many seconds phases of our own, between Flower's, wait; ``run``
+    names the run to nodes, which drop what they kept of another one; in ``sent`` are
+    requests that wait for replies; nodes whose last reply did not count are ``lost``.
     """
 
     ledger: Ledger
@@ -83,19 +58,10 @@ class Exchange:
     def requests(
         self, server_round: int, work: Iterable[tuple[Message, wire.Instructions]]
     ) -> list[Message]:
-        """Turn the inner strategy's messages into ours.
+        """Turn the inner strategy's messages, one a node, into ours.
 
-        Parameters
-        ----------
-        server_round : int
-        work : iterable of (Message, Instructions)
-            One a node: the inner strategy's message, of which only keys and config are
-            used, and what the node is to do. Nodes with the same two share a content.
-
-        Returns
-        -------
-        list of Message
-            New messages; the templates stay as they are.
+        Only their keys and config are used. Nodes with the same message content and
+        instructions share a content.
         """
         self.sent = []
         built: dict[tuple[int, int], tuple[RecordDict, int]] = {}
@@ -135,21 +101,10 @@ class Exchange:
     ) -> list[Answer[T]]:
         """Keep the replies that pass every check; count, log and book the rest.
 
-        Parameters
-        ----------
-        replies : iterable of Message
-            In any order, with errors, strangers and repetitions.
-        read : callable
-            Makes of a checked reply, and what its node was asked, what the phase
-            needs; may raise ``WireError``.
-        compare : callable (default: refuses none)
-            Given what was made of all replies that pass, says which are refused beside
-            the others: place to reason.
-
-        Returns
-        -------
-        list of Answer
-            In the order of the requests, whoever was faster.
+        They come in any order, with errors, strangers and repetitions, and are given in
+        the order of the requests. ``read`` makes of a checked reply what the phase
+        needs, or raises ``WireError``; ``compare``, given that of all replies that
+        pass, says which are refused beside the others: place to reason.
         """
         waiting = {sent.message.metadata.message_id: sent for sent in self.sent}
         place = {message_id: i for i, message_id in enumerate(waiting)}

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from logging import INFO, getLogger
 from pathlib import Path
 
@@ -24,21 +25,9 @@ LOGGER = getLogger("flwr")
 def measure(
     exchange: Exchange, replies: Iterable[Message], weights: Arrays, folder: Path | None
 ) -> list[Result]:
-    """Read the reports of an exploration.
+    """Read the reports of an exploration of the dense model ``weights``.
 
-    Parameters
-    ----------
-    exchange : Exchange
-        Sent the requests.
-    replies : iterable of Message
-    weights : mapping of str to ndarray
-        The dense model that explorers were given.
-    folder : Path or None
-        Where reports by weight are kept; None is a temporary one.
-
-    Returns
-    -------
-    list of Result
+    Reports by weight are kept in the folder; None is a temporary one.
     """
     plan = exchange.sent[0].instructions.plan
     start = Start(pack(weights, plan), plan)
@@ -49,7 +38,8 @@ def measure(
         examples = reply.metadata.get(wire.keys.EXAMPLES) or reply.num_examples
         return start.measure_norm(reply.norm, examples)
 
-    answers = exchange.replies(replies, read, _refuse_outliers)
+    compare = partial(refuse_outliers, what="report", way_out="")
+    answers = exchange.replies(replies, read, compare)
     noises = Counter(_noise_of(a.reply, a.instructions) for a in answers)
     for noise in filter(None, noises):
         text = "\t> %s of %s reports were noised by their nodes, who say: %s"
@@ -72,13 +62,7 @@ def measure(
 def _noise_of(
     reply: wire.Reply, instructions: wire.Instructions
 ) -> ReportPrivacy | None:
-    """Read how private a node says its report is; there is no way to check it.
-
-    Raises
-    ------
-    WireError
-        If that cannot be read, or is not of this payload.
-    """
+    """Read how private a node says its report is; there is no way to check it."""
     try:
         privacy = parse_privacy(reply.metadata.get(wire.keys.PRIVACY), whose="report")
     except AutoFlipError as error:
@@ -88,7 +72,3 @@ def _noise_of(
             f"report: {instructions.payload!r} cannot be noised as this one says."
         )
     return privacy
-
-
-def _refuse_outliers(changes: list[Change | None]) -> dict[int, str]:
-    return refuse_outliers(changes, "report", "")

@@ -45,15 +45,10 @@ _EPSILON = 1e-5
 class Change:
     """How far a node moved what it was given, in units of :attr:`Start.units`.
 
-    Parameters
-    ----------
-    examples : float
-        That it trained on, as it says.
-    parameters : float
-        Of all parameters together: 0 where the node did not train.
-    buffers : mapping of str to float (default: none)
-        Of each buffer; of a counter of batches its growth for ten examples. NaN where
-        the value cannot be: a variance below 0, a counter that went back.
+    ``examples`` is on how many it trained, as it says; ``parameters`` of all together,
+    0 where it did not train. ``buffers`` by name: of a counter of batches its growth
+    for ten examples; NaN where the value cannot be, such as a variance below 0 or a
+    counter that went back.
     """
 
     examples: float
@@ -63,14 +58,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Start:
-    """What nodes were given.
-
-    Parameters
-    ----------
-    values : ndarray
-        ``(plan.num_values,)`` float32, finite.
-    plan : Plan
-    """
+    """What nodes were given: ``(plan.num_values,)`` float32, finite."""
 
     values: NDArray[Any]
     plan: Plan
@@ -101,18 +89,7 @@ class Start:
         return units
 
     def measure(self, values: NDArray[Any], examples: float) -> Change:
-        """Measure what a node made of it.
-
-        Parameters
-        ----------
-        values : ndarray
-            ``(plan.num_values,)`` float32, finite.
-        examples : float
-
-        Returns
-        -------
-        Change
-        """
+        """Measure what a node made of it: ``(plan.num_values,)`` float32, finite."""
         squares, buffers = 0.0, {}
         for spec, part, given in self._parts(values):
             change = part - given
@@ -153,24 +130,13 @@ class Start:
 
 @dataclass
 class Measure:
-    """Measures the replies of one round.
-
-    Parameters
-    ----------
-    inner : Strategy
-    """
+    """Measures the replies of one round."""
 
     inner: Strategy
     _starts: dict[int, tuple[wire.Instructions, Start]] = field(default_factory=dict)
 
     def __call__(self, reply: wire.Reply, instructions: wire.Instructions) -> Change:
-        """Measure a reply.
-
-        Raises
-        ------
-        WireError
-            If it lacks a metric without which the inner strategy cannot aggregate.
-        """
+        """Measure a reply; ``WireError`` if it lacks a metric that is needed."""
         check_metrics(self.inner, reply)
         if id(instructions) not in self._starts:  # most nodes share one
             start = Start(instructions.start, instructions.reply_plan)
@@ -186,25 +152,12 @@ _DIVERGED = "If training diverged, lower the learning rate or clip gradients."
 def refuse_outliers(
     changes: Sequence[Change | None], what: str = "values", way_out: str = _DIVERGED
 ) -> dict[int, str]:
-    """Say whose parameters moved farther than training moves them.
+    """Say whose parameters moved farther than training moves them, and why.
 
-    Parameters
-    ----------
-    changes : sequence of Change or None
-        Of a round's nodes; None where nothing can be measured.
-    what : str (default: "values")
-        That was sent.
-    way_out : str
-        What to do where an honest node is refused.
+    Gives places in ``changes``, of which one is None where nothing can be measured.
+    None is refused where fewer than three nodes trained at all: there is nobody to
+    compare with. ``way_out`` says what to do where an honest node is refused.
 
-    Returns
-    -------
-    dict of int to str
-        Place in ``changes`` to the reason. Empty where fewer than three nodes trained
-        at all: there is nobody to compare with.
-
-    Examples
-    --------
     >>> list(refuse_outliers([Change(1, moved) for moved in (0.5, 0.5, 0.5, 6)]))
     [3]
     """
@@ -224,18 +177,10 @@ def refuse_outliers(
 
 
 def shares_of_buffers(changes: Sequence[Change]) -> list[dict[str, float]]:
-    """Give what counts of changes of buffers that are outliers or cannot be.
+    """Give by node what counts of changes of buffers that are outliers or cannot be.
 
-    Parameters
-    ----------
-    changes : sequence of Change
-        Of the nodes that count, with the same buffers each.
-
-    Returns
-    -------
-    list of dict of str to float
-        For each, tensor's name to the share of its change that counts, below 1; other
-        buffers count whole.
+    Buffer's name to the share of its change that counts, below 1; others count whole.
+    All nodes have the same buffers.
     """
     moved = np.array([[*change.buffers.values()] for change in changes])
     if not moved.size:
@@ -257,17 +202,7 @@ def shares_of_buffers(changes: Sequence[Change]) -> list[dict[str, float]]:
 
 
 def put_back_buffers(answers: Sequence[Answer[Change]]) -> list[Answer[Change]]:
-    """Put nodes' buffers back to their limits; their training counts.
-
-    Parameters
-    ----------
-    answers : sequence of Answer
-        Of the nodes that count. Messages' values are replaced where they change.
-
-    Returns
-    -------
-    list of Answer
-    """
+    """Put nodes' buffers back to their limits, in messages, too; training counts."""
     held = list(answers)
     for place, shares in enumerate(shares_of_buffers([a.made for a in answers])):
         if not shares:

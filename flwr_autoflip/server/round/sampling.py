@@ -37,6 +37,14 @@ def templates_of(sampled: Mapping[int, ConfigRecord], inner: Strategy) -> list[M
     ]
 
 
+def addressed(template: Message, node: int) -> Message:
+    """Make a message of a round for a node that was not sampled."""
+    group = template.metadata.group_id
+    return Message(
+        template.content, dst_node_id=node, message_type="train", group_id=group
+    )
+
+
 def replace_weak(
     templates: list[Message], everyone: list[Message], budgets: Mapping[int, str]
 ) -> list[Message]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from logging import INFO, getLogger
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from flwr.serverapp.strategy import Strategy
 from ... import wire
 from ...errors import AutoFlipError
 from ...graph.layout import Arrays
+from ...graph.plan import Plan
 from ...ledger.ledger import Ledger
 from ...methods.base import Method, Order, Result, Round, ValueDtype
 from ...wire.encoding import Encoding
+from ...wire.keys import Phase
 from ..hosts import Rounds, update_inplace, weight_key, with_config
 from ..progress import Progress
 from ..state import RunState
@@ -24,7 +27,7 @@ from .budgets import Parts, ask_budgets, cut_instructions
 from .exchange import Answer, Exchange
 from .explore import measure
 from .outliers import Measure, put_back_buffers, refuse_outliers
-from .sampling import configs_of, replace_weak, templates_of
+from .sampling import addressed, configs_of, replace_weak, templates_of
 
 LOGGER = getLogger("flwr")
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
@@ -38,21 +41,8 @@ _MOST_ORDERS = 10
 class Steps:
     """What a run's rounds are made of; nothing in it is the run's state.
 
-    Parameters
-    ----------
-    inner : Strategy
-        Samples nodes and aggregates.
-    method : Method
-    dtype : {"float32", "float16", "int8"}
-        Of values, where an order does not say another.
-    asks_budgets : bool
-        Whether nodes are asked what they can carry.
-    exchange : Exchange
-    rounds : Rounds
-        Turns what the inner strategy raises into a lost round.
-    progress : Progress
-    reports : Path or None
-        Folder for what explorers report.
+    ``inner`` samples nodes and aggregates, ``dtype`` is that of values where an order
+    does not say another, ``reports`` the folder for what explorers report.
     """
 
     inner: Strategy
@@ -60,14 +50,22 @@ class Steps:
     dtype: ValueDtype
     asks_budgets: bool
     exchange: Exchange
-    rounds: Rounds
-    progress: Progress
     reports: Path | None
 
     @property
     def ledger(self) -> Ledger:
         """The run's."""
         return self.exchange.ledger
+
+    @cached_property
+    def rounds(self) -> Rounds:
+        """Turns what the inner strategy raises into a lost round."""
+        return Rounds(self.ledger)
+
+    @cached_property
+    def progress(self) -> Progress:
+        """Says how far the run is."""
+        return Progress(self.ledger, self.exchange.cost_of)
 
     def configure_train(
         self,
@@ -93,13 +91,22 @@ class Steps:
             order = self.method.order(state.method, server_round, nodes)
             templates, state = self._address(order, sampled, state, server_round, grid)
             if order.payload in ("values", "gradients") and templates:
-                return self._send(state, order, templates, server_round, grid)
+                break
             state = self._explore(state, order, templates, server_round, grid)
             state = replace(state, sampled=configs_of(sampled))
-        raise AutoFlipError(
-            f"{type(self.method).__name__} gave {_MOST_ORDERS} orders in round "
-            f"{server_round} that train nothing; its learn() has to end that."
-        )
+        else:
+            raise AutoFlipError(
+                f"{type(self.method).__name__} gave {_MOST_ORDERS} orders in round "
+                f"{server_round} that train nothing; its learn() has to end that."
+            )
+        if order.weights is not None:
+            update_inplace(state.arrays, dict(order.weights))
+        self._note_plan(state, server_round, order.plan)
+        instructions = self._instructions("train", state, order)
+        weights = wire.from_arrayrecord(state.arrays)
+        work = grid, templates, instructions, weights
+        state, messages = self._share_out(state, server_round, *work)
+        return state, order, messages
 
     def _address(
         self,
@@ -110,26 +117,22 @@ class Steps:
         grid: Grid,
     ) -> tuple[list[Message], RunState]:
         """Give one message a node that an order is for."""
-        content = sampled[0].content
-        group = sampled[0].metadata.group_id
 
-        def to(node: int) -> Message:
-            return Message(
-                content, dst_node_id=node, message_type="train", group_id=group
-            )
+        def to(nodes: Iterable[int]) -> list[Message]:
+            return [addressed(sampled[0], node) for node in nodes]
 
         match order.who:
             case "round":
                 templates = sampled
             case "all":
-                templates = [to(node) for node in sorted(grid.get_node_ids())]
+                templates = to(sorted(grid.get_node_ids()))
             case int(count):
                 templates = sampled[:count]
             case nodes:
-                templates = [to(node) for node in nodes]
+                templates = to(nodes)
         if order.whole and self.asks_budgets:
-            everyone = [to(node) for node in sorted(grid.get_node_ids())]
-            asked = everyone if isinstance(order.who, str | int) else templates
+            anybody = isinstance(order.who, str | int)
+            asked = to(sorted(grid.get_node_ids())) if anybody else templates
             state = self._ask(state, server_round, grid, asked)
             templates = replace_weak(templates, asked, state.budgets)
         if order.epochs is not None:
@@ -137,33 +140,17 @@ class Steps:
             templates = [with_config(template, extra) for template in templates]
         return templates, state
 
-    def _encoding(self, order: Order) -> Encoding:
-        return Encoding(order.dtype or self.dtype)
-
-    def _send(
-        self,
-        state: RunState,
-        order: Order,
-        templates: Sequence[Message],
-        server_round: int,
-        grid: Grid,
-    ) -> tuple[RunState, Order, list[Message]]:
-        if order.weights is not None:
-            update_inplace(state.arrays, dict(order.weights))
-        weights = wire.from_arrayrecord(state.arrays)
-        self._note_plan(state, server_round, order)
-        instructions = wire.Instructions.of(
-            "train",
+    def _instructions(
+        self, phase: Phase, state: RunState, order: Order
+    ) -> wire.Instructions:
+        return wire.Instructions.of(
+            phase,
             order.plan,
-            weights,
-            self._encoding(order),
-            regrow=order.regrow,
+            wire.from_arrayrecord(state.arrays),
+            Encoding(order.dtype or self.dtype),
+            regrow=order.regrow and phase == "train",
             payload=order.payload,
         )
-        state, messages = self._share_out(
-            state, server_round, grid, templates, instructions, weights
-        )
-        return state, order, messages
 
     def _share_out(
         self,
@@ -215,13 +202,7 @@ class Steps:
         results: list[Result] = []
         if templates:
             LOGGER.log(INFO, "[EXPLORATION on %s nodes]", len(templates))
-            instructions = wire.Instructions.of(
-                "explore",
-                order.plan,
-                weights,
-                self._encoding(order),
-                payload=order.payload,
-            )
+            instructions = self._instructions("explore", state, order)
             work = [(template, instructions) for template in templates]
             messages = self.exchange.requests(server_round, work)
             replies = grid.send_and_receive(messages, timeout=self.exchange.timeout)
@@ -237,7 +218,7 @@ class Steps:
                 f"{error} Nodes said: {'; '.join(reasons[:3])}"
                 f"{f' {wire.hints.MOD_ORDER}' if way_out else ''}"
             ) from error
-        self._note_plan(state, server_round, log=True)
+        self._note_plan(state, server_round, state.method.plan, log=True)
         return state
 
     def _learn(
@@ -255,20 +236,11 @@ class Steps:
         return replace(state, method=method)
 
     def _note_plan(
-        self,
-        state: RunState,
-        server_round: int,
-        order: Order | None = None,
-        log: bool = False,
+        self, state: RunState, server_round: int, plan: Plan, log: bool = False
     ) -> None:
-        plan = state.method.plan if order is None else order.plan
         weights = wire.from_arrayrecord(state.arrays)
-        self.progress.plan_made(
-            server_round,
-            plan,
-            lambda: self.method.importance(state.method, weights),
-            log=log,
-        )
+        scores = partial(self.method.importance, state.method, weights)
+        self.progress.plan_made(server_round, plan, scores, log=log)
 
     def aggregate_train(
         self,
@@ -302,10 +274,9 @@ class Steps:
         before = state.method
         if learns:
             state = self._learn(state, server_round, order, results)
-        if state.method is not before:
-            self._note_plan(
-                state, server_round + 1, log=state.method.plan is not before.plan
-            )
+        if (now := state.method) is not before:
+            anew = now.plan is not before.plan
+            self._note_plan(state, server_round + 1, now.plan, log=anew)
         return state, (arrays, metrics)
 
     def configure_evaluate(
@@ -326,9 +297,8 @@ class Steps:
         instructions = wire.Instructions.of(
             "evaluate", state.method.plan, weights, Encoding(self.dtype)
         )
-        return self._share_out(
-            state, server_round, grid, templates, instructions, weights
-        )
+        work = grid, templates, instructions, weights
+        return self._share_out(state, server_round, *work)
 
     def evaluate(
         self,
@@ -353,10 +323,9 @@ class Steps:
     ) -> tuple[RunState, MetricRecord | None]:
         """Let the inner strategy average the valid replies' metrics."""
         answers = self.exchange.replies(replies, lambda reply, instructions: None)
-        key = weight_key(self.inner)
+        key, metrics = weight_key(self.inner), None
         for answer in answers:
             wire.inner_reply(answer.message, None, answer.reply, key)
-        metrics = None
         if accepted := [answer.message for answer in answers]:
             average = self.inner.aggregate_evaluate
             args = None, average, server_round, accepted
