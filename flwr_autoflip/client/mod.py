@@ -143,11 +143,11 @@ def _call(
 def _state_hidden(context: Context) -> Iterator[None]:
     """Keep our part of a node's state from an app that reads or replaces it all."""
     ours = (wire.keys.STATE, wire.keys.RESIDUAL, wire.keys.RELEASED)
-    held = {key: context.state.pop(key) for key in ours if key in context.state}
+    hidden = {key: context.state.pop(key) for key in ours if key in context.state}
     try:
         yield
     finally:
-        context.state.update(held)
+        context.state.update(hidden)
 
 
 def _compact_inplace(

@@ -114,12 +114,12 @@ class Legacy(Strategy):
 
     @property
     def fraction_train(self) -> float:
-        """Share of nodes that train in a round."""
+        """Fraction of nodes that train in a round."""
         return float(getattr(self.legacy, "fraction_fit", 1.0))
 
     @property
     def fraction_evaluate(self) -> float:
-        """Share of nodes that evaluate in a round."""
+        """Fraction of nodes that evaluate in a round."""
         return float(getattr(self.legacy, "fraction_evaluate", 1.0))
 
     @property

@@ -211,13 +211,13 @@ def _reduced(call: Call) -> Flow:
     axes = call.axes(0)
     dims = call.arg(1)
     dims = list(range(len(axes))) if dims is None else np.atleast_1d(dims).tolist()
-    gone = {dim % len(axes) for dim in dims}
-    call.units.freeze(*(axes[axis] for axis in gone))
+    reduced = {dim % len(axes) for dim in dims}
+    call.units.freeze(*(axes[axis] for axis in reduced))
     keepdim = len(call.out.shape) == len(axes)
     kept = [
-        fixed(1) if axis in gone else labels
+        fixed(1) if axis in reduced else labels
         for axis, labels in enumerate(axes)
-        if keepdim or axis not in gone
+        if keepdim or axis not in reduced
     ]
     return Flow(kept)
 

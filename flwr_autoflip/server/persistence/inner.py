@@ -129,7 +129,7 @@ def warn_unsaved(strategy: Strategy, noisy: bool = False) -> None:
         warnings.warn(
             f"checkpoints cannot hold {names} of the inner strategy: if that changes "
             "during the run, a resumed run will differ. Numbers, arrays, lists and "
-            "dicts of them, and what has state_dict and load_state_dict can be held.",
+            "dicts of them, and what has state_dict and load_state_dict can be saved.",
             AutoFlipWarning,
             stacklevel=4,
         )

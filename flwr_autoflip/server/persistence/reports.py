@@ -26,7 +26,7 @@ _NAME = re.compile(r"node-(-?\d+)\.safetensors")
 class StoredReport(Mapping[str, NDArray[np.float32]]):
     """Tensor name to float32 array, in the report's order, read at every lookup.
 
-    A lookup raises ``DamagedFileError`` if the file is gone or cut.
+    A lookup raises ``DamagedFileError`` if the file is missing or cut short.
     """
 
     path: Path

@@ -84,7 +84,7 @@ class Tree:
     reports: Path | None = None
     noisy: bool = False
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
-    # The objects themselves are kept: ids of those that are gone are given away again.
+    # The objects themselves are kept: ids of freed objects are used again.
     _finished: list[Any] = field(default_factory=list)
     _places: dict[int, int] = field(default_factory=dict)
 
