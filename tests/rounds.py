@@ -13,6 +13,18 @@ from flwr_autoflip.graph.tracing.trace import trace
 from flwr_autoflip.methods import Method, Order, Result, Round, State
 from flwr_autoflip.methods.guidance import Report
 
+REPORT: Report = {
+    "fc1.weight": np.repeat(np.float32([[0], [8], [4], [2]]), 3, axis=1),
+    "fc1.bias": np.float32([0, 10, 0, 5]),
+    "fc2.weight": np.float32([[0, 1, 2, 3], [4, 5, 6, 8]]),
+    "fc2.bias": np.float32([0, 1]),
+}
+"""Deviations of Linear 3 -> 4 -> 2, the layout ``mlp_layout``.
+
+Min-max a tensor: fc1's rows 0 1 .5 .25, its bias 0 1 0 .5; fc2 0 .125 ... .75 1 (.875
+left out), its bias 0 1. Neurons, means of 3 weights and a bias: 0 1 .375 .3125.
+"""
+
 
 def mlp(*widths: int, ignored: tuple[str, ...] = ()) -> Layout:
     """Linear layers in a row."""

@@ -80,9 +80,11 @@ class Order:
                 f"an order's who must be 'round', 'all', a number of nodes above 0 or "
                 f"a tuple of their ids, got {who!r}."
             )
-        words = {"payload": get_args(Payload), "untrained": ("keep", "zero")}
-        words["dtype"] = (None, *get_args(ValueDtype))
-        for name, allowed in words.items():
+        for name, allowed in {
+            "payload": get_args(Payload),
+            "untrained": ("keep", "zero"),
+            "dtype": (None, *get_args(ValueDtype)),
+        }.items():
             if getattr(self, name) not in allowed:
                 raise AutoFlipError(
                     f"an order's {name} must be one of {allowed}, got "
@@ -157,12 +159,7 @@ class State:
 
 @dataclass(frozen=True)
 class Explored(State):
-    """State of a method that explores once.
-
-    Parameters
-    ----------
-    explored : bool (default: False)
-    """
+    """State of a method that explores once: whether it has."""
 
     explored: bool = False
 
@@ -187,13 +184,7 @@ class Method(ABC, Generic[S]):
 
     @abstractmethod
     def begin(self, layout: Layout, weights: Arrays) -> tuple[S, Arrays]:
-        """Begin a run.
-
-        Parameters
-        ----------
-        layout : Layout
-        weights : mapping of str to ndarray
-            The dense initial model.
+        """Begin a run from the dense initial model.
 
         Returns
         -------
@@ -214,20 +205,11 @@ class Method(ABC, Generic[S]):
             From 1 on.
         nodes : sequence of int
             Those that the inner strategy sampled.
-
-        Returns
-        -------
-        Order
         """
         return Order(state.plan)
 
     def learn(self, state: S, done: Round) -> tuple[S, Arrays]:
         """Take in what a round showed: by default nothing.
-
-        Parameters
-        ----------
-        state : State
-        done : Round
 
         Returns
         -------
@@ -241,16 +223,6 @@ class Method(ABC, Generic[S]):
         """Score units, for nodes that carry less than the plan, and for a look.
 
         By default the state's scores; without any, the mean absolute value of a unit's
-        own parameters.
-
-        Parameters
-        ----------
-        state : State
-        weights : mapping of str to ndarray
-            The dense global model.
-
-        Returns
-        -------
-        mapping of str to ndarray
+        own parameters in ``weights``, the dense global model.
         """
         return state.scores or l1_scores(state.plan.layout, weights)

@@ -18,12 +18,7 @@ from .threshold import keep_top
 class PaperState(State):
     """What :class:`Paper` knows; its plan is that of all explorers.
 
-    Parameters
-    ----------
-    reports : mapping of int to Report (default: empty)
-        Node id to deviations.
-    asked : int (default: 0)
-        Last round in which nodes explored.
+    ``reports`` maps nodes' ids to deviations; in round ``asked`` nodes explored last.
     """
 
     reports: Mapping[int, Report] = field(default_factory=dict)

@@ -14,18 +14,8 @@ def rescale_fan_in(arrays: Arrays, plan: Plan) -> dict[str, NDArray[Any]]:
 
     A layer that loses inputs gives smaller outputs; this keeps their variance. Layers
     that feed a normalisation do not need it. Not in the paper: our own default, since
-    it starts faster (random units gain from it as much).
-
-    Parameters
-    ----------
-    arrays : mapping of str to ndarray
-        Dense arrays; left untouched.
-    plan : Plan
-
-    Returns
-    -------
-    dict of str to ndarray
-        Dense arrays; only kept weights of layers that lost inputs are new.
+    it starts faster (random units gain from it as much). Takes and gives dense arrays,
+    of which only layers that lost inputs are new.
     """
     scaled = dict(arrays)
     for spec in plan.layout.tensors:

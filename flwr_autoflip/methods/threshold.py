@@ -263,16 +263,6 @@ def keep_even(
     return choose(steps[low])
 
 
-def keep_least(kept: Kept, scores: Arrays, least: Mapping[str, int]) -> Kept:
-    """Keep so many best-scored units of a group that has fewer."""
-    return {
-        name: choice
-        if choice.sum() >= least[name]
-        else keep_top(scores[name], least[name])
-        for name, choice in kept.items()
-    }
-
-
 def floors(layout: Layout) -> dict[str, int]:
     """Say how many units of each group are kept whatever a threshold asks for.
 
@@ -299,7 +289,7 @@ def allocate(
     ----------
     layout : Layout
     ratio : float
-        In (0, 1]; MACs of layers that no unit touches come on top.
+        In (0, 1]; MACs of layers that cannot shrink come on top.
     exponent : float
         Above 0, finite. The larger, the nearer all groups come to an even cut.
     least : mapping of str to int
@@ -327,10 +317,9 @@ def allocate(
 
 
 class UnitCosts:
-    """MACs and parameters of layers that can shrink, by how many units are kept.
+    """MACs and parameters of layers that can shrink, by units kept, one count a group.
 
-    Counts are ``(num_groups,)`` float64. Each tensor's size is the product of its axes'
-    lengths, and each length is linear in the counts.
+    A tensor's size is the product of its axes' lengths, each linear in the counts.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -354,7 +343,7 @@ class UnitCosts:
         macs = np.array([t.macs_per_weight for t in tensors])
         trained = np.array([t.trainable for t in tensors], np.float64)
         dense = np.array([t.size for t in tensors], np.float64)
-        # What an element costs, relative to the dense model.
+        # What an element costs, relative to the dense model; for the best counts.
         self.weight = macs / max(macs @ dense, 1) + trained / (trained @ dense)
         # Layers that no unit touches cost the same whatever is chosen.
         can_shrink = np.array([t.name not in layout.fixed for t in tensors])

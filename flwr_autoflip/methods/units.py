@@ -121,7 +121,7 @@ def _choose(layout: Layout, scores: Scores, rule: thresholds.Rule) -> Kept:
             cost, what, wanted = costs.parameter_ratio, "parameters", 1 / factor
         case _:
             chosen = thresholds.select(scores, rule)
-            kept = thresholds.keep_least(chosen, scores, least)
+            kept = {n: c | keep_top(scores[n], least[n]) for n, c in chosen.items()}
             # That the best unit of an emptied group is kept is no surprise.
             lifted = [n for n, c in kept.items() if c.sum() > max(1, chosen[n].sum())]
             if lifted:

@@ -3,21 +3,13 @@
 import numpy as np
 import pytest
 from models import mlp_layout, random_arrays
-from rounds import after_round, carried_out
+from rounds import REPORT, after_round, carried_out
 
 from flwr_autoflip.errors import AutoFlipError
 from flwr_autoflip.methods import AuthorsCode
 
 LAYOUT = mlp_layout()
 WEIGHTS = random_arrays(LAYOUT)
-# Guidance: fc1.weight rows 0 1 .5 .25, its bias 0 1 0 .5, fc2.weight 0 .125 ... .75 1
-# (.875 left out), fc2.bias 0 1.
-REPORT = {
-    "fc1.weight": np.repeat(np.float32([[0], [8], [4], [2]]), 3, axis=1),
-    "fc1.bias": np.float32([0, 10, 0, 5]),
-    "fc2.weight": np.float32([[0, 1, 2, 3], [4, 5, 6, 8]]),
-    "fc2.bias": np.float32([0, 1]),
-}
 
 
 @pytest.mark.parametrize(

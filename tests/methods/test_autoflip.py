@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from models import mlp_layout, random_arrays
-from rounds import after_round, carried_out
+from rounds import REPORT, after_round, carried_out
 
 from flwr_autoflip.errors import AutoFlipWarning
 from flwr_autoflip.methods import L1, Guided, autoflip
@@ -20,17 +20,6 @@ from flwr_autoflip.methods.threshold import (
 
 LAYOUT = mlp_layout()
 WEIGHTS = random_arrays(LAYOUT)
-# Deviations of Linear 3 -> 4 -> 2, and guidance (min-max a tensor):
-#   fc1.weight rows  0 8 4 2        -> 0  1  .5  .25
-#   fc1.bias         0 10 0 5       -> 0  1  0   .5
-# Scores of neurons, means of 3 weights and a bias:
-#   0, 1, (1.5 + 0) / 4 = .375, (.75 + .5) / 4 = .3125
-REPORT = {
-    "fc1.weight": np.repeat(np.float32([[0], [8], [4], [2]]), 3, axis=1),
-    "fc1.bias": np.float32([0, 10, 0, 5]),
-    "fc2.weight": np.float32([[0, 1, 2, 3], [4, 5, 6, 8]]),
-    "fc2.bias": np.float32([0, 1]),
-}
 
 
 def kept(method: Guided, *reports: Any) -> list[int]:
@@ -42,16 +31,13 @@ def kept(method: Guided, *reports: Any) -> list[int]:
 @pytest.mark.parametrize(
     ("threshold", "expected"),
     [
-        (Absolute(0.35), [1, 2]),
         (Absolute(0.375), [1, 2]),  # equal is kept
         (Absolute(0.38), [1]),
         (Quantile(0.25), [1, 2, 3]),  # one of four is pruned
         (Quantile(0.5, "global"), [1, 2]),  # above the median (.3125 + .375) / 2
         (Cumulative(0.7), [1, 2]),  # sum 1.6875: 1 is .59, 1.375 is .81
-        (Cumulative(0.55), [1]),
         # n neurons have 3n + n + 2n + 2 parameters of 26: 8, 14, 20, 26.
         (Compression(2), [1]),
-        (Compression(26 / 14), [1, 2]),
         # n neurons cost 3n + 2n of 20 MACs.
         (MacRatio(0.5), [1, 2]),
         ("macs:0.49", [1]),
@@ -61,13 +47,6 @@ def kept(method: Guided, *reports: Any) -> list[int]:
 )
 def test_units_by_score(threshold: Any, expected: list[int]) -> None:
     assert kept(Guided(threshold=threshold)) == expected
-
-
-def test_the_best_unit_is_kept_when_none_reaches_the_threshold() -> None:
-    report = REPORT | {"fc1.bias": np.float32([10, 0, 0, 5])}
-
-    # Scores 1/4, 3/4, 1.5/4, 1.25/4: neuron 1 is the best of them.
-    assert kept(Guided(threshold=0.9), report, report) == [1]
 
 
 def test_no_node_decides_by_its_scale_and_a_median_by_its_values() -> None:
@@ -85,7 +64,6 @@ def test_what_rounds_ask() -> None:
     method = Guided(macs=0.5)
     state, weights = method.begin(LAYOUT, WEIGHTS)
     assert weights is WEIGHTS
-    own = method.importance(state, WEIGHTS)  # by weight, as long as nothing is known
 
     first = method.order(state, 1, [3, 4])
     again = method.order(state, 2, [3, 4])  # the first round was lost
@@ -106,14 +84,8 @@ def test_what_rounds_ask() -> None:
     np.testing.assert_allclose(
         method.importance(state, weights)["fc1"], [0, 1, 0.375, 0.3125]
     )
-    np.testing.assert_allclose(own["fc1"], L1().importance(state.__class__(first.plan),
-                                                           WEIGHTS)["fc1"])  # fmt: skip
-
-
-def test_weights_are_left_alone_on_request() -> None:
-    _, weights = after_round(Guided(rescale=False), LAYOUT, WEIGHTS, [REPORT] * 2)
-
-    assert weights is WEIGHTS
+    _, unscaled = after_round(Guided(rescale=False), LAYOUT, WEIGHTS, [REPORT] * 2)
+    assert unscaled is WEIGHTS
 
 
 # --- Sums by unit instead of whole reports ---
@@ -147,11 +119,10 @@ def test_without_explorers_the_weights_decide_and_the_log_says_so(
     assert "chosen by weight" in said[0]
 
 
-def test_one_explorer_warns() -> None:
-    with pytest.warns(AutoFlipWarning, match="one explorer only"):
-        assert kept(Guided(threshold=0.35), REPORT) == [1, 2]
-
-
-def test_nothing_pruned_warns() -> None:
-    with pytest.warns(AutoFlipWarning, match="prunes nothing"):
-        kept(Guided(threshold=0.0))
+@pytest.mark.parametrize(
+    ("threshold", "reports", "message"),
+    [(0.38, [REPORT], "one explorer only"), (0.0, [REPORT] * 2, "prunes nothing")],
+)
+def test_warnings(threshold: float, reports: Any, message: str) -> None:
+    with pytest.warns(AutoFlipWarning, match=message):
+        kept(Guided(threshold=threshold), *reports)

@@ -26,8 +26,3 @@ DENSE = dense_plan(mlp_layout())
 def test_wrong_words_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(AutoFlipError, match=message):
         Order(DENSE, **fields)
-
-
-@pytest.mark.parametrize("who", ["round", "all", 1, (3, 5)])
-def test_who_takes_part(who: Any) -> None:
-    assert Order(DENSE, who=who).who == who

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from models import ZOO, flat_layout, layout_of, mlp_layout, random_arrays
+from models import flat_layout, layout_of, mlp_layout, random_arrays
 from rounds import carried_out
 
 from flwr_autoflip.methods import L1, Dense, Method, Random
@@ -111,28 +111,12 @@ def test_every_unit_has_the_same_chance() -> None:
     assert abs(times - 100).max() < 5 * 8.7
 
 
-@pytest.mark.parametrize("factor", [1.5, 2, 4])
-def test_targets_are_met(factor: float) -> None:
-    layout = layout_of("conv_flat")
-    weights = random_arrays(layout)
-
-    compressed, _ = Random(threshold=f"{factor}x").begin(layout, weights)
-    cheaper, _ = Random(macs=1 / factor).begin(layout, weights)
-
-    assert compressed.plan.num_parameters <= layout.num_parameters / factor
-    assert cheaper.plan.macs <= 5976 / factor  # by hand in test_cost.py
-
-
 # --- Dense ---
 
 
-@pytest.mark.parametrize("name", ZOO)
-def test_dense_keeps_everything(name: str) -> None:
-    layout = layout_of(name)
-    weights = random_arrays(layout)
+def test_dense_keeps_everything() -> None:
+    state, start = Dense().begin(mlp_layout(), WEIGHTS)
 
-    state, start = Dense().begin(layout, weights)
-
-    assert state.plan.num_parameters == layout.num_parameters
+    assert state.plan.num_parameters == mlp_layout().num_parameters
     assert state.plan.mask == {}
-    assert start is weights
+    assert start is WEIGHTS

@@ -84,11 +84,7 @@ def test_how_much_is_kept(method: Any) -> None:
     assert method().target == MacRatio(0.25)
     assert method(macs=1).target == MacRatio(1)
     assert method(threshold="2x").target == Compression(2)
-    assert method(threshold=" conv1 = 8 , block.0=2 ").target == {
-        "conv1": 8,
-        "block.0": 2,
-    }
-    assert method(threshold={"conv1": 8}).target == {"conv1": 8}
+    assert method(threshold="conv1=8").target == {"conv1": 8}
 
 
 @pytest.mark.parametrize(
@@ -99,9 +95,6 @@ def test_how_much_is_kept(method: Any) -> None:
         (L1, {"macs": 25}, "got 25; for another measure"),
         (L1, {"macs": True}, "got True"),
         (L1, {"macs": "2x"}, "got '2x'"),
-        (L1, {"threshold": "conv1=many"}, "must read 'conv1=8,fc1=32'"),
-        (L1, {"threshold": "conv1=8,fc1"}, "must read 'conv1=8,fc1=32'"),
-        (L1, {"threshold": "a=1.5"}, "must read"),
         (L1, {"threshold": "half"}, "threshold must be 'macs:0.25'"),
         (L1, {"round_to": 0}, "round_to must be at least 1, got 0"),
         (L1, {"round_to": 1.5}, "round_to must be at least 1"),

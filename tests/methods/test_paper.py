@@ -54,11 +54,8 @@ def test_the_mask_by_hand() -> None:
     # Mean guidance of own parameters: .4, 2/3, (3 * .4 + .5333) / 4, 0
     scores = Paper().importance(state, WEIGHTS)["fc1"]
     np.testing.assert_allclose(scores, [0.4, 2 / 3, 0.43333, 0], rtol=1e-4)
-
-
-def test_the_best_unit_is_kept_when_all_are_marked() -> None:
+    # Where all are marked, the best one is kept.
     state, _ = after_round(Paper(threshold=0.9), LAYOUT, WEIGHTS, explorers())
-
     np.testing.assert_array_equal(state.plan.keep["fc1"], [1])
 
 

@@ -26,8 +26,6 @@ from flwr_autoflip.methods.threshold import (
     select,
 )
 
-SCORES = st.floats(0, 1, width=32)
-
 
 @pytest.mark.parametrize(
     ("scores", "threshold", "expected"),
@@ -99,24 +97,14 @@ def test_cumulative_count_matches_every_subset(scores: np.ndarray, tenths: int) 
     assert count == (min(fits) if total else len(scores))
 
 
-# --- keep_top ---
-
-
-def test_keep_top_keeps_shape_and_breaks_ties_by_position() -> None:
-    kept = keep_top(np.array([[0.5, 0.9], [0.5, 0.5]]), 2)
-
-    np.testing.assert_array_equal(kept, [[True, True], [False, False]])
-
-
 @settings(deadline=None)
-@given(hnp.arrays(np.float32, 6, elements=SCORES), st.integers(0, 6))
-def test_keep_top_keeps_none_below_one_that_goes(
-    scores: np.ndarray, count: int
-) -> None:
+@given(hnp.arrays(np.float32, 6, elements=st.integers(0, 3)), st.integers(0, 6))
+def test_keep_top_matches_a_plain_sort(scores: np.ndarray, count: int) -> None:
     kept = keep_top(scores, count)
 
-    assert np.count_nonzero(kept) == count
-    assert scores[kept].min(initial=1) >= scores[~kept].max(initial=0)
+    # By falling score, and by position where scores are equal.
+    ranked = sorted(range(6), key=lambda place: (-scores[place], place))
+    assert np.flatnonzero(kept).tolist() == sorted(ranked[:count])
 
 
 # --- Compression and MACs: an even share, exact to the last unit ---
@@ -161,15 +149,6 @@ def test_targets_by_hand(threshold: Threshold, a: list[bool], b: list[bool]) -> 
     np.testing.assert_array_equal(kept["b"], b)
 
 
-def test_target_below_reach_leaves_one_a_layer() -> None:
-    scores = {"a": np.array([0.1, 0.9]), "b": np.array([0.5, 0.4, 0.3])}
-
-    kept = keep_even(scores, chain_cost, 1e-6)
-
-    np.testing.assert_array_equal(kept["a"], [False, True])
-    np.testing.assert_array_equal(kept["b"], [True, False, False])
-
-
 @settings(deadline=None)
 @given(
     st.lists(st.integers(1, 12), min_size=1, max_size=3),
@@ -206,7 +185,6 @@ def test_even_share_matches_a_loop_over_all_ratios(
     ("text", "threshold"),
     [
         ("cumulative:0.7", Cumulative(0.7)),
-        ("cumulative:0.5", Cumulative(0.5)),
         (0.3, Absolute(0.3)),
         ("0.3", Absolute(0.3)),
         (0, Absolute(0.0)),
@@ -217,55 +195,46 @@ def test_even_share_matches_a_loop_over_all_ratios(
         ("macs:0.25", MacRatio(0.25)),
         ("even-macs:0.25", MacRatio(0.25, exponent=np.inf)),
         (MacRatio(1.0), MacRatio(1.0)),
+        (" conv1 = 8 , block.0=2 ", {"conv1": 8, "block.0": 2}),
+        ({"conv1": 8}, {"conv1": 8}),
     ],
 )
-def test_short_forms(text: float | str, threshold: Threshold) -> None:
+def test_short_forms(text: Any, threshold: Threshold) -> None:
     assert parse_threshold(text) == threshold
 
 
 @pytest.mark.parametrize(
-    "value",
+    ("values", "message"),
     [
-        *(
-            "",
-            "x",
-            "auto",
-            "cumulative",
-            "cumulative:x",
-            "quantile",
-            "macs:",
-            "2x:3",
-            "macs",
+        (
+            (
+                "",
+                "x",
+                "auto",
+                "cumulative",
+                "cumulative:x",
+                "macs:",
+                "2x:3",
+                True,
+                None,
+                [0.3],
+            ),
+            r"threshold must be 'macs:0\.25'",
         ),
-        *(True, None, [0.3]),
+        (
+            (1.0, -0.1, float("nan"), "quantile:1", "global-quantile:-0.1", "0.5x"),
+            "must lie in",
+        ),
+        (
+            ("macs:0", "macs:1.1", "cumulative:0", "cumulative:2", "infx", "nanx"),
+            "must lie in",
+        ),
+        ((Cumulative(0.0), Compression(0.0)), "must lie in"),
+        ([MacRatio(0.5, exponent) for exponent in (0, -1, float("nan"))], "above 0"),
+        (("conv1=many", "conv1=8,fc1", "a=1.5"), "must read 'conv1=8,fc1=32'"),
     ],
 )
-def test_what_is_no_threshold_is_refused(value: object) -> None:
-    with pytest.raises(AutoFlipError, match=r"threshold must be 'macs:0\.25'"):
-        parse_threshold(value)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        *(1.0, -0.1, float("nan"), "quantile:1", "global-quantile:-0.1", "0.5x"),
-        *(
-            "macs:0",
-            "macs:1.1",
-            "cumulative:0",
-            "cumulative:2",
-            Cumulative(0.0),
-            Compression(0.0),
-        ),
-        *("infx", "nanx"),
-    ],
-)
-def test_out_of_range_is_refused(value: Threshold | float | str) -> None:
-    with pytest.raises(AutoFlipError, match="must lie in"):
-        parse_threshold(value)
-
-
-@pytest.mark.parametrize("exponent", [0, -1, float("nan")])
-def test_an_exponent_must_be_positive(exponent: float) -> None:
-    with pytest.raises(AutoFlipError, match="must be above 0"):
-        parse_threshold(MacRatio(0.5, exponent))
+def test_what_is_no_threshold_is_refused(values: Any, message: str) -> None:
+    for value in values:
+        with pytest.raises(AutoFlipError, match=message):
+            parse_threshold(value)

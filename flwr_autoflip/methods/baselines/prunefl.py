@@ -193,16 +193,11 @@ def adjust(
 
     Parameters
     ----------
-    weights : mapping of str to ndarray
-        Tensors whose single weights may be pruned, dense.
-    squared_gradients : mapping of str to ndarray
-        Same shapes, at least 0. Further names count as kept and as costing no time.
-    mask : Mask
-        Weights in use.
-    time_per_weight : mapping of str to float
-        Seconds, above 0, of a weight of each tensor.
-    t_const : float
-        Seconds of a round without weights, above 0.
+    weights, squared_gradients, mask : mapping of str to ndarray
+        By tensor: values, gradients' squares, and which weights are in use. Squares of
+        further tensors count as kept and as costing no time.
+    time_per_weight, t_const : mapping of str to float, float
+        Seconds, above 0, of a weight of each tensor, and of a round without weights.
     fraction : float
         In [0, 1).
     kept : int, optional

@@ -16,7 +16,7 @@ from ..threshold import (
     Compression,
     MacRatio,
     ThresholdLike,
-    keep_least,
+    keep_top,
     parse_target,
 )
 from ..units import unit_plan, weight_tensors
@@ -26,14 +26,8 @@ from ..units import unit_plan, weight_tensors
 class StructuredState(State):
     """What :class:`Structured` knows; its plan is the one that was trained last.
 
-    Parameters
-    ----------
-    following : Plan
-        What the next round trains.
-    since : int (default: 0)
-        Round in which ``following`` trains, or trained, first.
-    initial : mapping of str to ndarray (default: empty)
-        What a smaller network starts from, if it starts afresh.
+    The next round trains ``following``, which is, or was, new in round ``since``. A
+    smaller network that starts afresh starts from ``initial``.
     """
 
     following: Plan
@@ -128,9 +122,8 @@ class Structured(Method[StructuredState]):
         scores = {name: -_distance(sums[name], alive) for name, alive in left.items()}
         target = parse_target(self.macs, self.threshold)
         if target is None:
-            near = {name: score >= -self.k for name, score in scores.items()}
-            kept = keep_least(near, scores, dict.fromkeys(near, 1))
-            return Plan(layout, keep_from_bool(kept))
+            near = {n: (s >= -self.k) | keep_top(s, 1) for n, s in scores.items()}
+            return Plan(layout, keep_from_bool(near))
         return unit_plan(layout, scores, target) if plan.alive.all() else plan
 
 

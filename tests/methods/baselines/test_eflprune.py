@@ -54,18 +54,6 @@ def test_distances_by_hand() -> None:
     )
 
 
-def test_biases_count_in_distances_and_columns_do_not() -> None:
-    weights = {t.name: np.zeros(t.shape, t.dtype) for t in flat_layout().tensors}
-    weights["norm.bias"][0] = 3
-    weights["conv.weight"][1, 0, 0, 1] = -4
-    weights["fc1.weight"][:, 0] = 50  # filter 0's columns; all neurons alike
-
-    found = scores("similarity", flat_layout(), weights)
-
-    np.testing.assert_allclose(found["conv"], [5, 5])
-    np.testing.assert_allclose(found["fc1"], [0, 0, 0])
-
-
 @pytest.mark.parametrize("name", ["lstm", "residual", "depthwise", "grouped"])
 def test_distances_against_a_naive_loop(name: str) -> None:
     layout = LSTM if name == "lstm" else layout_of(name)

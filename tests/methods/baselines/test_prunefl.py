@@ -19,19 +19,10 @@ WEIGHTS = random_arrays(LAYOUT)
 
 
 def test_adjustment_by_hand() -> None:
-    weights = {
-        "a": np.array([4.0, -1.0, 3.0, 2.0, 0.0]),
-        "b": np.array([[0.5, 6.0]]),
-    }
-    squares = {
-        "a": np.array([1.0, 6.0, 2.0, 0.5, 3.0]),
-        "b": np.array([[9.0, 1.0]]),
-        "bias": np.array([2.0]),
-    }
-    mask = {
-        "a": np.array([True, True, True, True, False]),
-        "b": np.array([[False, True]]),
-    }
+    weights = {"a": np.array([4.0, -1, 3, 2, 0]), "b": np.array([[0.5, 6]])}
+    squares = {"a": np.array([1, 6, 2, 0.5, 3]), "b": np.array([[9.0, 1]])}
+    squares["bias"] = np.array([2.0])
+    mask = {"a": weights["a"] != 0, "b": np.array([[False, True]])}
 
     new = adjust(weights, squares, mask, {"a": 1.0, "b": 4.0}, 2.0, 0.5)
 
@@ -41,17 +32,6 @@ def test_adjustment_by_hand() -> None:
     # -> 24 / 14 = 1.71; .5 is less than that and is pruned.
     np.testing.assert_array_equal(new["a"], [True, True, True, False, True])
     np.testing.assert_array_equal(new["b"], [[True, True]])
-
-
-def test_a_gain_below_the_ratio_stops_it() -> None:
-    weights = {"w": np.array([5.0, 1.0, 2.0])}
-    squares = {"w": np.array([8.0, 1.9, 2.0])}
-    mask = {"w": np.array([True, False, False])}
-
-    new = adjust(weights, squares, mask, {"w": 1.0}, 3.0, 0.3)
-
-    # 8 / 4 = 2, and neither candidate is above it.
-    np.testing.assert_array_equal(new["w"], [True, False, False])
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -148,16 +128,10 @@ def test_what_did_not_move_at_the_one_client_is_pruned() -> None:
     np.testing.assert_array_equal(plan.mask["fc2.weight"], MOVED["fc2.weight"] > 0)
     assert set(plan.mask) == {"fc1.weight", "fc2.weight"}  # biases are all kept
     assert plan.num_parameters == 6 + 5 + 4 + 2
-
-
-def test_a_tensor_that_did_not_move_keeps_its_largest_weight() -> None:
-    weights = random_arrays(LAYOUT)
-    weights["fc2.weight"][1, 2] = -1000
-
-    state, _ = after_round(
-        PruneFL(), LAYOUT, weights, [report(fc1_weight=np.ones((4, 3)))]
-    )
-
+    # A tensor that did not move at all keeps its largest weight.
+    still = report(fc1_weight=np.ones((4, 3)))
+    weights = WEIGHTS | {"fc2.weight": np.float32([[1, 2, 3, 4], [5, 6, -9, 8]])}
+    state, _ = after_round(PruneFL(), LAYOUT, weights, [still])
     assert np.argwhere(state.plan.mask["fc2.weight"]).tolist() == [[1, 2]]
 
 
