@@ -13,8 +13,6 @@ from torch import nn
 
 from flwr_autoflip import (
     AutoFlipClient,
-    AutoFlipError,
-    AutoFlipWarning,
     __version__,
     autoflip_mod,
     client_app,
@@ -97,17 +95,7 @@ def test_examples_are_counted_not_believed() -> None:
     asked = Asked(client_app(Liar), 1)
     asked.ask()
 
-    (row,) = asked.rows
-    assert row["examples"] == 3 * len(node_data(0)[0])
-
-
-def test_training_a_copy_is_warned_of() -> None:
-    class Copies(Client):
-        def train(self, model: nn.Module, config: dict[str, Any]) -> tuple[int, Any]:
-            return super().train(shrink(TinyNet(), SMALL), config)
-
-    with pytest.warns(AutoFlipWarning, match="no weight moved in training"):
-        Asked(client_app(Copies), 1).ask()
+    assert asked.rows[0]["examples"] == 3 * len(node_data(0)[0])
 
 
 def fails(app: ClientApp, message: str, **options: Any) -> None:
@@ -118,19 +106,15 @@ def fails(app: ClientApp, message: str, **options: Any) -> None:
     assert not asked.grid.contexts[100].state  # no trace
 
 
-def test_metrics_must_be_numbers() -> None:
+def test_what_an_app_did_wrong_is_said() -> None:
     class Wordy(Client):
         def train(self, model: nn.Module, config: dict[str, Any]) -> tuple[int, Any]:
             return super().train(model, config)[0], {"note": "fine"}
 
+    unwritten = client_app(lambda context: AutoFlipClient(TinyNet, context))
     fails(client_app(Wordy), "metric 'note' must be one number")
-
-
-def test_unwritten_methods_say_so() -> None:
-    app = client_app(lambda context: AutoFlipClient(TinyNet, context))
-
-    fails(app, "write train(self, model, config)")
-    fails(app, "write test(self, model, config)", phase="evaluate")
+    fails(unwritten, "write train(self, model, config)")
+    fails(unwritten, "write test(self, model, config)", phase="evaluate")
 
 
 def test_a_node_of_another_version_is_refused_in_one_line() -> None:
@@ -210,13 +194,6 @@ def test_a_node_says_its_budget_and_takes_no_more(app: Any) -> None:
     assert len(asked.ask(budget="macs:0.5")) == 1
     assert asked.ask() == []
     assert "this node's budget is 'macs:0.5', but the server sent" in asked.reasons[0]
-
-
-def test_secure_aggregation_is_refused_with_the_reason() -> None:
-    def secaggplus_mod() -> None: ...
-
-    with pytest.raises(AutoFlipError, match="leave secaggplus_mod out"):
-        client_app(Client, mods=[secaggplus_mod])
 
 
 # --- Gradients ---

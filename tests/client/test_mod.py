@@ -10,7 +10,6 @@ from federation import (
     Client,
     TinyNet,
     initial,
-    make_model,
     numpy_app,
     plain_app,
     sgd,
@@ -201,17 +200,9 @@ def test_what_a_mod_cannot_do_says_so() -> None:
     assert "asks for gradients, which a mod cannot see; use AutoFlipClient" in gradients
     budget = reason([autoflip_mod], node={"autoflip-budget": "macs:0.5"})
     assert "a mod cannot keep the app from training the dense model" in budget
-
-
-def test_units_that_answer_though_they_are_pruned_are_refused() -> None:
-    asked = Asked(plain_app([autoflip_mod]), 1)
-    asked.exchange.cost_of = type(asked.exchange.cost_of)(
-        make_model(), EXAMPLE, answer=("fc1",)
-    )
-
-    assert asked.ask() == []
-    assert "pruned units of fc1 still answer in the dense model" in asked.reasons[0]
-    assert len(asked.ask(plan=DENSE)) == 1  # here none is
+    client = Asked(client_app(Client, mods=[autoflip_mod]), 1)
+    assert client.ask() == []
+    assert "for dense clients only" in client.reasons[0]
 
 
 def test_an_apps_error_of_many_lines_is_one_line_in_the_ledger() -> None:
@@ -220,29 +211,6 @@ def test_an_apps_error_of_many_lines_is_one_line_in_the_ledger() -> None:
 
     expected = "RuntimeError: Error(s) in loading state_dict: size mismatch"
     assert reason([autoflip_mod, broken]) == expected
-
-
-@pytest.mark.parametrize(
-    ("app", "hint"),
-    [
-        (plain_app(), "If the app has no autoflip_mod yet"),
-        (numpy_app(), ""),
-        (client_app(Client, mods=[autoflip_mod]), "for dense clients only"),
-    ],
-)
-def test_a_mod_too_few_or_too_many_says_so(app: Any, hint: str) -> None:
-    asked = Asked(app, 1)
-
-    assert asked.ask() == []
-    assert hint in asked.reasons[0]
-
-
-def test_a_mod_of_the_legacy_api_is_named() -> None:
-    def legacy(message: Any, context: Any, call_next: Any) -> Message:
-        assert message.content["fitins.parameters"]
-        return call_next(message, context)
-
-    assert "import mods from flwr.clientapp.mod" in reason([autoflip_mod, legacy])
 
 
 def test_an_apps_own_key_error_is_its_own() -> None:

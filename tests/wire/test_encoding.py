@@ -129,19 +129,6 @@ def test_feedback_preserves_sums() -> None:
     assert error < 0.2 * np.abs(without - meant).mean()
 
 
-def test_what_the_bound_takes_away_comes_later() -> None:
-    """Two values in turn, of which the second rounds away: its sum arrives."""
-    plan = one_layer()
-    update, residual = np.float32([1, 0.003, 0, 0, 0]), None
-    total = np.zeros(5)
-    for _ in range(40):
-        data, residual = EIGHT.encode_update(update, residual, plan)
-        total += EIGHT.decode(data, plan)
-
-    np.testing.assert_allclose(total + residual, 40 * update, rtol=1e-5)
-    np.testing.assert_allclose(total[1], 0.12, atol=0.008)
-
-
 # --- What is refused ---
 
 
