@@ -12,30 +12,26 @@ import torch.nn.functional as F
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
-from flwr_autoflip.methods.policy import parse_units
 from torch import nn
 from torch.utils.data import TensorDataset
 
 from flwr_autoflip import AutoFlip, AutoFlipClient, client_app, shrink
 from flwr_autoflip.graph.shrink import load_arrays_inplace
 from flwr_autoflip.ledger.page.curves import WINDOW
-from flwr_autoflip.methods import EflPrune, Policy, PruneFl, RandomUnits, Structured
+from flwr_autoflip.methods import Guided
 from flwr_autoflip.methods.baselines.initial_pruning import (
     Schedule,
     prune_initially_inplace,
 )
-from flwr_autoflip.methods.guidance import normalize
 from flwr_autoflip.wire import from_arrayrecord
 
-from .methods import EVERYTHING, Method
+from .methods import EVERYTHING, Compared, Given
 from .tasks import Federation, Scale, Task, find_task, load
 from .training import evaluate, train
-from .watch import Watched, WatchedM, guidance_histogram
+from .watch import Watched, WatchedM
 
 HeldOut = Literal["test", "validation"]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-EXPLORING = 0
-"""The round in which nodes explore."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +43,7 @@ class Setting:
     task, scale, method : str
     seed : int
     threshold : str
-        How much stays, for methods that take AutoFLIP's size; "" is the method's own.
+        How much is kept, for methods that take AutoFLIP's size, such as ``"4x"``.
     data : str
         Folder of data sets; "" loads them from the Hugging Face hub.
     evaluate_on : {"test", "validation"}
@@ -69,7 +65,7 @@ class Setting:
         return cls(**{key: config[key] for key in cls.__dataclass_fields__})  # type: ignore[arg-type]
 
     @property
-    def parts(self) -> tuple[Task, Scale, Method]:
+    def parts(self) -> tuple[Task, Scale, Compared]:
         """Look the names up."""
         task, method = find_task(self.task), EVERYTHING[self.method]
         scale = task.scale(self.scale)
@@ -89,16 +85,11 @@ class Setting:
 
     def describe(self) -> dict[str, Any]:
         """Give everything that decides the result."""
-        _, scale, method = self.parts
         described = asdict(self) | {"rounds": self.rounds}
         del described["data"]
         if self.evaluate_on == "test":  # as in runs that were made without it
             del described["evaluate_on"]
-        return described | {
-            "settings": asdict(scale),
-            "options": dict(method.options),
-            "exploration_epochs": scale.exploration_epochs if method.literal else None,
-        }
+        return described | {"settings": asdict(self.parts[1])}
 
 
 # --- The node ---
@@ -126,7 +117,7 @@ class Client(AutoFlipClient):
         _, scale, method = self.setting.parts
         data = self.setting.load().train[self.node]
         server_round = int(config["server-round"])
-        if method.options.get("policy") == "prunefl" and server_round == EXPLORING:
+        if method.name.startswith("prunefl") and server_round == 1:
             density = prune_at_one_client(model, data, self.setting)
             return len(data), {"train-loss": density}
         loss = train(
@@ -176,61 +167,34 @@ def make_client_app() -> ClientApp:
 # --- The server ---
 
 
-def make_policy(setting: Setting, threshold: str) -> Policy | str:
-    """Build the policy of a method; a quarter of the rounds is its time unit.
-
-    PruneFL adjusts every 50 of the paper's 200 rounds; structured pruning may prune in
-    as many.
-    """
-    _, scale, method = setting.parts
-    name = str(method.options["policy"])
-    kind, _, detail = name.partition("-")
-    size = parse_units(threshold) if threshold else None
-    quarter = max(1, scale.rounds // 4)
-    match kind:
-        case "random":
-            return RandomUnits(size, setting.seed)
-        case "eflprune":
-            return EflPrune(detail, size, setting.seed)  # type: ignore[arg-type]
-        case "prunefl":
-            return PruneFl(size, interval=quarter)  # type: ignore[arg-type]
-        case "structured":
-            return Structured(
-                threshold=size, last_round=1 + quarter, restart=detail == "restart"
-            )
-    return name
-
-
 def make_strategy(setting: Setting, model: nn.Module, ledger_dir: Path) -> AutoFlip:
     """Build the strategy of a run."""
-    task, scale, method = setting.parts
-    options = dict(method.options)
-    threshold = setting.threshold or options.pop("threshold", "")
-    if "policy" in options:
-        options["policy"] = make_policy(setting, threshold)
-    if threshold and not isinstance(options.get("policy"), Policy):
-        options["threshold"] = threshold
-    if method.literal:
-        options["exploration_epochs"] = scale.exploration_epochs
+    task, scale, compared = setting.parts
+    nodes = setting.load().num_nodes
+    given = Given(
+        setting.seed,
+        nodes,
+        max(1, scale.rounds // 4),
+        scale.exploration_epochs,
+        setting.threshold or None,
+    )
     common = {
         "seed": setting.seed,
         "names": [name for name, _ in model.named_parameters()],
-        "fraction_train": scale.nodes_per_round / setting.load().num_nodes,
+        "fraction_train": scale.nodes_per_round / nodes,
         "fraction_evaluate": 0.0,
         "min_train_nodes": scale.nodes_per_round,
-        "min_available_nodes": setting.load().num_nodes,
+        "min_available_nodes": nodes,
     }
-    momentum = scale.server_momentum
-    inner = (
-        WatchedM(**common, server_momentum=momentum) if momentum else Watched(**common)
-    )
+    method, momentum = compared.make(given), scale.server_momentum
+    common["explores"] = isinstance(method, Guided)
     return AutoFlip(
-        inner,
+        WatchedM(**common, server_momentum=momentum) if momentum else Watched(**common),
         model,
         task.example_input,
+        method=method,
+        value_dtype=compared.value_dtype,
         ledger_dir=ledger_dir,
-        evaluate_dense=True,
-        **options,
     )
 
 
@@ -257,20 +221,16 @@ def run_server(grid: Grid, setting: Setting, folder: Path) -> None:
         num_rounds=setting.rounds,
         evaluate_fn=Evaluation(strategy, setting),
     )
-    watched: dict[str, Any] = {"variances": strategy.strategy.variances}
-    if reports := list(strategy.reports.values()):
-        options = strategy.options
-        guidance = normalize(reports, options["normalization"], options["client_scale"])
-        watched["guidance"] = guidance_histogram(guidance)
+    inner = strategy.strategy
+    watched = {"variances": inner.variances, "guidance": inner.guidance}
     (folder / "watched.json").write_text(json.dumps(watched))
 
 
 class Evaluation:
     """Evaluate the model that would be deployed, small as it is.
 
-    The strategy calls once with the deployable model's arrays and, where that is not
-    the whole model, once more with the dense ones. Dense and local figures are only
-    wanted at the end, so only the last rounds pay for them.
+    Figures of the dense model and of nodes' own tests are only wanted at the end, so
+    only the last rounds pay for them.
 
     Parameters
     ----------
@@ -280,23 +240,25 @@ class Evaluation:
 
     def __init__(self, strategy: AutoFlip, setting: Setting) -> None:
         self.strategy, self.setting = strategy, setting
-        self.evaluated = -1
+        _, scale, _ = setting.parts
+        ends = (scale.rounds, setting.rounds)
+        self.late = {n for end in ends for n in range(end - WINDOW + 1, end + 1)}
 
-    def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-        """Give ``loss`` and ``top1``, and ``local-top1`` in the last rounds."""
-        scale, data = self.setting.parts[1], self.setting.load()
-        ends = (scale.rounds, self.setting.rounds)
-        late = any(end - WINDOW < server_round <= end for end in ends)
-        deployable, self.evaluated = self.evaluated != server_round, server_round
-        if not (deployable or late):
-            return None
-        model = model_fn(self.setting.task, self.setting.scale)()
-        load_arrays_inplace(model, from_arrayrecord(arrays))
-        if deployable:
-            model = shrink(model, self.strategy.deployable_plan())
-        loss, top1 = evaluate(model, getattr(data, self.setting.evaluate_on), DEVICE)
+    def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        """Give ``loss`` and ``top1``, in the last rounds ``dense-`` and ``local-``."""
+        data, dense = self.setting.load(), self._model(arrays)
+        held_out = getattr(data, self.setting.evaluate_on)
+        small = shrink(dense, self.strategy.deployable_plan)
+        loss, top1 = evaluate(small, held_out, DEVICE)
         metrics = {"loss": loss, "top1": top1}
-        if late:
-            locally = [evaluate(model, own, DEVICE)[1] for own in data.local_test]
+        if server_round in self.late:
+            dense = self._model(self.strategy.state.arrays)
+            metrics["dense-top1"] = evaluate(dense, held_out, DEVICE)[1]
+            locally = [evaluate(small, own, DEVICE)[1] for own in data.local_test]
             metrics["local-top1"] = sum(locally) / len(locally)
         return MetricRecord(metrics)
+
+    def _model(self, arrays: ArrayRecord) -> nn.Module:
+        model = model_fn(self.setting.task, self.setting.scale)()
+        load_arrays_inplace(model, from_arrayrecord(arrays))
+        return model

@@ -1,19 +1,61 @@
-"""Every method of the comparison, as options of one strategy."""
+"""Every method of the comparison, for one strategy, wire, client and ledger."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-Size = Literal["own", "units", "parameters"]
-EXACT = {"value_dtype": "float32"}
-"""What other papers' methods send."""
-CRITERIA = ("random", "l1", "l2", "similarity", "bn", "magnitude")
+from flwr_autoflip.methods import (
+    L1,
+    AuthorsCode,
+    Dense,
+    EFLPrune,
+    Guided,
+    Method,
+    Order,
+    Paper,
+    PruneFL,
+    Random,
+    Structured,
+)
+from flwr_autoflip.methods.base import Explored
+
+from ..inprocess import FIRST_NODE
+
 # EFLPrune's abstract: 63 % less compute on CIFAR-10. Magnitude saves parameters only.
-EFLPRUNE_OWN = {c: "even-macs:0.37" for c in CRITERIA} | {"magnitude": "2.7x"}
+EFLPRUNE_OWN = {
+    **dict.fromkeys(("random", "l1", "l2", "similarity", "bn"), "even-macs:0.37"),
+    "magnitude": "2.7x",
+}
 
 
 @dataclass(frozen=True)
-class Method:
+class Given:
+    """What a run gives its method.
+
+    Parameters
+    ----------
+    seed : int
+    nodes : int
+        How many there are.
+    quarter : int
+        Of FedAvg's rounds: PruneFL adjusts every 50 of the paper's 200 rounds,
+        structured pruning may prune in as many.
+    epochs : int
+        E_exp, for the literal methods.
+    threshold : str or None
+        The compression that AutoFLIP's run of the same seed reached, such as ``"4x"``,
+        for who copies it.
+    """
+
+    seed: int
+    nodes: int
+    quarter: int
+    epochs: int
+    threshold: str | None
+
+
+@dataclass(frozen=True)
+class Compared:
     """What is compared.
 
     Parameters
@@ -22,109 +64,183 @@ class Method:
         On the command line and in the names of runs.
     title : str
         In tables.
-    options : mapping
-        Of :class:`flwr_autoflip.AutoFlip`.
-    size : {"own", "units", "parameters"}
-        ``"units"``: as many units a group as AutoFLIP's run of the same seed kept;
-        ``"parameters"``: the compression that it reached, which is how the paper
+    make : callable
+        Makes the method.
+    value_dtype : {"int8", "float32"}
+        On the wire; other papers' methods send what their authors send.
+    copies : bool
+        Whether it has the compression that AutoFLIP reached, which is how the paper
         compares.
-    round_factor : int
-        Rounds over FedAvg's. Small networks are cheaper a round, so they may take
-        twice as many to spend what FedAvg spends. The literal presets spend that in
-        exploration.
-    epoch_factor : int
-        Local epochs over FedAvg's.
+    round_factor, epoch_factor : int
+        Rounds and local epochs over FedAvg's. Small networks are cheaper a round, so
+        they may take twice as many to spend what FedAvg spends. The literal methods
+        spend that in exploration.
+    explores : bool
+        Whether its round 1 explores.
+    figures : tuple of float
+        What it is in Figure 8 or 9: share of nodes and epochs, or T_p.
     """
 
     name: str
     title: str
-    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    size: Size = "own"
+    make: Callable[[Given], Method[Any]]
+    value_dtype: Literal["int8", "float32"] = "int8"
+    copies: bool = False
     round_factor: int = 2
     epoch_factor: int = 1
-
-    @property
-    def literal(self) -> bool:
-        """Whether exploration is the paper's: everybody, for E_exp epochs."""
-        return self.options.get("preset") in ("paper", "authors-code")
+    explores: bool = False
+    figures: tuple[float, ...] = ()
 
 
-def _by_name(methods: Iterable[Method]) -> dict[str, Method]:
+@dataclass(frozen=True, kw_only=True)
+class Exploring(Guided):
+    """Explore on chosen nodes, and for longer: Figure 8.
+
+    Parameters
+    ----------
+    explorers : tuple of int
+        Their ids.
+    epochs : int
+    """
+
+    explorers: tuple[int, ...]
+    epochs: int
+
+    def order(self, state: Explored, server_round: int, nodes: Sequence[int]) -> Order:
+        """Say who explores, and for how long; see :meth:`.Method.order`."""
+        asked = super().order(state, server_round, nodes)
+        if state.explored:
+            return asked
+        return replace(asked, who=self.explorers, epochs=self.epochs)
+
+
+def _by_name(methods: Iterable[Compared]) -> dict[str, Compared]:
     return {method.name: method for method in methods}
 
 
 def _with_own_size(
-    name: str, title: str, own: Mapping[str, Any] | None = None
-) -> list[Method]:
+    name: str,
+    title: str,
+    make: Callable[[Given], Method[Any]],
+    own: str | None = None,
+    explores: bool = False,
+) -> list[Compared]:
     """Give another paper's method, at AutoFLIP's compression and at its own."""
-    options = {"policy": name, **EXACT}
-    return [
-        Method(name, title, options, "parameters"),
-        Method(f"{name}-own", f"{title}, own size", options | dict(own or {})),
-    ]
+
+    def at_own(given: Given) -> Method[Any]:
+        return make(replace(given, threshold=own))
+
+    one = Compared(name, title, make, "float32", copies=True, explores=explores)
+    name, title = f"{name}-own", f"{title}, own size"
+    return [one, replace(one, name=name, title=title, make=at_own, copies=False)]
+
+
+def _eflprune(criterion: Any) -> Callable[[Given], Method[Any]]:
+    return lambda g: EFLPrune(criterion, g.seed, threshold=g.threshold)
+
+
+def _structured(restart: bool) -> Callable[[Given], Method[Any]]:
+    return lambda g: Structured(
+        threshold=g.threshold, last_round=1 + g.quarter, restart=restart
+    )
+
+
+def _exploring(fraction: float, epochs: int) -> Callable[[Given], Method[Any]]:
+    def make(given: Given) -> Method[Any]:
+        count = max(1, round(fraction * given.nodes))
+        explorers = tuple(range(FIRST_NODE, FIRST_NODE + count))
+        return Exploring(explorers=explorers, epochs=epochs)
+
+    return make
 
 
 METHODS = _by_name(
     [
-        Method("fedavg", "FedAvg", {"policy": "dense", **EXACT}, round_factor=1),
-        Method("fedavg-int8", "FedAvg, 8 bits", {"policy": "dense"}, round_factor=1),
-        Method("autoflip", "AutoFLIP"),
-        Method("guided", "AutoFLIP, guided", {"preset": "guided"}),
-        Method("random", "random units", {"policy": "random"}, "units"),
-        Method(
-            "autoflip-paper", "AutoFLIP, paper", {"preset": "paper"}, round_factor=1
+        Compared("fedavg", "FedAvg", lambda g: Dense(), "float32", round_factor=1),
+        Compared("fedavg-int8", "FedAvg, 8 bits", lambda g: Dense(), round_factor=1),
+        Compared("autoflip", "AutoFLIP", lambda g: L1(macs=0.25)),
+        Compared(
+            "guided", "AutoFLIP, guided", lambda g: Guided(macs=0.25), explores=True
         ),
-        Method(
+        Compared("random", "random units", lambda g: Random(macs=0.25, seed=g.seed)),
+        Compared(
+            "autoflip-paper",
+            "AutoFLIP, paper",
+            lambda g: Paper(epochs=g.epochs),
+            round_factor=1,
+            explores=True,
+        ),
+        Compared(
             "autoflip-authors",
             "AutoFLIP, authors",
-            {"preset": "authors-code"},
+            lambda g: AuthorsCode(epochs=g.epochs),
             round_factor=1,
+            explores=True,
         ),
-        *_with_own_size("prunefl", "PruneFL"),
+        *_with_own_size(
+            "prunefl",
+            "PruneFL",
+            lambda g: PruneFL(g.threshold, interval=g.quarter),
+            explores=True,
+        ),
         *(
             method
-            for criterion, size in EFLPRUNE_OWN.items()
+            for criterion, own in EFLPRUNE_OWN.items()
             for method in _with_own_size(
-                f"eflprune-{criterion}", f"EFLPrune ({criterion})", {"threshold": size}
+                f"eflprune-{criterion}",
+                f"EFLPrune ({criterion})",
+                _eflprune(criterion),
+                own,
             )
         ),
-        *_with_own_size("structured", "Structured, weights kept"),
-        *_with_own_size("structured-restart", "Structured"),
+        *_with_own_size("structured", "Structured, weights kept", _structured(False)),
+        *_with_own_size("structured-restart", "Structured", _structured(True)),
     ]
 )
 # Figure 8: share of nodes that explore, and for how many epochs.
 EXPLORATIONS = _by_name(
-    Method(
+    Compared(
         f"explore-{fraction}-{epochs}",
         f"{fraction:g} of nodes, {epochs} epochs",
-        {
-            "preset": "guided",
-            "exploration_fraction": fraction,
-            "exploration_epochs": epochs,
-        },
+        _exploring(fraction, epochs),
         round_factor=1,
+        explores=True,
+        figures=(fraction, epochs),
     )
     for fraction in (0.25, 0.5, 0.75, 1.0)
     for epochs in (1, 2, 5)
 )
-# Figure 9, on the literal preset.
+# Figure 9, on the literal method.
 THRESHOLDS = _by_name(
-    Method(
+    Compared(
         f"threshold-{value}",
         f"T_p = {value}",
-        {"preset": "paper", "threshold": value},
+        lambda g, value=value: Paper(value, g.epochs),  # type: ignore[misc]
         round_factor=1,
+        explores=True,
+        figures=(value,),
     )
     for value in (0.1, 0.2, 0.3, 0.4, 0.5)
 )
+_DEFAULT = METHODS["autoflip"]
 # As many rounds as it takes a quarter of the MACs to spend what FedAvg spends.
-LONGER = _by_name([Method("autoflip-4x", "AutoFLIP, 4x the rounds", round_factor=4)])
+LONGER = _by_name(
+    [
+        replace(
+            _DEFAULT,
+            name="autoflip-4x",
+            title="AutoFLIP, 4x the rounds",
+            round_factor=4,
+        )
+    ]
+)
 # Rounds of twice the epochs, each half as expensive as one of FedAvg's.
 EPOCHS = _by_name(
     [
-        Method(
-            "autoflip-epochs2",
-            "AutoFLIP, twice the epochs",
+        replace(
+            _DEFAULT,
+            name="autoflip-epochs2",
+            title="AutoFLIP, twice the epochs",
             round_factor=1,
             epoch_factor=2,
         )
@@ -142,7 +258,7 @@ EVERYTHING = METHODS | {
 }
 
 
-def find_methods(names: str) -> list[Method]:
+def find_methods(names: str) -> list[Compared]:
     """Read a list of names, such as ``"all"`` or ``"fedavg,autoflip"``.
 
     Parameters
@@ -152,7 +268,7 @@ def find_methods(names: str) -> list[Method]:
 
     Returns
     -------
-    list of Method
+    list of Compared
         In the order in which they have to run: what others need comes first.
 
     Raises
@@ -171,6 +287,6 @@ def find_methods(names: str) -> list[Method]:
         else:
             known = ", ".join(("all", *METHODS, *GROUPS))
             raise ValueError(f"methods: expected some of {known}, got {name!r}.")
-    if any(EVERYTHING[name].size != "own" for name in wanted):
+    if any(EVERYTHING[name].copies for name in wanted):
         wanted.add("autoflip")
     return [method for name, method in EVERYTHING.items() if name in wanted]

@@ -21,7 +21,7 @@ from flwr_autoflip.ledger.page.runs import failures
 from flwr_autoflip.ledger.provenance import provenance
 
 from .federation import DEVICE, HeldOut, Setting, make_client_app, run_server
-from .methods import METHODS, Method
+from .methods import EVERYTHING, METHODS, Compared
 from .records import CONFIG, RESULT, collected, read_record, write_atomically
 from .tasks import find_task
 
@@ -50,7 +50,7 @@ class Run:
     study: Path
     task: str
     scale: str
-    method: Method
+    method: Compared
     seed: int
     data: str = ""
     evaluate_on: HeldOut = "test"
@@ -68,8 +68,8 @@ class Run:
     @property
     def reference(self) -> "Run | None":
         """AutoFLIP's run of the same seed, if this one copies its size."""
-        own = self.method.size == "own"
-        return None if own else replace(self, method=METHODS["autoflip"])
+        copies = self.method.copies
+        return replace(self, method=METHODS["autoflip"]) if copies else None
 
     @property
     def label(self) -> str:
@@ -104,11 +104,7 @@ class Run:
         threshold = ""
         if self.reference is not None:
             plan = self.reference.result()["plan"]
-            threshold = (
-                ",".join(f"{name}={n}" for name, n in plan["units"].items())
-                if self.method.size == "units"
-                else f"{plan['dense_parameters'] / plan['parameters']:.6g}x"
-            )
+            threshold = f"{plan['dense_parameters'] / plan['parameters']:.6g}x"
         return Setting(
             self.task,
             self.scale,
@@ -131,10 +127,7 @@ def prepare(run: Run) -> Setting:
     setting = run.setting()
     described = json.loads(json.dumps(setting.describe()))
     there = run.config()
-    keys = {*described, *(there or ())} - {"options"}  # the method's name says it
-    differs = sorted(
-        key for key in keys if there and there.get(key) != described.get(key)
-    )
+    differs = sorted(key for key in described if there and there[key] != described[key])
     if differs:
         raise RunError(
             f"{run.folder} holds a run with other {', '.join(differs)}; choose "
@@ -197,7 +190,8 @@ def summarise(folder: Path, setting: Setting) -> dict[str, Any]:
         raise RunError(
             f"{folder} has {len(server) - 1} of {setting.rounds} rounds; see {LOG}."
         )
-    exploring = [row for row in nodes if row["phase"] == "explore"]
+    explores = EVERYTHING[setting.method].explores
+    exploring = [row for row in nodes if row["round"] <= 1 and explores]
     columns = {"down": "bytes_down", "up": "bytes_up", "macs": "macs"}
     return {
         "top1": line.top1.round(5).tolist(),

@@ -10,6 +10,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, FedAvgM
 from numpy.typing import NDArray
 
+from flwr_autoflip.methods.guidance import deviation, layer_guidance
 from flwr_autoflip.wire import from_arrayrecord
 
 BINS = 50
@@ -28,6 +29,8 @@ class Watched(FedAvg):
         As if ``random.seed(seed)`` came before the first round and nobody else drew.
     names : iterable of str
         Trainable tensors.
+    explores : bool
+        Whether nodes of round 1 explore by training.
     **options
         Of the strategy.
 
@@ -35,18 +38,24 @@ class Watched(FedAvg):
     ----------
     variances : list of float
         Eq. 4 of arXiv:2405.10271v3, one a round.
+    guidance : list of int
+        Histogram of round 1's guidance, if nodes explore then.
     """
 
-    def __init__(self, seed: int, names: Iterable[str], **options: Any) -> None:
+    def __init__(
+        self, seed: int, names: Iterable[str], explores: bool = False, **options: Any
+    ) -> None:
         super().__init__(**options)
-        self.names = tuple(names)
+        self.names, self.explores = tuple(names), explores
         self.variances: list[float] = []
+        self.guidance: list[int] = []
         self.generator = random.Random(seed).getstate()
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Sample from this run's own numbers."""
+        self.before = arrays
         others = random.getstate()
         random.setstate(self.generator)
         try:
@@ -60,9 +69,16 @@ class Watched(FedAvg):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Measure, then average."""
         replies = list(replies)
-        if server_round > 0:  # exploring is not one of the paper's rounds
-            records = [next(iter(r.content.array_records.values())) for r in replies]
-            self.variances.append(update_variance(records, self.names))
+        records = [next(iter(r.content.array_records.values())) for r in replies]
+        self.variances.append(update_variance(records, self.names))
+        if self.explores and server_round == 1:
+            before = from_arrayrecord(self.before)
+            reports = [
+                {name: deviation(before[name], after[name]) for name in self.names}
+                for after in map(from_arrayrecord, records)
+            ]
+            guidance = layer_guidance(reports, equal_scale=True)
+            self.guidance = guidance_histogram(guidance)
         return super().aggregate_train(server_round, replies)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..methods import EFLPRUNE_OWN, EVERYTHING, EXPLORATIONS, THRESHOLDS
+from ..methods import EFLPRUNE_OWN, EXPLORATIONS, THRESHOLDS
 from ..records import Methods, Outcome
 from ..tasks import Federation, Scale, find_task, load
 from .tables import BASELINE, Cell
@@ -115,15 +115,15 @@ def exploration(methods: Methods) -> list[dict[str, Any]]:
     points = []
     for name in EXPLORATIONS:
         if name in methods:
-            options = EVERYTHING[name].options
+            fraction, epochs = EXPLORATIONS[name].figures
             spent = [
                 one.result["exploration"]["macs"] / one.result["macs"][one.equal_rounds]
                 for one in methods[name]
             ]
             points.append(
                 {
-                    "fraction": options["exploration_fraction"],
-                    "epochs": options["exploration_epochs"],
+                    "fraction": fraction,
+                    "epochs": epochs,
                     "top1": _final_top1(methods[name]).describe(),
                     "exploration_share_of_macs": float(np.mean(spent)),
                 }
@@ -142,7 +142,7 @@ def thresholds(methods: Methods) -> list[dict[str, Any]]:
             built = [plan["parameters"] + plan["zeros"] for plan in plans]
             points.append(
                 {
-                    "threshold": EVERYTHING[name].options["threshold"],
+                    "threshold": THRESHOLDS[name].figures[0],
                     "top1": _final_top1(methods[name]).describe(),
                     "parameters_kept": float(np.mean(np.divide(built, dense))),
                     "nonzero_kept": float(np.mean(np.divide(filled, dense))),

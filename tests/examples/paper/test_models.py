@@ -10,8 +10,7 @@ from examples.paper.models import ResNet50
 from examples.paper.tasks import TASKS
 from flwr_autoflip import Plan, shrink, trace
 from flwr_autoflip.ledger.cost import count_parameters
-from flwr_autoflip.methods import L1Units
-from flwr_autoflip.methods.threshold import parse_threshold
+from flwr_autoflip.methods import L1
 
 # Parameters as the paper reports them, and ours over that.
 REPORTED = {
@@ -75,7 +74,7 @@ def test_plans_are_those_of_the_published_results(name: str) -> None:
         t.name: rng.standard_normal(t.shape).astype(np.float32) for t in layout.tensors
     }
 
-    plan = L1Units(parse_threshold("macs:0.25"))(0, layout, weights, [])
+    plan = L1(macs=0.25).begin(layout, weights)[0].plan
 
     kept = blake2b(digest_size=6)
     for group, units in sorted(plan.keep.items()):

@@ -167,14 +167,13 @@ def test_every_method_runs_and_is_booked(
     assert result["lost"] == 0
     assert len(result["top1"]) == runs[method].rounds + 1
     assert result["macs"] == sorted(result["macs"])
-    size = METHODS[method].size
-    if size == "units":
+    if method == "random":
         assert result["plan"]["units"] == autoflip["plan"]["units"]
-    if size == "parameters":
+    if METHODS[method].copies:
         share = result["plan"]["parameters"] / autoflip["plan"]["parameters"]
         assert 0.7 < share < 1.05  # no method can always hit it to the last unit
-    explores = METHODS[method].literal or method.startswith(("guided", "prunefl"))
-    assert (result["exploration"]["macs"] > 0) == explores
+    assert (result["exploration"]["macs"] > 0) == METHODS[method].explores
+    assert bool(result["guidance"]) == (method == "guided")
     assert result["plan"]["dense_parameters"] == dense["plan"]["parameters"]
 
 
@@ -244,13 +243,7 @@ def test_another_configuration_is_refused_and_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "threshold"),
-    [
-        ("random", ",".join(f"{name}={count}" for name, count in UNITS.items())),
-        ("prunefl", "10x"),
-        ("prunefl-own", ""),
-        ("fedavg", ""),
-    ],
+    ("method", "threshold"), [("prunefl", "10x"), ("prunefl-own", ""), ("fedavg", "")]
 )
 def test_who_copies_autoflips_size(tmp_path: Path, method: str, threshold: str) -> None:
     plan = {"parameters": 10, "dense_parameters": 100, "units": UNITS}
@@ -296,13 +289,13 @@ def test_runs_that_are_made_stay_and_the_rest_is_made(
     made = tiny(tmp_path, "fedavg", data_dir)
     execute(made)
     before = made.result()
-    words = ["--task", "mnist", "--methods", "fedavg,random", "--scale", "tiny"]
+    words = ["--task", "mnist", "--methods", "fedavg,structured", "--scale", "tiny"]
     words += ["--seeds", "1", "--data", str(data_dir), "--out", str(tmp_path)]
 
     call(monkeypatch, "run", *words)
 
     assert made.result() == before  # seconds included: it was not made again
-    for name in ("autoflip", "random"):
+    for name in ("autoflip", "structured"):
         other = tiny(tmp_path, name, data_dir)
         assert len(other.result()["top1"]) == other.rounds + 1
 
@@ -327,7 +320,7 @@ class Pool(Executor):
 
 
 def make(pool: Pool, study: Path) -> list[str]:
-    names = ("fedavg", "autoflip", "random", "prunefl-own")
+    names = ("fedavg", "autoflip", "prunefl", "prunefl-own")
     return cli.make_all([tiny(study, name) for name in names], pool)
 
 
@@ -340,6 +333,6 @@ def test_the_night_goes_on_after_a_failure_unless_a_user_must_act(
 
     assert pool.asked == ["fedavg", "autoflip", "prunefl-own"]
     assert "mnist autoflip seed 0: MemoryError('no room')" in failed[0]
-    assert failed[1:] == ["mnist random seed 0: AutoFLIP's run failed"]
+    assert failed[1:] == ["mnist prunefl seed 0: AutoFLIP's run failed"]
     with pytest.raises(ValueError, match="no such file"):
         make(Pool("fedavg", ValueError("no such file")), tmp_path / "other")
