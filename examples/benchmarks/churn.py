@@ -1,36 +1,44 @@
-"""A hundred nodes, a tenth of them lost in every round: nothing else may get lost.
+"""A thousand nodes, half of them failing in every round, and a wire full of rubbish.
 
-``python -m examples.benchmarks.churn`` runs it in one process, ``--backend flwr``
-through ``flwr run``. A witness between strategy and nodes adds up what nodes send, by
-itself, and compares the mean with what the server sends out next. The resident memory
-of the server's process is read after every round.
+``python -m examples.benchmarks.churn`` runs 500 rounds. Of the nodes that fail a third
+answers with an error, a third never, and a third with something that has to be
+refused. Besides, replies come twice, replies of earlier rounds come again, and nodes
+that were never asked answer, some of them to requests of others. The server's clock
+jumps by up to a day between rounds. What honest nodes send is added up by the grid
+itself, and compared with what the server sends next.
+
+Nodes train nothing, they move every value a little: this is about the server.
 """
 
 import argparse
 import json
 import random
 import time
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from flwr.app import ArrayRecord, Message
-from flwr.serverapp import Grid
+from flwr.app import ArrayRecord, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 from numpy.typing import NDArray
 from torch import nn
 
-from examples.inprocess import InProcessGrid
-from flwr_autoflip import AutoFlip, AutoFlipClient, client_app, wire
+from flwr_autoflip import AutoFlip, wire
+from flwr_autoflip.client.answer import metadata_of
 from flwr_autoflip.graph.pack import pack
 
-from ..simulation import flwr_run, superlink
+from ..inprocess import InProcessGrid
 
-HERE = Path(__file__).parent
-EXAMPLE = torch.zeros(1, 1, 8, 8)
+DAY = 86_400.0
+OLD = 40
+"""Replies of earlier rounds that are kept, to come again."""
 
 
 class Net(nn.Module):
@@ -48,104 +56,151 @@ class Net(nn.Module):
         return self.fc2(F.relu(self.fc1(x.flatten(1))))
 
 
-# --- Nodes ---
-
-
-def drops_out(partition: int, num_partitions: int, server_round: int) -> bool:
-    """Tell whether a node is one of the tenth that fails in this round."""
-    draw = random.Random(server_round)
-    return partition in draw.sample(range(num_partitions), num_partitions // 10)
-
-
-class Client(AutoFlipClient):
-    """One step on a node's own random images, unless it drops out."""
-
-    def train(self, model: nn.Module, config: dict[str, Any]) -> tuple[int, Any]:
-        """Train in place."""
-        partition = int(self.context.node_config["partition-id"])
-        nodes = int(self.context.node_config["num-partitions"])
-        if drops_out(partition, nodes, int(config["server-round"])):
-            raise ConnectionError("dropped out")
-        torch.set_num_threads(1)
-        generator = torch.Generator().manual_seed(partition)
-        count = 4 + partition % 5
-        images = torch.randn(count, 1, 8, 8, generator=generator)
-        labels = torch.randint(0, 3, (count,), generator=generator)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        F.cross_entropy(model(images), labels).backward()
-        optimizer.step()
-        return count, {}
-
-
-app = client_app(lambda context: Client(Net, context))
-
-
-# --- Server ---
-
-
-class Witness:
-    """A grid that adds up, on its own account, what nodes send to be averaged.
+class HostileGrid(InProcessGrid):
+    """Nodes and strangers as the module says.
 
     Parameters
     ----------
-    grid : Grid
-        The real one.
+    nodes : int
+    seed : int (default: 0)
 
     Attributes
     ----------
-    summed : int
-        Replies in a sum.
+    honest : int
+        Replies that have to be in an average.
     largest_difference : float
-        Between the mean of a round's replies and what the server made of them.
+        Between the mean of a round's honest replies and what the server made of them.
+    sent : Counter
+        What was sent beside honest replies, by kind.
     """
 
-    def __init__(self, grid: Grid) -> None:
-        self.grid = grid
-        self.summed = 0
-        self.largest_difference = 0.0
+    def __init__(self, nodes: int, seed: int = 0) -> None:
+        super().__init__(ClientApp(), nodes)
+        self.chance = random.Random(seed)
+        self.honest, self.largest_difference = 0, 0.0
+        self.sent: Counter[str] = Counter()
+        self.old: list[Message] = []
         self._mean: NDArray[np.float64] | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.grid, name)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> list[Message]:
-        """Send; compare what goes out with the last mean, and make the next one."""
+    ) -> Iterable[Message]:
+        """Answer, or not, in any order and with rubbish between."""
         messages = list(messages)
-        training = bool(messages) and _is_training(messages[0])
-        if training:
-            self.compare(_values(messages[0]))
-        replies = list(self.grid.send_and_receive(messages, timeout=timeout))
-        valid = [reply for reply in replies if not reply.has_error()]
-        if training and valid:
-            counts = [_num_examples(reply) for reply in valid]
-            self._mean = np.average(
-                [_values(reply) for reply in valid], axis=0, weights=counts
-            )
-            self.summed += len(valid)
+        if not messages:  # nobody evaluates
+            return []
+        self.compare(_values(messages[0].content))
+        replies, good = [], []
+        for message in messages:
+            self._sent += 1
+            message.metadata.__dict__["_message_id"] = f"{self._sent}"
+            kinds = ("honest",) * 3 + ("error", "missing", "refused")
+            kind = self.chance.choice(kinds)
+            if kind == "honest":
+                good.append(self._answer(message))
+            else:
+                self.sent[kind] += 1
+                replies += self._bad(message, kind)
+        self._add_up(good)
+        replies += good + list(self._rubbish(messages, good))
+        self.chance.shuffle(replies)
+        self.old = self.chance.sample(replies, min(OLD, len(replies)))
         return replies
 
+    def _answer(self, message: Message) -> Message:
+        """Answer as a node does whose training moved every value by a little."""
+        node = message.metadata.dst_node_id
+        request = wire.read_request(message.content)
+        instructions = request.instructions
+        noise = np.random.default_rng((node, self._sent))
+        values = instructions.values + noise.normal(0, 0.01, len(instructions.values))
+        metadata = metadata_of(request, instructions.plan.num_parameters, 0.1)
+        metrics = {"num-examples": 1 + node % 9}
+        content = wire.reply_content(metrics, metadata, values.astype(np.float32))
+        return _reply(node, message, content)
+
+    def _bad(self, message: Message, kind: str) -> list[Message]:
+        """Fail, in one of the ways that the module names."""
+        if kind == "missing":
+            return []
+        if kind == "error":
+            return [Message(Error(0, "dropped out"), reply_to=message)]
+        reply = self._answer(message)
+        _spoil(reply.content, self.chance)
+        return [reply]
+
+    def _rubbish(
+        self, messages: list[Message], good: list[Message]
+    ) -> Iterator[Message]:
+        """Give replies that count nowhere: again, of old rounds, of strangers."""
+        again = self.chance.sample(good, len(good) // 10)
+        self.sent["again"] += len(again)
+        self.sent["old"] += len(self.old)
+        yield from again
+        yield from self.old
+        for message in self.chance.sample(messages, min(20, len(messages))):
+            self.sent["stranger"] += 1
+            content = good[0].content if good else RecordDict()
+            yield _reply(7, message, content)  # to another's open request
+
+    def _add_up(self, good: list[Message]) -> None:
+        self.honest += len(good)
+        if good:
+            counts = [r.content["metrics"]["num-examples"] for r in good]
+            values = [_values(reply.content).astype(np.float64) for reply in good]
+            self._mean = np.average(values, axis=0, weights=counts)
+
     def compare(self, values: NDArray[Any]) -> None:
-        """Compare the global values with the mean of what nodes sent last."""
+        """Compare global values with the mean of what honest nodes sent last."""
         if self._mean is not None:
             difference = float(np.abs(values - self._mean).max())
             self.largest_difference = max(self.largest_difference, difference)
 
 
-def _is_training(message: Message) -> bool:
-    (config,) = message.content.config_records.values()
-    return config["autoflip-phase"] == "train"
+def _reply(node: int, message: Message, content: RecordDict) -> Message:
+    reply = Message(content, reply_to=message)
+    # As Flower stamps who really sent it.
+    reply.metadata.__dict__["_src_node_id"] = node
+    return reply
 
 
-def _values(message: Message) -> NDArray[np.float64]:
-    (record,) = message.content.array_records.values()
-    return wire.single_array(record).astype(np.float64)
+def _spoil(content: RecordDict, chance: random.Random) -> None:
+    """Make a reply one that has to be refused."""
+    values, metadata = _values(content).copy(), content[wire.METADATA]
+    match chance.randrange(6):
+        case 0:
+            wrong = (np.nan, np.inf, 3e38)
+            values[chance.randrange(len(values))] = chance.choice(wrong)
+        case 1:
+            values = values[: chance.randrange(len(values))]
+        case 2:
+            metadata[wire.KEY_DIGEST] = b"another plan's"
+        case 3:
+            metadata[wire.KEY_PARAMETERS] = chance.choice((-1, 1, 2**62, "many"))
+        case 4:
+            count = chance.choice((0, -1, 1e300, [1, 2]))
+            content["metrics"]["num-examples"] = count
+        case _:
+            values = values.astype(np.float64)
+    (key,) = content.array_records
+    content[key] = wire.to_arrayrecord({chance.choice((wire.ARRAY, "x")): values})
 
 
-def _num_examples(reply: Message) -> float:
-    (metrics,) = reply.content.metric_records.values()
-    return float(metrics["num-examples"])  # type: ignore[arg-type]
+def _values(content: RecordDict) -> NDArray[Any]:
+    (record,) = content.array_records.values()
+    return wire.single_array(record)
+
+
+@contextmanager
+def jumping_clock(chance: random.Random) -> Iterator[None]:
+    """Let the wall clock jump by up to a day, either way, whenever it is read."""
+    real = time.time
+
+    def jumping() -> float:
+        return real() + chance.uniform(-DAY, DAY)
+
+    with mock.patch("time.time", jumping):
+        yield
 
 
 def resident_mb() -> float:
@@ -156,89 +211,53 @@ def resident_mb() -> float:
     raise OSError("/proc/self/status has no VmRSS.")
 
 
-def serve(grid: Grid, nodes: int, rounds: int) -> dict[str, Any]:
+def run(nodes: int, rounds: int) -> dict[str, Any]:
     """Run the federation; say what became of every reply, and of memory."""
     torch.manual_seed(0)
-    witness = Witness(grid)
-    memory: dict[int, float] = {}
+    grid, memory = HostileGrid(nodes), {}
 
     def note_memory(server_round: int, arrays: ArrayRecord) -> None:
         memory[server_round] = resident_mb()
 
-    strategy = AutoFlip(
-        FedAvg(fraction_evaluate=0.0, min_available_nodes=nodes),
-        Net(),
-        EXAMPLE,
-        preset="guided",
-        threshold="mass:0.7",
-        value_dtype="float32",
-    )
+    inner = FedAvg(fraction_evaluate=0.0, min_available_nodes=nodes)
+    example = torch.zeros(1, 1, 8, 8)
+    strategy = AutoFlip(inner, Net(), example, value_dtype="float32")
     start = time.monotonic()
-    result = strategy.start(
-        witness,  # type: ignore[arg-type]
-        ArrayRecord(Net().state_dict()),
-        num_rounds=rounds,
-        evaluate_fn=note_memory,
-    )
+    with jumping_clock(random.Random(1)):
+        arrays = ArrayRecord(Net().state_dict())
+        result = strategy.start(
+            grid, arrays, num_rounds=rounds, evaluate_fn=note_memory
+        )
     final = {name: array.numpy() for name, array in result.arrays.items()}
-    witness.compare(pack(final, strategy.deployable_plan()).astype(np.float64))
-    rows = [row for row in strategy.ledger.rows if row["phase"] == "train"]
+    grid.compare(pack(final, strategy.deployable_plan))
+    statuses = Counter(
+        row["status"] for row in strategy.ledger.rows if row["phase"] == "train"
+    )
     return {
         "nodes": nodes,
-        "rounds": len({row["round"] for row in rows}),
-        "requests": len(rows),
-        "failed": sum(row["status"] == "failed" for row in rows),
-        "accepted": sum(row["status"] == "ok" for row in rows),
-        "summed_by_the_witness": witness.summed,
-        "largest_difference": witness.largest_difference,
-        "resident_mb": list(memory.values()),  # after exploring, then every round
+        "rounds": rounds,
+        "statuses": dict(statuses),
+        "honest": grid.honest,
+        "beside": dict(grid.sent),
+        "largest_difference": grid.largest_difference,
+        "resident_mb": memory,
         "seconds": time.monotonic() - start,
     }
-
-
-# --- Running ---
-
-
-def in_process(nodes: int, rounds: int) -> dict[str, Any]:
-    """Run everything in this process."""
-    return serve(InProcessGrid(app, nodes), nodes, rounds)
-
-
-def through_flower(nodes: int, rounds: int, out: Path) -> dict[str, Any]:
-    """Run the same through ``flwr run``."""
-    report = out / "churn-flwr.json"
-    report.unlink(missing_ok=True)
-    config = {"nodes": nodes, "num-server-rounds": rounds, "report": str(report)}
-    with superlink(out, HERE.parents[1]) as environment:
-        log = out / "churn-flwr.log"
-        for _ in flwr_run(HERE / "churn_app", config, nodes, environment, log):
-            pass
-    if not report.exists():
-        raise SystemExit(f"the run did not finish; see {log}")
-    found: dict[str, Any] = json.loads(report.read_text())
-    return found
 
 
 def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--backend", choices=("inprocess", "flwr"), default="inprocess")
-    parser.add_argument("--nodes", type=int, default=100)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
+    parser.add_argument("--nodes", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=500)
     options = parser.parse_args()
-    out = options.out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
-    if options.backend == "flwr":
-        found = through_flower(options.nodes, options.rounds, out)
-    else:
-        found = in_process(options.nodes, options.rounds)
-        (out / "churn-inprocess.json").write_text(json.dumps(found, indent=1) + "\n")
+    found = run(options.nodes, options.rounds)
     memory = found.pop("resident_mb")
     print(json.dumps(found, indent=1))
-    early = min(5, len(memory) - 1)
+    early = min(50, options.rounds)
+    ratio = memory[options.rounds] / memory[early]
     print(f"resident memory: {memory[early]:.1f} MB after round {early}, ", end="")
-    print(f"{memory[-1]:.1f} MB after round {len(memory) - 1}")
+    print(f"{ratio:.3f} of that after round {options.rounds}")
 
 
 if __name__ == "__main__":

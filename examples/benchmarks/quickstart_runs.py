@@ -25,18 +25,18 @@ from flwr_autoflip.ledger.page.curves import curve
 APP = Path(__file__).parents[1] / "quickstart"
 NODES = 20
 EXACT = {"value-dtype": "float32"}
-GUIDED = {"preset": "guided", **EXACT}
-QUARTER, MOST = {"threshold": "even-macs:0.25"}, {"threshold": "even-macs:0.75"}
+GUIDED, L1 = {"method": "autoflip", **EXACT}, {"method": "l1", **EXACT}
+QUARTER, MOST, THIRDS = {"macs": 0.25}, {"macs": 0.75}, {"budgets": "thirds"}
 STUDIES: dict[str, dict[str, dict[str, Any]]] = {
     "dtypes": {
         dtype: {"value-dtype": dtype} for dtype in ("float32", "float16", "int8")
     },
     "budgets": {
-        "dense, all whole": {"policy": "dense", **EXACT},
-        "dense, thirds": {"policy": "dense", "budgets": "thirds", **EXACT},
-        "l1, all a quarter": GUIDED | QUARTER | {"policy": "l1"},
+        "dense, all whole": {"method": "dense", **EXACT},
+        "dense, thirds": {"method": "dense", **EXACT} | THIRDS,
+        "l1, all a quarter": L1 | QUARTER,
         "guided, all whole": GUIDED | MOST,
-        "guided, thirds": GUIDED | MOST | {"budgets": "thirds"},
+        "guided, thirds": GUIDED | MOST | THIRDS,
         "guided, all a quarter": GUIDED | QUARTER,
     },
 }

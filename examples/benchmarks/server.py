@@ -1,76 +1,52 @@
 """What a round costs the server, as a ratio to Flower's FedAvg on the dense arrays.
 
-FedAvg: ``configure_train`` and ``aggregate_train`` over K dense replies. AutoFLIP: a
-new plan, ``configure_train`` (pack, encode, count) and ``aggregate_train`` (check,
-average, expand) over K replies of kept values. Making replies is not timed; nodes do
-nothing. Seconds are of the processor, in turns, medians.
+``python -m examples.benchmarks.server`` times ``start()`` of one round, less what its
+nodes take: plan, requests, checks, average. Seconds are of the processor, in turns,
+medians. ``--memory`` (Linux) instead measures by how much a round's memory peaks, each
+in a process of its own, its K replies included, in dense models. "Averages" is an
+inner strategy that only averages, "more" any other, which gets dense models.
 """
 
 import argparse
-import json
+import ctypes
+import gc
 import logging
+import re
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import (
-    Array,
-    ArrayRecord,
-    ConfigRecord,
-    Message,
-    MetricRecord,
-    RecordDict,
-)
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy import FedAvg, Strategy
 from torch import nn
 
-from examples.inprocess import InProcessGrid
 from flwr_autoflip import AutoFlip, wire
-from flwr_autoflip.graph.codec import VERSION, encode_plan, plan_digest
+from flwr_autoflip.client.answer import metadata_of
 from flwr_autoflip.ledger.ledger import node_rows
+from flwr_autoflip.methods import L1
 
+from ..inprocess import InProcessGrid
 from ..paper.models import FemnistCNN, ResNet50
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], torch.Tensor]] = {
     "femnist-cnn": (lambda: FemnistCNN(62), torch.zeros(1, 1, 28, 28)),
     "resnet50": (lambda: ResNet50(100), torch.zeros(1, 3, 32, 32)),
 }
-Round = Callable[[], float]
-METRICS = MetricRecord({"num-examples": 10, "loss": 1.0})
-
-
-def fedavg_round(model: nn.Module, grid: InProcessGrid) -> Round:
-    """Prepare FedAvg's round; what comes back runs it and gives its seconds."""
-    inner, arrays = FedAvg(fraction_evaluate=0.0), ArrayRecord(model.state_dict())
-
-    def content() -> RecordDict:
-        record = ArrayRecord(model.state_dict())
-        return RecordDict({"arrays": record, "metrics": METRICS})
-
-    def run() -> float:
-        start = time.process_time()
-        messages = list(inner.configure_train(1, arrays, ConfigRecord(), grid))
-        spent = time.process_time() - start
-        answers = answered(messages, content)
-        start = time.process_time()
-        inner.aggregate_train(1, answers)
-        return spent + time.process_time() - start
-
-    return run
-
-
-def answered(
-    messages: Sequence[Message], content: Callable[[], RecordDict]
-) -> list[Message]:
-    """Give every request an id, as Flower's grids do, and a reply."""
-    for number, message in enumerate(messages):
-        message.metadata.__dict__["_message_id"] = str(number)
-    return [Message(content(), reply_to=message) for message in messages]
+ROUNDS: dict[str, tuple[bool, str]] = {  # does it only average, what is kept
+    "averages, 1/2 kept": (True, "2x"),
+    "averages, 1/4 kept": (True, "4x"),
+    "more, 1/2 kept": (False, "2x"),
+    "more, all kept": (False, "1x"),
+}
+METRICS = {"num-examples": 10, "loss": 1.0}
+STATUS = Path("/proc/self/status")
 
 
 class DoesMore(FedAvg):
@@ -81,51 +57,83 @@ class DoesMore(FedAvg):
         return super().aggregate_train(server_round, replies)
 
 
-def autoflip_round(
-    model: nn.Module,
-    example: torch.Tensor,
-    grid: InProcessGrid,
-    averages: bool = True,
-    **options: Any,
-) -> Round:
-    """Prepare AutoFLIP's round around a strategy that only averages, or not."""
-    inner = (FedAvg if averages else DoesMore)(fraction_evaluate=0.0)
-    options = {"rescale": False, "value_dtype": "float32", **options}
-    strategy = AutoFlip(inner, model, example, **options)
-    arrays = ArrayRecord(model.state_dict())
-    strategy.start(grid, arrays, num_rounds=0)
-    weights = wire.from_arrayrecord(arrays)
-    plan = strategy.policy(0, strategy.layout, weights, [])
-    digest = plan_digest(encode_plan(plan), plan.layout)
-    receipt = {wire.keys.VERSION: VERSION, wire.keys.DIGEST: digest}
-    receipt |= {wire.keys.PARAMETERS: plan.num_parameters}
-    receipt |= {wire.keys.EXAMPLES: 10, wire.keys.SECONDS: 1.0}
-    values = np.ones(plan.num_values, np.float32)
+class Nodes(InProcessGrid):
+    """Nodes that send as many values as they got, all 1.
 
-    def content() -> RecordDict:
-        record = ArrayRecord({"values": Array(values)})
-        records = {"arrays": record, "metrics": METRICS}
-        return RecordDict(records | {wire.RECEIPT: ConfigRecord(receipt)})
+    Attributes
+    ----------
+    seconds : float
+        Processor time that they took so far.
+    """
+
+    seconds = 0.0
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> list[Message]:
+        """Answer all."""
+        start, replies = time.process_time(), []
+        for message in messages:
+            self._sent += 1
+            message.metadata.__dict__["_message_id"] = str(self._sent)
+            replies.append(Message(_answer(message.content), reply_to=message))
+        self.seconds += time.process_time() - start
+        return replies
+
+
+def _answer(content: RecordDict) -> RecordDict:
+    """Answer AutoFlip's request, or plain FedAvg's."""
+    if not wire.is_ours(content):
+        (arrays,) = content.array_records.values()
+        own = ArrayRecord(arrays.to_torch_state_dict())
+        return RecordDict({"arrays": own, "metrics": MetricRecord(METRICS)})
+    request = wire.read_request(content)
+    plan = request.instructions.plan
+    values = np.ones(plan.num_values, np.float32)
+    metadata = metadata_of(request, plan.num_parameters, 1.0)
+    return wire.reply_content(METRICS, metadata, values)
+
+
+def prepare(name: str, kind: str, nodes: int) -> Callable[[], float]:
+    """Prepare FedAvg's round, or AutoFLIP's; what comes back runs it.
+
+    Parameters
+    ----------
+    name : str
+        One of :data:`MODELS`.
+    kind : str
+        ``"FedAvg"`` or one of :data:`ROUNDS`.
+    nodes : int
+
+    Returns
+    -------
+    callable
+        Gives the server's seconds.
+    """
+    build, example = MODELS[name]
+    model, grid = build(), Nodes(ClientApp(), nodes)
+    averages, kept = ROUNDS.get(kind, (True, ""))
+    strategy: Strategy = (FedAvg if averages else DoesMore)(fraction_evaluate=0.0)
+    if kept:
+        method = L1(threshold=kept, rescale=False)
+        strategy = AutoFlip(
+            strategy, model, example, method=method, value_dtype="float32"
+        )
+    arrays = ArrayRecord(model.state_dict())
 
     def run() -> float:
-        encode_plan.cache_clear()
-        start = time.process_time()
-        strategy._planner.start(weights)  # otherwise once a run
-        messages = strategy.configure_train(1, arrays, ConfigRecord(), grid)
-        spent = time.process_time() - start
-        answers = answered(messages, content)
-        start = time.process_time()
-        strategy.aggregate_train(1, answers)
-        spent += time.process_time() - start
-        rows = node_rows(strategy.ledger.rows)[-len(answers) :]
-        statuses = [row["status"] for row in rows]
-        assert statuses == ["ok"] * len(answers), statuses
+        before, start = grid.seconds, time.process_time()
+        strategy.start(grid, arrays, num_rounds=1)
+        spent = time.process_time() - start - (grid.seconds - before)
+        if isinstance(strategy, AutoFlip):
+            statuses = [row["status"] for row in node_rows(strategy.ledger.rows)]
+            assert statuses == ["ok"] * nodes, statuses
         return spent
 
     return run
 
 
-def measure(rounds: dict[str, Round], repeats: int) -> dict[str, float]:
+def measure(rounds: dict[str, Callable[[], float]], repeats: int) -> dict[str, float]:
     """Run rounds in turns; give each one's median over the first one's."""
     times: dict[str, list[float]] = {key: [] for key in rounds}
     for turn in range(repeats + 1):
@@ -137,30 +145,53 @@ def measure(rounds: dict[str, Round], repeats: int) -> dict[str, float]:
     return {key: m / medians[0] for key, m in zip(rounds, medians, strict=True)}
 
 
+# --- Memory ---
+
+
+def peak(name: str, kind: str, nodes: int) -> int:
+    """Run a round in this process; give by how much its memory peaked, in bytes."""
+    run = prepare(name, kind, nodes)
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what tracing left would hide what a round takes
+    before = _resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    run()
+    return _resident("VmHWM") - before
+
+
+def _resident(which: str) -> int:
+    found = re.search(rf"{which}:\s+(\d+) kB", STATUS.read_text())
+    assert found is not None, f"{STATUS} has no {which}"
+    return int(found[1]) * 1024
+
+
 def main() -> None:
-    """Measure all models and sizes; print ratios and write them."""
+    """Measure all models; print ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--nodes", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
+    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     logging.getLogger("flwr").setLevel("ERROR")
     torch.set_num_threads(1)
-    rows = []
+    if options.one:
+        print(peak(*options.one, options.nodes))
+        return
     for name in options.models:
-        build, example = MODELS[name]
-        model, grid = build(), InProcessGrid(ClientApp(), options.nodes)
-        parameters = sum(p.numel() for p in model.parameters())
-        rounds = {"FedAvg": fedavg_round(model, grid)}
-        for kept, threshold in (("1/2 kept", "2x"), ("1/4 kept", "4x")):
-            rounds[kept] = autoflip_round(model, example, grid, threshold=threshold)
-        for key, ratio in measure(rounds, options.repeats).items():
-            print(f"{name}, {parameters:,} parameters, {key}: {ratio:.2f} of FedAvg")
-            row = {"model": name, "parameters": parameters, "nodes": options.nodes}
-            rows.append(row | {"round": key, "ratio": round(ratio, 3)})
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "server.json").write_text(json.dumps(rows, indent=1) + "\n")
+        dense = 4 * sum(p.numel() for p in MODELS[name][0]().parameters())
+        kinds = ("FedAvg", *ROUNDS)
+        if not options.memory:
+            rounds = {kind: prepare(name, kind, options.nodes) for kind in kinds}
+            for kind, ratio in measure(rounds, options.repeats).items():
+                print(f"{name}, {kind}: {ratio:.2f} of FedAvg's time")
+            continue
+        for kind in kinds:
+            command = [sys.executable, "-m", __spec__.name, "--one", name, kind]
+            command += ["--nodes", str(options.nodes)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            print(f"{name}, {kind}: {int(done.stdout) / dense:.1f} dense models")
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def main() -> None:
             )
     except KeyboardInterrupt:
         raise SystemExit("stopped; so are the SuperLink and the SuperNodes") from None
-    write(summarise(runs, rounds, dataset, options.nodes), runs, out, console)
+    write(summarise(runs, rounds), runs, out, console)
     (out / "network.json").write_text(json.dumps(network, indent=1) + "\n")
     console.print(network_table(network))
     console.print("s a round: median. FedAvg: the inner strategy on our wire.")
@@ -81,20 +81,6 @@ def measure(
 ) -> tuple[Runs, list[dict[str, Any]]]:
     """Run the methods in turns, once a seed, on the same nodes.
 
-    Parameters
-    ----------
-    deployed : Deployment
-    methods : iterable of str
-        At least "fedavg" and "autoflip", in this order.
-    seeds : iterable of int
-    rounds : int
-        FedAvg's.
-    dataset : str
-    out : Path
-        Absolute; for ledgers and logs.
-    console : Console
-        For progress.
-
     Returns
     -------
     runs : dict
@@ -109,9 +95,8 @@ def measure(
         counted.append(deployed.traffic())
 
     runs = run_all(seeds, rounds, dataset, out, launch, console, methods)
-    ledgers = {method: [rows for rows, _ in done] for method, done in runs.items()}
     traffic = {m: counted[i :: len(runs)] for i, m in enumerate(runs)}
-    return runs, network_rows(ledgers, traffic)
+    return runs, network_rows(runs, traffic)
 
 
 if __name__ == "__main__":

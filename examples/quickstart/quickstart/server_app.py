@@ -22,8 +22,6 @@ def main(grid: Grid, context: Context) -> None:
     random.seed(seed)
     torch.manual_seed(seed)
     model = Net()
-    given = ("policy", "threshold", "value-dtype")
-    options = {name.replace("-", "_"): run[name] for name in given if run[name]}
     strategy = AutoFlip(
         FedAvg(
             fraction_train=float(run["fraction-train"]),
@@ -31,12 +29,12 @@ def main(grid: Grid, context: Context) -> None:
         ),
         model=model,
         example_input=torch.zeros(1, 1, 28, 28),
-        preset=str(run["preset"]),
+        method=str(run["method"]),
+        macs=float(run["macs"]) or None,
+        value_dtype=str(run["value-dtype"]),
         budgets=run["budgets"] != "none",
         ledger_dir=str(run["ledger-dir"]) or None,
         checkpoint_dir=str(run["checkpoint-dir"]) or None,
-        evaluate_dense=True,  # beside what would be deployed, in the report's curves
-        **options,
     )
     data = load_test(str(run["dataset"]), seed)
 
@@ -54,7 +52,5 @@ def main(grid: Grid, context: Context) -> None:
     if run["ledger-dir"]:  # for `flwr-autoflip inspect`
         path = Path(str(run["ledger-dir"])) / "model.safetensors"
         save_pruned(
-            path,
-            strategy.deployable_model(result.arrays),
-            strategy.deployable_plan(result.arrays),
+            path, strategy.deployable_model(result.arrays), strategy.deployable_plan
         )

@@ -1,1 +1,0 @@
-"""The Flower app of examples/benchmarks/churn.py."""
