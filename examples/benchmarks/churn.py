@@ -166,7 +166,7 @@ def _reply(node: int, message: Message, content: RecordDict) -> Message:
 
 def _spoil(content: RecordDict, chance: random.Random) -> None:
     """Make a reply one that has to be refused."""
-    values, metadata = _values(content).copy(), content[wire.METADATA]
+    values, metadata = _values(content).copy(), content[wire.keys.METADATA]
     match chance.randrange(6):
         case 0:
             wrong = (np.nan, np.inf, 3e38)
@@ -174,16 +174,16 @@ def _spoil(content: RecordDict, chance: random.Random) -> None:
         case 1:
             values = values[: chance.randrange(len(values))]
         case 2:
-            metadata[wire.KEY_DIGEST] = b"another plan's"
+            metadata[wire.keys.DIGEST] = b"another plan's"
         case 3:
-            metadata[wire.KEY_PARAMETERS] = chance.choice((-1, 1, 2**62, "many"))
+            metadata[wire.keys.PARAMETERS] = chance.choice((-1, 1, 2**62, "many"))
         case 4:
             count = chance.choice((0, -1, 1e300, [1, 2]))
             content["metrics"]["num-examples"] = count
         case _:
             values = values.astype(np.float64)
     (key,) = content.array_records
-    content[key] = wire.to_arrayrecord({chance.choice((wire.ARRAY, "x")): values})
+    content[key] = wire.to_arrayrecord({chance.choice((wire.keys.ARRAY, "x")): values})
 
 
 def _values(content: RecordDict) -> NDArray[Any]:

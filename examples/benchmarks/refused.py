@@ -61,7 +61,7 @@ def content_of(config: dict[str, Any], values: NDArray[Any]) -> RecordDict:
     """Put a request together, as the server does."""
     content = honest()
     (arrays,), (settings,) = content.array_records, content.config_records
-    content[arrays] = wire.to_arrayrecord({wire.ARRAY: values})
+    content[arrays] = wire.to_arrayrecord({wire.keys.ARRAY: values})
     content[settings] = ConfigRecord({**content[settings], **config})
     return content
 
@@ -142,10 +142,10 @@ def numpy_head() -> RecordDict:
     """Send an array whose head says that it is a terabyte long."""
     content = honest()
     (key,) = content.array_records
-    data = wire.to_arrayrecord({wire.ARRAY: NOTHING})[wire.ARRAY].data
+    data = wire.to_arrayrecord({wire.keys.ARRAY: NOTHING})[wire.keys.ARRAY].data
     data = data.replace(b"(1,), ", b"(1<<40")[:-4]
     array = Array("float32", (1,), "numpy.ndarray", data)
-    content[key] = ArrayRecord({wire.ARRAY: array})
+    content[key] = ArrayRecord({wire.keys.ARRAY: array})
     return content
 
 
