@@ -1,6 +1,6 @@
-"""Rounds by hand, for methods, and a whole run without Flower."""
+"""Rounds by hand, for methods."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from flwr_autoflip.graph.layout import Arrays, Layout
 from flwr_autoflip.graph.tracing.trace import trace
-from flwr_autoflip.methods import Method, Order, Result, Round, State
+from flwr_autoflip.methods import Method, Order, Result, Round
 from flwr_autoflip.methods.guidance import Report
 
 REPORT: Report = {
@@ -61,45 +61,3 @@ def after_round(
     state, weights = method.begin(layout, weights)
     order = method.order(state, 1, range(len(reports)))
     return method.learn(state, carried_out(order, reports, weights))
-
-
-Train = Callable[[int, dict[str, np.ndarray], int], dict[str, np.ndarray]]
-"""Node, what it received and the round -> what it trained."""
-
-
-def run(
-    method: Method[Any],
-    layout: Layout,
-    weights: Arrays,
-    nodes: Sequence[int],
-    rounds: int,
-    train: Train,
-) -> tuple[State, dict[str, np.ndarray], list[Order]]:
-    """Carry out a method's orders in memory, as the server does; nodes are alike."""
-    state, start = method.begin(layout, weights)
-    weights, orders = dict(start), []
-    for number in range(1, rounds + 1):
-        while True:
-            order = method.order(state, number, nodes)
-            orders.append(order)
-            if order.weights is not None:
-                weights = dict(order.weights)
-            who = {"round": nodes, "all": nodes}.get(str(order.who), order.who)
-            asked = nodes[:who] if isinstance(who, int) else who
-            sent = order.plan.apply(weights)
-            trained = {node: train(node, dict(sent), number) for node in asked}
-            results = [
-                Result(n, 1.0, {k: (v - sent[k]) ** 2 for k, v in new.items()})
-                for n, new in trained.items()
-            ]
-            trains = order.payload in ("values", "gradients")
-            if trains:
-                for spec in layout.tensors:
-                    mean = np.mean([new[spec.name] for new in trained.values()], axis=0)
-                    kept = order.plan.dense_mask(spec.name)
-                    weights[spec.name] = np.where(kept, mean, weights[spec.name])
-            state, after = method.learn(state, Round(number, order, results, weights))
-            weights = dict(after)
-            if trains:
-                break
-    return state, weights, orders

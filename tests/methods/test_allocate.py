@@ -21,8 +21,7 @@ from flwr_autoflip.methods.threshold import floors
 def allocate(
     layout: Layout, ratio: float, exponent: float, least: int = 1
 ) -> dict[str, int]:
-    """Allocate down to so many units a group, or all that it has."""
-    fewest = {group.name: min(least, group.size) for group in layout.groups}
+    fewest = dict.fromkeys((group.name for group in layout.groups), least)
     return threshold.allocate(layout, ratio, exponent, fewest)
 
 
@@ -65,21 +64,28 @@ def least_loss(layout: Layout, most: float, exponent: float) -> float:
     return min(loss(layout, c, exponent) for c in fitting)
 
 
-def test_one_layer_keeps_what_fits() -> None:
-    # n of 4 neurons cost 5n of 20 MACs.
-    layout = mlp_layout()
-
-    for exponent in (1, 3):
-        ratios = (1, 0.75, 0.74, 0.25)
-        kept = [allocate(layout, ratio, exponent)["fc1"] for ratio in ratios]
-        assert kept == [4, 3, 2, 1]
-
-
-def test_by_hand_two_layers_of_one_price_are_cut_alike() -> None:
-    # 4 a + a b + 4 b MACs of 32 at a = b = 4: for a = b = 2, 20.
-    layout = mlp(4, 4, 4, 4)
-
-    assert list(allocate(layout, 20 / 48, 3).values()) == [2, 2]
+@pytest.mark.parametrize(
+    ("layout", "ratio", "least", "kept"),
+    [
+        # 3n + 2n of 20 MACs.
+        *(
+            (mlp_layout(), ratio, 1, [n])
+            for ratio, n in ((0.75, 3), (0.74, 2), (0.25, 1))
+        ),
+        # 4a + ab + 4b MACs of 48: two layers of one price are cut alike.
+        (mlp(4, 4, 4, 4), 20 / 48, 1, [2, 2]),
+        (mlp(4, 4, 4, 4), 0.01, 3, [3, 3]),  # the fewest, even above the target
+        (mlp(3, 5, 7, 2), 0.001, 1, [1, 1]),
+        (mlp(3, 5, 7, 2), 1.0, 1, [5, 7]),
+        # Without the first layer 60 MACs stay, and each of 20 units takes 10 + 5.
+        (mlp(6, 10, 20, 5, ignored=("0",)), 0.5, 1, [10]),
+    ],
+)
+@pytest.mark.parametrize("exponent", [1, 3])
+def test_by_hand(
+    layout: Layout, ratio: float, least: int, kept: list[int], exponent: float
+) -> None:
+    assert list(allocate(layout, ratio, exponent, least).values()) == kept
 
 
 def test_by_hand_what_a_layer_costs_decides_how_far_the_exponent_goes() -> None:
@@ -100,13 +106,6 @@ def test_what_is_cheap_and_narrow_stays_whole() -> None:
 
     assert narrow == 4
     assert all(120 <= count <= 132 for count in wide)
-
-
-@pytest.mark.parametrize(("ratio", "kept"), [(1.0, [5, 7]), (0.001, [1, 1])])
-def test_all_or_one_unit_a_layer_even_above_the_target(
-    ratio: float, kept: list[int]
-) -> None:
-    assert list(allocate(mlp(3, 5, 7, 2), ratio, 3).values()) == kept
 
 
 @settings(deadline=None, max_examples=30)
@@ -146,19 +145,3 @@ def test_more_never_keeps_fewer_and_fits(name: str, least: int) -> None:
 
 def test_a_tenth_rounded_up_and_at_least_one() -> None:
     assert list(floors(mlp(3, 5, 10, 11, 95, 2)).values()) == [1, 1, 2, 10]
-
-
-def test_by_hand_no_group_falls_below_its_fewest() -> None:
-    layout = mlp(4, 4, 4, 4)
-
-    # 4a + ab + 4b MACs: 16 at (1, 2) with 4 + 2 + 8 = 14, and 21 at (1, 3) is too many.
-    for ratio, least in ((16 / 48, (1, 1)), (16 / 48, (1, 2)), (0.01, (3, 2))):
-        fewest = dict(zip("02", least, strict=True))
-        assert threshold.allocate(layout, ratio, 1, fewest) == fewest
-
-
-def test_by_hand_layers_that_no_unit_touches_come_on_top() -> None:
-    layout = mlp(6, 10, 20, 5, ignored=("0",))
-
-    # 60 MACs stay; of 20 units each takes 10 + 5.
-    assert [allocate(layout, r, 1)["2"] for r in (1, 0.5, 0.25)] == [20, 10, 5]

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from models import flat_layout, layout_of, mlp_layout, random_arrays
+from models import layout_of, mlp_layout, random_arrays
 from rounds import carried_out
 
 from flwr_autoflip.methods import L1, Dense, Method, Random
@@ -36,19 +36,6 @@ def test_the_largest_by_mean_absolute_value_are_kept(
     state, _ = L1(**target).begin(mlp_layout(), WEIGHTS)
 
     np.testing.assert_array_equal(state.plan.keep["fc1"], expected)
-
-
-def test_all_own_parameters_count_and_buffers_do_not() -> None:
-    layout = flat_layout()
-    weights = {t.name: np.zeros(t.shape, t.dtype) for t in layout.tensors}
-    weights["conv.weight"][0] = -1  # filter 0: 2
-    weights["norm.bias"][1] = -3  # filter 1: 3
-    weights["norm.running_mean"][0] = 100
-    weights["fc1.weight"][:, :2] = 50  # filter 0's columns, neurons' own
-
-    state, _ = L1(threshold={"conv": 1, "fc1": 3}).begin(layout, weights)
-
-    np.testing.assert_array_equal(state.plan.keep["conv"], [1])
 
 
 @pytest.mark.parametrize("make", [L1, Random])

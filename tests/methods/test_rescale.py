@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import (
     ZOO,
-    flat_layout,
     layout_of,
     mlp_layout,
     random_arrays,
@@ -34,28 +33,6 @@ def test_kept_columns_grow_by_hand() -> None:
         np.testing.assert_array_equal(scaled[name], 1)
     assert scaled["fc2.weight"].dtype == np.float32
     assert arrays["fc2.weight"][0, 1] == 2  # the caller's are left alone
-
-
-def test_flattened_columns_and_normalized_layers_by_hand() -> None:
-    layout = flat_layout()
-    plan = Plan(layout, {"conv": np.array([1]), "fc1": np.array([0, 2])})
-    arrays = {t.name: np.ones(t.shape, t.dtype) for t in layout.tensors}
-
-    scaled = rescale_fan_in(arrays, plan)
-
-    # fc1 keeps columns 2, 3 of 4 and rows 0, 2: sqrt(2) there, 1 elsewhere.
-    root = np.sqrt(2)
-    np.testing.assert_allclose(
-        scaled["fc1.weight"],
-        [[1, 1, root, root], [1, 1, 1, 1], [1, 1, root, root]],
-        rtol=1e-6,
-    )
-    # fc2 keeps columns 0 and 2 of 3.
-    root = np.sqrt(1.5)
-    np.testing.assert_allclose(scaled["fc2.weight"], [[root, 1, root]], rtol=1e-6)
-    # The convolution lost no input; neither did anything else.
-    for name in ("conv.weight", "norm.weight", "norm.running_mean", "fc1.bias"):
-        np.testing.assert_array_equal(scaled[name], 1)
 
 
 @pytest.mark.parametrize("name", ZOO)

@@ -1,12 +1,11 @@
 """EFLPrune's criteria, by hand."""
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from models import LstmNet, flat_layout, layout_of, mlp_layout, random_arrays
+from models import LstmNet, layout_of, mlp_layout, random_arrays
 from rounds import carried_out
 
 from flwr_autoflip.errors import AutoFlipError
@@ -44,16 +43,6 @@ def test_what_is_kept_by_hand(criterion: Any, expected: list[int]) -> None:
     assert weights is WEIGHTS
 
 
-def test_distances_by_hand() -> None:
-    found = scores("similarity", mlp_layout(), WEIGHTS)["fc1"]
-
-    # Squared: 0-1 4+1+4 = 9, 0-2 9, 0-3 9+6.25 = 15.25, 1-2 4, 1-3 2.25, 2-3 2.25.
-    far, near = np.sqrt(15.25), np.sqrt(2.25)
-    np.testing.assert_allclose(
-        found, [6 + far, 3 + 2 + near, 3 + 2 + near, far + 2 * near]
-    )
-
-
 @pytest.mark.parametrize("name", ["lstm", "residual", "depthwise", "grouped"])
 def test_distances_against_a_naive_loop(name: str) -> None:
     layout = LSTM if name == "lstm" else layout_of(name)
@@ -75,29 +64,15 @@ def test_distances_against_a_naive_loop(name: str) -> None:
         np.testing.assert_allclose(found[group.name], naive, rtol=1e-6)
 
 
-def test_batch_norm_scales_by_hand() -> None:
-    mean = flat_layout().by_name["norm.running_mean"]
-    variance = replace(mean, name="norm.running_var")  # which tells what it is
-    layout = Layout((*flat_layout().tensors, variance), flat_layout().groups)
-    weights = {t.name: np.zeros(t.shape, t.dtype) for t in layout.tensors}
-    weights["norm.weight"][:] = [-3, 2]
-    weights["norm.bias"][:] = [0, 99]
-    weights["fc1.weight"][2] = 8
-
-    state, _ = EFLPrune("bn", threshold={"conv": 1, "fc1": 1}).begin(layout, weights)
-
-    np.testing.assert_array_equal(state.plan.keep["conv"], [0])
-    np.testing.assert_array_equal(state.plan.keep["fc1"], [2])  # by L1: it has none
-
-
-def test_batch_norm_of_a_real_model_is_found_or_one_clear_error() -> None:
-    layout = layout_of("batch_norm")
+def test_batch_norm_scales_or_l1_where_a_group_has_none() -> None:
+    layout = layout_of("residual")
     weights = random_arrays(layout)
 
     found = scores("bn", layout, weights)
 
-    np.testing.assert_allclose(found["conv"], np.abs(weights["norm.weight"]))
-    np.testing.assert_allclose(found["fc1"], np.abs(weights["norm1.weight"]))
+    np.testing.assert_array_equal(found["conv1"], np.abs(weights["norm1.weight"]))
+    for name in ("stem", "conv3"):
+        np.testing.assert_array_equal(found[name], scores("l1", layout, weights)[name])
     with pytest.raises(AutoFlipError, match="no group of this model has a BatchNorm"):
         scores("bn", mlp_layout(), WEIGHTS)
 
