@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 PACKAGE = Path(__file__).resolve().parents[1]
 CPUINFO = Path("/proc/cpuinfo")
@@ -45,6 +44,8 @@ def provenance(*also: str) -> dict[str, Any]:
         ``processor``: such as ``"x86_64"``, and the model's name or "". ``cores``: of
         the machine. ``date``: UTC, ISO 8601, whole seconds.
     """
+    import torch  # takes seconds, and whoever reads ledgers does without
+
     return {
         "commit": commit_of(PACKAGE.parent, PACKAGE.name, *also),
         "version": version("flwr-autoflip"),

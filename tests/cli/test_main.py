@@ -74,13 +74,25 @@ def test_the_command_is_installed() -> None:
     assert scripts == {"flwr-autoflip": "flwr_autoflip.cli.main:app"}
 
 
-@pytest.mark.parametrize("words", [["--help"], ["report", "--help"], ["doctor"]])
-def test_it_answers_without_heavy_packages(words: list[str]) -> None:
-    """``doctor`` must work where they do not, and help must not take seconds."""
-    names = ("torch", "flwr", "torchvision", "matplotlib")
+HEAVY = ("torch", "flwr", "torchvision")
+
+
+@pytest.mark.parametrize(
+    ("words", "missing"),
+    [
+        *((words, (*HEAVY, "matplotlib")) for words in ("--help", "report --help")),
+        *(("doctor", (*HEAVY, "matplotlib")), ("report RUN --out PAGE", HEAVY)),
+    ],
+)
+def test_it_answers_without_heavy_packages(
+    tmp_path: Path, words: str, missing: tuple[str, ...]
+) -> None:
+    """``doctor`` must work where they do not, and others must not take seconds."""
+    make_ledger(tmp_path, 3, 2)
+    words = words.replace("RUN", str(tmp_path)).replace("PAGE", f"{tmp_path}/x.html")
     code = (
-        f"import sys; sys.modules |= dict.fromkeys({names})\n"
-        f"sys.argv[1:] = {words}\n{MAIN}\n"
+        f"import sys; sys.modules |= dict.fromkeys({missing})\n"
+        f"sys.argv[1:] = {words.split()}\n{MAIN}\n"
     )
 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

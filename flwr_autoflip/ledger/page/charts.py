@@ -271,7 +271,8 @@ def _shorten(text: str) -> str:
     text = text[text.index("<g ") :]
     text = re.sub(r"(?s)<defs>.*?</defs>|</?(g|svg)\b[^>]*>|\n\s*", "", text)
     text = re.sub(r'<path d="[^"]*" style="fill: none"/>', "", text)  # backgrounds
-    text = re.sub(r' (clip-path|transform)="[^"]*"| font-family: [^;"]*;', "", text)
+    text = re.sub(r' (clip-path|transform)="[^"]*"|;? font-family: [^;"]*', "", text)
+    text = re.sub(r'font: (\d+px)[^;"]*', r"font-size: \1", text)  # of older ones
     text = re.sub(r'\b[dxy]="[^"]*"', _rounded, text)
     names = {colour: f"var(--{name})" for name, colour in COLOURS.items()}
     return re.sub("#[0-9a-f]{6}", lambda m: names.get(m[0], m[0]), text)

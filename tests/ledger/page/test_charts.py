@@ -61,6 +61,7 @@ def test_lines_by_hand() -> None:
     ((left, _), (right, _), *_) = paths(drawn, "shade")[0]
     assert {left, right} == {56, 172}
     assert " exploring " in drawn
+    assert not re.search("font-family|font:", drawn)
     assert 'aria-label="By bytes: a"' in drawn
     assert ">0 B<" in drawn
 
