@@ -157,20 +157,9 @@ def batches(data: Batch, axes: Mapping[str, int]) -> Iterator[Batch]:
 class Case:
     """One kind of model with its data.
 
-    Parameters
-    ----------
-    model_fn : callable
-    example : object
-        For AutoFlip's ``example_input``.
-    make : callable
-        Count and node to a dict of tensors, ``"label"`` among them.
-    call : callable
-        Model and batch to logits, classes last.
-    macs : int
-        Forward multiply-accumulates of one example in the dense model, by hand.
-    ignored_layers : tuple of str (default: ())
-    axes : mapping of str to int (default: all 0)
-        Axis of examples where it is not the first.
+    ``make`` gives so many examples of a node, ``"label"`` among them; ``call`` gives
+    logits, classes last; ``macs`` are the forward ones of an example in the dense
+    model, by hand; ``axes`` say where examples are not on the first axis.
     """
 
     model_fn: Callable[[], nn.Module]
@@ -182,22 +171,17 @@ class Case:
     axes: Mapping[str, int] | None = None
 
 
-_PICTURES = 64 * 8 * 9 + 16 * 12 * 8 * 9 + 48 * CLASSES
 CASES: dict[str, Case] = {
-    "pictures": Case(
-        Pictures,
+    name: Case(
+        model_fn,
         torch.zeros(1, 1, 8, 8),
         pictures,
         lambda model, batch: model(batch["image"]),
-        _PICTURES,
-    ),
-    "pretrained": Case(
-        pretrained_pictures,
-        torch.zeros(1, 1, 8, 8),
-        pictures,
-        lambda model, batch: model(batch["image"]),
-        _PICTURES,
-    ),
+        64 * 8 * 9 + 16 * 12 * 8 * 9 + 48 * CLASSES,
+    )
+    for name, model_fn in (("pictures", Pictures), ("pretrained", pretrained_pictures))
+}
+CASES |= {
     "words": Case(
         Words,
         {

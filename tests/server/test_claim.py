@@ -87,12 +87,6 @@ def test_a_claim_ends_with_its_process(tmp_path: Path) -> None:
             pass
 
 
-def test_a_claim_ends_with_a_run_that_fails(tmp_path: Path) -> None:
-    for _ in range(2):
-        with pytest.raises(KeyboardInterrupt), claimed([tmp_path]):
-            raise KeyboardInterrupt
-
-
 def test_two_folders_that_are_one(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "run")

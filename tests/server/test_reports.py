@@ -64,14 +64,6 @@ def test_a_report_without_a_folder_leaves_nothing_behind() -> None:
     assert not folder.exists()
 
 
-def test_a_node_that_explores_again_has_one_report(tmp_path: Path) -> None:
-    store_report(tmp_path, 1, REPORT)
-    again = store_report(tmp_path, 1, {"a": np.float32([9])})
-
-    assert [path.name for path in tmp_path.iterdir()] == ["node-1.safetensors"]
-    np.testing.assert_array_equal(again["a"], [9])
-
-
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-7])
 

@@ -62,9 +62,9 @@ INNERS: dict[str, Callable[[], Strategy]] = {
 }
 
 
-def build(inner: Strategy | None = None, **options: Any) -> AutoFlip:
-    options = {**exploring(), **options}
-    return AutoFlip(inner or FedAvg(), TinyNet(), EXAMPLE, **options)
+def build(strategy: Strategy | None = None, **options: Any) -> AutoFlip:
+    given = {"model": TinyNet(), "example_input": EXAMPLE, **exploring(), **options}
+    return AutoFlip(strategy or FedAvg(), **given)
 
 
 def run(
@@ -80,28 +80,17 @@ def run(
 
 
 @pytest.mark.parametrize("name", INNERS)
-def test_three_rounds_around_flowers_strategies(name: str) -> None:
-    strategy = build(INNERS[name]())
-
-    arrays, _ = run(strategy)
-
-    train = [row for row in strategy.ledger.rows if row["phase"] == "train"]
-    assert len(train) == 3 * NODES
-    assert {row["status"] for row in train} == {"ok"}
-    for spec in strategy.layout.tensors:
-        assert arrays[spec.name].dtype == np.dtype(spec.dtype)
-        assert np.isfinite(arrays[spec.name]).all()
-
-
-@pytest.mark.parametrize("name", INNERS)
 def test_what_nobody_trained_keeps_its_value_exactly(name: str) -> None:
     strategy = build(INNERS[name](), method=RANDOM)
 
     arrays, _ = run(strategy)
 
+    train = [row for row in strategy.ledger.rows if row["phase"] == "train"]
+    assert [row["status"] for row in train] == ["ok"] * 3 * NODES
     before, plan = arrays_of(make_model()), strategy.deployable_plan
     moved = 0
     for spec in strategy.layout.tensors:
+        assert arrays[spec.name].dtype == np.dtype(spec.dtype)
         kept = plan.dense_mask(spec.name)
         np.testing.assert_array_equal(
             arrays[spec.name][~kept], before[spec.name][~kept], err_msg=spec.name
@@ -134,17 +123,6 @@ def test_exploring_is_a_round_of_the_inner_strategy() -> None:
     assert {(row["round"], row["phase"]) for row in rows} == {(1, "train")}
     assert {row["parameters"] for row in rows} == {strategy.layout.num_parameters}
     assert strategy.deployable_plan.num_parameters < strategy.layout.num_parameters
-
-
-def test_the_plan_of_round_one_is_shipped_in_round_two() -> None:
-    strategy = build(FedAvg(fraction_evaluate=0.0))
-
-    run(strategy, rounds=2)
-
-    later = [row for row in strategy.ledger.rows if row["round"] == 2]
-    sizes = {row["parameters"] for row in later if row["phase"] == "train"}
-    assert sizes == {strategy.deployable_plan.num_parameters}
-    assert [r["round"] for r in strategy.ledger.rows if r["phase"] == "plan"] == [1, 2]
 
 
 def test_fedavgm_and_we_agree_on_the_global_model() -> None:
@@ -248,20 +226,6 @@ def test_sums_by_unit_choose_nearly_the_same_units_for_few_bytes() -> None:
     explore = [r for r in node_rows(units.ledger.rows) if r["phase"] == "explore"]
     assert len(explore) == NODES
     assert max(row["bytes_up"] for row in explore) < 2000
-
-
-def test_float16_values_halve_the_bytes() -> None:
-    wide, narrow = build(), build(value_dtype="float16")
-
-    run(wide, rounds=2)
-    run(narrow, rounds=2)
-
-    def last_up(strategy: AutoFlip) -> int:
-        rows = [r for r in strategy.ledger.rows if r["phase"] == "train"]
-        return rows[-1]["bytes_up"]
-
-    values = wide.deployable_plan.num_values
-    assert last_up(wide) - last_up(narrow) >= 2 * values * 0.9
 
 
 class Backwards(LocalGrid):
@@ -448,19 +412,10 @@ def _tampered(kind: str, message: Message) -> Message | None:
     return message
 
 
-FAULTS = {
-    "missing": "missing",
-    "failed": "failed",
-    "length": "refused",
-    "nan": "refused",
-    "diverged": "refused",
-    "digest": "refused",
-    "model": "refused",
-    "weight": "refused",
-}
-
-
-@pytest.mark.parametrize("kind", FAULTS)
+@pytest.mark.parametrize(
+    "kind",
+    "missing failed length nan diverged digest model weight".split(),  # noqa: SIM905
+)
 def test_a_bad_reply_is_refused_and_the_round_goes_on(kind: str) -> None:
     strategy = build(FedAvg(fraction_evaluate=0.0), method=RANDOM)
     good = build(FedAvg(fraction_evaluate=0.0), method=RANDOM)
@@ -473,11 +428,10 @@ def test_a_bad_reply_is_refused_and_the_round_goes_on(kind: str) -> None:
     expected, _ = run(good, rounds=1, fault=lambda n, m: None if n == bad_node else m)
 
     row = next(r for r in node_rows(strategy.ledger.rows) if r["node"] == bad_node)
-    assert row["status"] == FAULTS[kind]
+    assert row["status"] == (kind if kind in ("missing", "failed") else "refused")
     assert row["reason"]
-    assert (
-        sum(r["status"] == "ok" for r in node_rows(strategy.ledger.rows)) == NODES - 1
-    )
+    statuses = [r["status"] for r in node_rows(strategy.ledger.rows)]
+    assert statuses.count("ok") == NODES - 1
     for name, array in expected.items():
         np.testing.assert_array_equal(arrays[name], array)
 
@@ -510,17 +464,6 @@ def test_strangers_and_repetitions_are_ignored() -> None:
     strategy.start(grid, initial(), num_rounds=2)
 
     assert len(node_rows(strategy.ledger.rows)) == 2 * NODES
-
-
-def test_half_of_the_explorers_is_enough() -> None:
-    strategy = build()
-
-    run(strategy, rounds=2, fault=lambda n, m: None if n < 102 else m)
-
-    first = [row for row in strategy.ledger.rows if row["round"] == 1]
-    statuses = sorted(row["status"] for row in first if row["phase"] == "train")
-    assert statuses == ["missing", "missing", "ok", "ok"]
-    assert strategy.deployable_plan.num_parameters < strategy.layout.num_parameters
 
 
 def test_a_first_round_that_is_lost_is_explored_again() -> None:
@@ -562,26 +505,17 @@ def test_no_explorer_at_all_is_one_clear_error() -> None:
         ({"method": "l1", "macs": 1.5}, r"in \(0, 1\]"),
         ({"method": RANDOM, "macs": 0.5}, "does nothing here|leave it out"),
         ({"ignored_layers": ("nowhere",)}, "no module named"),
+        ({"strategy": FedAvg(fraction_train=0.0)}, "fraction_train is 0"),
+        ({"example_input": torch.zeros(1, 3)}, "forward fails on example_input"),
+        (
+            {"model": nn.Linear(64, 2), "example_input": torch.zeros(1, 64)},
+            "no prunable unit",
+        ),
     ],
 )
 def test_wrong_options_say_what_to_do(options: dict[str, Any], message: str) -> None:
     with pytest.raises(AutoFlipError, match=message):
         build(**options)
-
-
-def test_fraction_train_zero_is_refused() -> None:
-    with pytest.raises(AutoFlipError, match="fraction_train is 0"):
-        build(FedAvg(fraction_train=0.0))
-
-
-def test_model_that_rejects_the_example_is_refused() -> None:
-    with pytest.raises(AutoFlipError, match="forward fails on example_input"):
-        AutoFlip(FedAvg(), TinyNet(), torch.zeros(1, 3, 8, 8))
-
-
-def test_model_without_hidden_units_is_refused() -> None:
-    with pytest.raises(AutoFlipError, match="no prunable unit"):
-        AutoFlip(FedAvg(), nn.Linear(4, 2), torch.zeros(1, 4))
 
 
 def test_foreign_initial_arrays_are_refused_before_contact() -> None:
