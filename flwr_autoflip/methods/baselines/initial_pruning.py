@@ -41,9 +41,9 @@ class Schedule:
     fraction : float (default: 0.3)
         See :func:`.prunefl.adjust`.
     tolerance : float (default: 0.1)
-        Density is stable if an adjustment changes it by at most this ratio,
+        An adjustment that changes the density by at most this ratio is stable.
     patience : int (default: 5)
-        and pruning ends after so many stable adjustments in a row.
+        Stable adjustments in a row after which pruning ends.
     """
 
     max_passes: int = 1000
