@@ -5,7 +5,6 @@ import time
 import tracemalloc
 import zlib
 from collections.abc import Callable
-from dataclasses import astuple
 from hashlib import blake2b
 from typing import Any
 
@@ -179,18 +178,6 @@ def test_runs_by_hand() -> None:
     assert runs == [[[-1, 1, 2], [0, 2, 2], [2, 1, 1], [5, 2, 1], [0, 1, 1]]]
 
 
-@pytest.mark.parametrize("name", ZOO)
-def test_bytes_give_the_layout_back(name: str) -> None:
-    layout = layout_of(name)
-
-    again = decode_layout(encode_layout(layout))
-
-    assert layout_digest(again) == layout_digest(layout)
-    assert again.groups == layout.groups
-    for one, other in zip(again.tensors, layout.tensors, strict=True):
-        np.testing.assert_equal(astuple(one), astuple(other))
-
-
 @settings(deadline=None)
 @given(st.lists(st.integers(-1, 8), min_size=1, max_size=40))
 def test_any_owners_survive_the_bytes(owners: list[int]) -> None:
@@ -201,24 +188,6 @@ def test_any_owners_survive_the_bytes(owners: list[int]) -> None:
 
     np.testing.assert_array_equal(again.tensors[0].owners[0], owners)
     assert again.batch_axis == 1
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda body: body["tensors"][3].__setitem__(0, "fc2.shift"),
-        lambda body: body["tensors"][3].__setitem__(1, [3]),
-        lambda body: body["tensors"][3].__setitem__(2, "float16"),
-        lambda body: body["tensors"][3].__setitem__(3, 0),
-        lambda body: body.update(groups=[["fc1", 0, 3], ["fc2", 3, 1]]),
-        lambda body: body.update(batch_axis=1),
-    ],
-    ids=["name", "shape", "dtype", "trainable", "group", "batch axis"],
-)
-def test_digest_differs_with_the_layout(change: Callable[[Body], Any]) -> None:
-    layout = decode_layout(changed(change))
-
-    assert layout_digest(layout) != layout_digest(mlp_layout())
 
 
 def test_truncated_and_surplus_layouts_are_wire_errors() -> None:

@@ -297,30 +297,24 @@ def test_channels_normalised_together_go_together(groups: int) -> None:
     assert layout.by_name["conv.weight"].normalized
 
 
-def test_size_attributes_of_depthwise_convolutions() -> None:
+def test_size_attributes_of_convolutions_and_norms() -> None:
     keep = {"up": np.array([1, 4]), "down": np.array([0, 2, 3])}
-
-    small = shrink(
+    depthwise = shrink(
         build("depthwise_times_2"), Plan(layout_of("depthwise_times_2"), keep)
     )
+    keep = {"up": np.array([0, 3]), "middle": np.array([1])}
+    grouped = shrink(build("grouped"), Plan(layout_of("grouped"), keep))
 
     # 2 channels in the middle, each making 2: 2 -> 2 (depthwise) -> 4 -> 3 -> 3.
-    assert (small.up.in_channels, small.up.out_channels) == (2, 2)
-    assert (small.deep.in_channels, small.deep.out_channels) == (2, 4)
-    assert small.deep.groups == 2
-    assert (small.down.in_channels, small.down.out_channels) == (4, 3)
-    assert (small.fc.in_features, small.fc.out_features) == (3, 3)
-
-
-def test_size_attributes_of_norm_and_groups() -> None:
-    plan = Plan(layout_of("grouped"), {"up": np.array([0, 3]), "middle": np.array([1])})
-
-    small = shrink(build("grouped"), plan)
-
+    assert (depthwise.up.in_channels, depthwise.up.out_channels) == (2, 2)
+    assert (depthwise.deep.in_channels, depthwise.deep.out_channels) == (2, 4)
+    assert depthwise.deep.groups == 2
+    assert (depthwise.down.in_channels, depthwise.down.out_channels) == (4, 3)
+    assert (depthwise.fc.in_features, depthwise.fc.out_features) == (3, 3)
     # Three groups of 2 places: 6 channels in, 3 out, still three groups.
-    assert small.norm.num_features == 6
-    assert (small.middle.in_channels, small.middle.out_channels) == (6, 3)
-    assert small.middle.groups == 3
+    assert grouped.norm.num_features == 6
+    assert (grouped.middle.in_channels, grouped.middle.out_channels) == (6, 3)
+    assert grouped.middle.groups == 3
 
 
 # --- A layer type of one's own ---
