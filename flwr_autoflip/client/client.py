@@ -133,9 +133,10 @@ class AutoFlipClient(NumPyClient):
             spent = stack.enter_context(measure(model, plan.layout.batch_axis))
             count, metrics = self.train(model, request.config)
             stack.close()
-            trained = shrink.arrays_of(model)
-            made = start, trained, pack_small, self.privacy, self.context.state
-            values, metadata = answer.answer(request, *made)
+            trained, state = shrink.arrays_of(model), self.context.state
+            values, metadata = answer.answer(
+                request, start, trained, pack_small, self.privacy, state
+            )
         if count:
             answer.warn_if_unmoved(request, start, trained)
         if instructions.payload == "gradients":

@@ -6,7 +6,7 @@ import pytest
 
 from fuzz.targets import TARGETS
 
-CHANGES = {"page": 12, "reply": 40, "model_file": 60, "request": 60, "checkpoint": 60}
+CHANGES = {"page": 20, "reply": 40, "model_file": 60, "request": 60, "checkpoint": 60}
 """How many changed seeds a target gets here, where one takes long."""
 
 
