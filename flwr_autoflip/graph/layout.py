@@ -173,9 +173,9 @@ class Layout:
 
     @cached_property
     def fixed(self) -> frozenset[str]:
-        """Tensors of layers that no unit touches, such as excluded ones.
+        """Tensors of layers that no unit touches, such as ignored ones.
 
-        Whatever goes elsewhere, these stay as large as they are.
+        Whatever is pruned elsewhere, these are as large as in the dense model.
         """
         touched = {
             _layer_of(spec.name)
