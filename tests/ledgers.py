@@ -36,7 +36,7 @@ def make_ledger(
     rounds: int,
     nodes: int,
     *,
-    share: float = 0.25,
+    ratio: float = 0.25,
     faults: bool = False,
     old: bool = False,
 ) -> Ledger:
@@ -49,7 +49,7 @@ def make_ledger(
     first = 9_000_000_000_000_000_000
     for node in range(2):
         ledger.add(NodeRow(0, "explore", first + node, **_cost(1.0)))
-    plan = plan_figures(share)
+    plan = plan_figures(ratio)
     if not old:
         counts = generator.integers(0, 9, (len(DENSE_UNITS), 2, 20)).tolist()
         importance = {
@@ -64,7 +64,7 @@ def make_ledger(
             failed = faults and generator.random() < 0.1
             status = {"status": "failed", "reason": "<b>out</b> of memory & so on"}
             extra: Any = status | {"bytes_up": 0} if failed else {}
-            ledger.add(NodeRow(number, "train", first + node, **_cost(share) | extra))
+            ledger.add(NodeRow(number, "train", first + node, **_cost(ratio) | extra))
         top1 = 0.9 - 0.8 * 0.9**number
         ledger.add_server(number, {"loss": 1.0, "top1": top1, "dense-top1": top1}, plan)
     return ledger

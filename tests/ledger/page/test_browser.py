@@ -46,8 +46,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Pages of one run, of several and of a stranger's, on disk."""
     folder = tmp_path_factory.mktemp("pages")
     run = Run("one", make_ledger(None, 30, 12, faults=True).rows)
-    old = Run("older", make_ledger(None, 20, 12, share=0.5, old=True).rows)
-    dense = Run("a-run-with-a-long-name", make_ledger(None, 30, 12, share=1.0).rows)
+    old = Run("older", make_ledger(None, 20, 12, ratio=0.5, old=True).rows)
+    dense = Run("a-run-with-a-long-name", make_ledger(None, 30, 12, ratio=1.0).rows)
     (hostile,) = read_runs([write_hostile(folder)])
     pages = {"one": [run], "several": [run, old, dense], "hostile": [hostile]}
     for name, runs in pages.items():

@@ -21,7 +21,7 @@ def pages() -> dict[str, str]:
     new, old = make_ledger(None, 12, 3, faults=True), make_ledger(None, 7, 3, old=True)
     bare = [row for row in new.rows if row["phase"] == "explore"]
     one, two = Run("a<i>", new.rows), Run("b", old.rows)
-    far = Run("far", make_ledger(None, 12, 40, share=1.0).rows)
+    far = Run("far", make_ledger(None, 12, 40, ratio=1.0).rows)
     return {
         "one": render_page([one]),
         "old": render_page([two]),

@@ -39,7 +39,7 @@ def test_figures_by_hand() -> None:
     assert found["value"] == pytest.approx(np.mean(last))
     assert (found["metric"], found["parameters"]) == ("top1", 250)
     # savings may be negative
-    found = summarise(Run("a", make_ledger(None, 1, 1, share=0.9).rows))
+    found = summarise(Run("a", make_ledger(None, 1, 1, ratio=0.9).rows))
     assert found["saved_bytes"] == 2100 - 4200 - (900 + 990)
 
 
