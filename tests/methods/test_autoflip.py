@@ -12,9 +12,7 @@ from flwr_autoflip.methods import L1, Guided, autoflip
 from flwr_autoflip.methods.rescale import rescale_fan_in
 from flwr_autoflip.methods.threshold import (
     Absolute,
-    Compression,
     Cumulative,
-    MacRatio,
     Quantile,
 )
 
@@ -36,11 +34,8 @@ def kept(method: Guided, *reports: Any) -> list[int]:
         (Quantile(0.25), [1, 2, 3]),  # one of four is pruned
         (Quantile(0.5, "global"), [1, 2]),  # above the median (.3125 + .375) / 2
         (Cumulative(0.7), [1, 2]),  # sum 1.6875: 1 is .59, 1.375 is .81
-        # n neurons have 3n + n + 2n + 2 parameters of 26: 8, 14, 20, 26.
-        (Compression(2), [1]),
-        # n neurons cost 3n + 2n of 20 MACs.
-        (MacRatio(0.5), [1, 2]),
-        ("macs:0.49", [1]),
+        ("2x", [1]),  # n neurons have 6n + 2 parameters of 26: 8, 14, 20, 26
+        ("macs:0.5", [1, 2]),  # n neurons cost 5n of 20 MACs
         ({"fc1": 3}, [1, 2, 3]),
     ],
     ids=str,

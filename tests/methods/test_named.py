@@ -1,10 +1,14 @@
-"""Methods by name, and options that are refused."""
+"""Methods by name, and options and orders that are refused."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
+from models import mlp_layout
 
 from flwr_autoflip.errors import AutoFlipError
+from flwr_autoflip.graph.plan import dense_plan
 from flwr_autoflip.methods import (
     L1,
     NAMES,
@@ -12,7 +16,7 @@ from flwr_autoflip.methods import (
     Dense,
     EFLPrune,
     Guided,
-    Method,
+    Order,
     Paper,
     PruneFL,
     Random,
@@ -21,6 +25,7 @@ from flwr_autoflip.methods import (
 )
 from flwr_autoflip.methods.threshold import Compression, MacRatio
 
+ORDER = partial(Order, dense_plan(mlp_layout()))
 CHOOSE_BY_MACS = (
     *("l1", "autoflip", "random", "structured", "structured-restart"),
     *(f"eflprune-{criterion}" for criterion in ("random", "l1", "l2")),
@@ -120,10 +125,16 @@ def test_how_much_is_kept(method: Any) -> None:
             {"criterion": "random", "threshold": "cumulative:0.7"},
             "no meaning",
         ),
+        (ORDER, {"payload": "update"}, "payload must be one of .* got 'update'"),
+        (ORDER, {"untrained": "drop"}, "untrained must be one of .* got 'drop'"),
+        (ORDER, {"dtype": "int4"}, "dtype must be one of .* got 'int4'"),
+        (ORDER, {"who": "one"}, "who must be .* got 'one'"),
+        (ORDER, {"who": 0}, "who must be .* got 0"),
+        (ORDER, {"who": ()}, "who must be"),
     ],
 )
 def test_wrong_options_are_refused(
-    make: type[Method[Any]], options: dict[str, Any], message: str
+    make: Callable[..., object], options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(AutoFlipError, match=message):
         make(**options)
