@@ -187,7 +187,9 @@ class CostOf:
     axis: int = 0
     answer: tuple[str, ...] = ()
     _warned: bool = False
-    _known: dict[tuple[Callable[..., Any], bytes], Any] = field(default_factory=dict)
+    _known: dict[tuple[Callable[..., Any], tuple[int, ...]], Any] = field(
+        default_factory=dict
+    )
 
     def dense(self) -> Cost:
         """Cost of the whole model; warns once if its MACs cannot be counted."""
@@ -226,10 +228,13 @@ class CostOf:
     def _once(
         self, measure: Callable[[nn.Module, Any, int], T], plan: Plan | None
     ) -> T:
-        """Measure a plan's model, or the dense one, if that was not done yet."""
+        """Measure a plan's model, or the dense one, if that was not done yet.
+
+        A model's cost depends on how many units are kept, not on which.
+        """
         if plan is not None and plan.alive.all():
             plan = None  # its model is the dense one
-        key = measure, b"" if plan is None else plan.alive.tobytes()
+        key = measure, () if plan is None else tuple(map(len, plan.keep.values()))
         if key not in self._known:
             model = self.model
             if plan is not None:

@@ -123,7 +123,7 @@ def check_metrics(strategy: Strategy, reply: wire.Reply) -> None:
 
 
 def wait_for_nodes(grid: Grid, strategy: Strategy, timeout: float | None) -> None:
-    """Wait until enough nodes are there: FedAvg counts them before it waits.
+    """Wait for ``min_available_nodes``, which FedAvg counts before it waits.
 
     Raises ``AutoFlipError`` if the strategy's ``min_available_nodes`` are not connected
     within so many seconds; None waits for ever.
@@ -144,14 +144,11 @@ def wait_for_nodes(grid: Grid, strategy: Strategy, timeout: float | None) -> Non
 
 def with_config(message: Message, extra: dict[str, Any]) -> Message:
     """Copy a message with more keys in its ConfigRecord."""
-    configs = wire.records_of(message.content, ConfigRecord)
-    key, config = next(iter(configs.items()))
+    key, config = next(iter(wire.records_of(message.content, ConfigRecord).items()))
     content = RecordDict({**wire.records_of(message.content, ArrayRecord)})
     content[key] = ConfigRecord({**config, **extra})
     metadata = message.metadata
-    return Message(
-        content, dst_node_id=metadata.dst_node_id, message_type=metadata.message_type
-    )
+    return Message(content, metadata.dst_node_id, metadata.message_type)
 
 
 def update_inplace(record: ArrayRecord, arrays: dict[str, NDArray[Any]]) -> None:
@@ -163,61 +160,51 @@ def update_inplace(record: ArrayRecord, arrays: dict[str, NDArray[Any]]) -> None
         record[name] = array
 
 
-# --- Rounds that come to nothing ---
+# --- Rounds that are lost ---
 
 
 @dataclass
 class Rounds:
-    """Calls the inner strategy: what it raises costs a round, never the run.
-
-    A run in which no node's training counted must not look like one that saved bytes.
-    """
+    """Calls the inner strategy: what it raises costs a round, never the run."""
 
     ledger: Ledger
-    _trained: bool = False
-    _faults: list[str] = field(default_factory=list)
+    lost: dict[int, str] = field(default_factory=dict)
 
-    def begin(self) -> None:
-        """Begin a run, or go on with the one whose rows the ledger holds."""
-        self._trained, self._faults = "ok" in self._statuses(), []
-
-    def attempt(self, what: str, instead: T, work: Callable[..., T], *args: Any) -> T:
+    def attempt(
+        self, what: str, server_round: int, instead: T, work: Callable[[], T]
+    ) -> T:
         """Call the inner strategy's method ``what``; give ``instead`` if it raises."""
         try:
-            return work(*args)
+            return work()
         except Exception as error:
             fault = visible(f"{what} raised {type(error).__name__}: {error}")
             LOGGER.log(ERROR, "\t> this round is lost, the model stays: %s", fault)
-            if what.endswith("_train") and fault not in self._faults:
-                self._faults.append(fault)
+            if what.endswith("_train"):
+                self.lost[server_round] = fault
             return instead
 
     def choose(self, inner: Strategy, phase: str, *args: Any) -> list[Message]:
         """Let the inner strategy choose a phase's nodes; none if it raises."""
         what, none = f"configure_{phase}", list[Message]()
         configure = getattr(inner, what)
-        return self.attempt(what, none, lambda: list(configure(*args)))
-
-    def note_trained(self) -> None:
-        """Remember that a round changed the model."""
-        self._trained = True
+        return self.attempt(what, args[0], none, lambda: list(configure(*args)))
 
     def check(self) -> None:
-        """Raise ``AutoFlipError`` if nodes were to train, and nothing came of it."""
-        statuses = self._statuses()
-        counted = self._trained or ("ok" in statuses and not self._faults)
-        if counted or not (statuses or self._faults):
+        """Raise ``AutoFlipError`` if nodes were to train, and nothing came of it.
+
+        Such a run must not look like one that saved most of its bytes.
+        """
+        rows = [row for row in self.ledger.rows if row["phase"] == "train"]
+        trained = {row["round"] for row in rows if row["status"] == "ok"}
+        if trained - set(self.lost) or not (rows or self.lost):
             return
-        reasons = [*self._faults, *self.ledger.reasons("train")]
+        reasons = [*dict.fromkeys(self.lost.values()), *self.ledger.reasons("train")]
         more = len(reasons) - 3
         raise AutoFlipError(
             "no node's training counted in any round, the model is the one that the "
             f"run began with: {'; '.join(reasons[:3])}"
             f"{f'; and {more} other reasons' if more > 0 else ''}"
         )
-
-    def _statuses(self) -> set[str]:
-        return {row["status"] for row in self.ledger.rows if row["phase"] == "train"}
 
 
 # --- A strategy's own start() ---
@@ -281,7 +268,11 @@ def run_loop(
     People put into ``start()`` what a run does besides its rounds: save the best model,
     write a table. It runs on a *view*: an object of a subclass that shares all
     attributes with the strategy, and whose steps are ours. So ``super().start(...)`` in
-    it, or a copy of Flower's loop, calls AutoFlip; ``AutoFlipError`` if none did.
+    it, or a copy of Flower's loop, calls AutoFlip.
+
+    ``given`` are Flower's arguments, ``own`` what only the inner ``start`` takes.
+    Raises ``TypeError`` if no ``start`` takes what was given, and ``AutoFlipError`` if
+    the rounds of one went past ``steps``.
     """
     found = find_own_start(inner)
     if found is None:

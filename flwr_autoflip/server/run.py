@@ -59,7 +59,6 @@ class Run:
         state = found or begun
         if state.done < num_rounds:  # else nothing is run
             steps.ledger.add_run(state.done)
-        steps.rounds.begin()
         steps.progress.begin(num_rounds)
         run = cls(state, steps, checkpoints, evaluate_fn)
         if found is None:

@@ -40,7 +40,7 @@ from flwr_autoflip.graph.plan import Plan, dense_plan
 from flwr_autoflip.graph.shrink import arrays_of, shrink
 from flwr_autoflip.ledger.ledger import node_rows
 from flwr_autoflip.methods import L1, AuthorsCode, Guided, Paper, PruneFL
-from flwr_autoflip.server.round.budgets import Parts
+from flwr_autoflip.server.round.budgets import part_of
 
 NODES = 6
 THIRDS = {100: "macs:0.25", 101: "macs:0.5", 103: "macs:0.25", 104: "macs:0.5"}
@@ -86,11 +86,13 @@ def shares(strategy: AutoFlip, phase: str = "train") -> dict[int, float]:
     return {row["node"]: row["macs_per_example"] / dense for row in rows}
 
 
-def parts_of(strategy: AutoFlip) -> Parts:
+def part(strategy: AutoFlip, budget: str) -> Plan:
     """What is cut of the dense plan in round 1, by the initial weights."""
     plan, weights = dense_plan(strategy.layout), arrays_of(make_model())
     scores = strategy.method.importance(strategy.state.method, weights)
-    return Parts(plan, scores, strategy.cost_of.ratio)
+    found = part_of(plan, budget, scores, strategy.cost_of.ratio)
+    assert found is not None
+    return found
 
 
 # --- What fits ---
@@ -103,11 +105,10 @@ def test_every_node_trains_what_it_can_carry(resource: Any) -> None:
 
     run(strategy, budgets)
 
-    rows, parts = rows_of(strategy, "train"), parts_of(strategy)
+    rows = rows_of(strategy, "train")
     assert {row["node"]: row["status"] for row in rows} == dict.fromkeys(ALL, "ok")
     for row in rows:
-        plan = parts.fit(budgets.get(row["node"], ""))
-        assert plan is not None
+        plan = part(strategy, budgets.get(row["node"], ""))
         small = shrink(TinyNet(), plan)  # what the node says it built is what fits
         assert row["parameters"] == sum(p.numel() for p in small.parameters())
         if row["node"] in budgets:
@@ -201,8 +202,7 @@ def test_one_round_is_heterofls_average() -> None:
 
     arrays, _ = run(strategy)
 
-    parts = parts_of(strategy)
-    plans = {n: p for n in ALL if (p := parts.fit(THIRDS.get(n, ""))) is not None}
+    plans = {node: part(strategy, THIRDS.get(node, "")) for node in ALL}
     assert len({plan.num_parameters for plan in plans.values()}) == 3
     for name, expected in heterofl_round(plans).items():
         np.testing.assert_allclose(
@@ -224,9 +224,7 @@ def test_what_nobody_trained_keeps_its_value_exactly(inner: Strategy) -> None:
 
     arrays, _ = run(strategy, WEAK)
 
-    plan = parts_of(strategy).fit("macs:0.25")
-    assert plan is not None
-    before = arrays_of(make_model())
+    plan, before = part(strategy, "macs:0.25"), arrays_of(make_model())
     for spec in strategy.layout.tensors:
         kept = plan.dense_mask(spec.name)
         assert arrays[spec.name].dtype == np.dtype(spec.dtype)

@@ -16,9 +16,10 @@ from flwr_autoflip.errors import KeepError
 from flwr_autoflip.graph.budget import Resource
 from flwr_autoflip.graph.layout import Layout
 from flwr_autoflip.graph.plan import Plan, dense_plan
+from flwr_autoflip.graph.shrink import shrink
 from flwr_autoflip.graph.tracing.trace import trace
-from flwr_autoflip.ledger.cost import CostOf
-from flwr_autoflip.server.round.budgets import Parts, below_floor, cut_plan
+from flwr_autoflip.ledger.cost import CostOf, count_training_memory, measure_cost
+from flwr_autoflip.server.round.budgets import below_floor, cut_plan, part_of
 
 SEEDS = st.integers(0, 2**32 - 1)
 SHARES = st.floats(0.02, 1)
@@ -179,31 +180,47 @@ def test_a_plan_that_is_narrower_already_is_cut_from_there() -> None:
     assert sizes(cut) == [1, 2]
 
 
-def test_parts_are_cut_once_and_the_log_says_what_is_narrow_or_missing(
+def test_the_log_says_once_what_is_narrow_or_missing(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    plan, asked = dense_plan(wide_layout()), list[str]()
+    plan = dense_plan(wide_layout())
+    scores = {"0": np.arange(5), "2": np.arange(40)}
 
-    def ratio(plan: Plan, resource: str) -> float:
-        asked.append(resource)
-        return parameters(plan)
-
-    parts = Parts(plan, {"0": np.arange(5), "2": np.arange(40)}, ratio)
     with caplog.at_level("WARNING", logger="flwr"):
-        found = {
-            budget: parts.fit(budget)
+        found = [
+            part_of(plan, budget, scores, lambda plan, resource: parameters(plan))
             for budget in ("", "macs:0.99", "parameters:0.03", "parameters:0.01") * 2
-        }
+        ]
 
-    narrow = found["parameters:0.03"]
+    whole, _, narrow, nothing = found[:4]
+    assert whole is plan
     assert narrow is not None
     assert sizes(narrow) == [1, 1]
-    assert found[""] is plan
-    assert found["parameters:0.01"] is None
-    assert {*asked} == {"macs", "parameters"}
+    assert nothing is None
     assert caplog.messages == [
         "\t> nodes with budget 'parameters:0.03' keep less than a tenth of ['2']: no "
         "more fits",
         "\t> nodes with budget 'parameters:0.01' take no part: the fewest units of "
         "every group cost 0.0206 of the dense model, which is above 0.01. Raise it.",
     ]
+
+
+@pytest.mark.parametrize("name", ZOO)
+@settings(max_examples=3, deadline=None)
+@given(seed=SEEDS)
+def test_costs_depend_on_how_many_units_are_kept_not_on_which(
+    name: str, seed: int
+) -> None:
+    generator = np.random.default_rng(seed)
+    plan, cost = random_plan(layout_of(name), seed), COSTS[name]
+    keep = {
+        group.name: np.sort(generator.permutation(group.size)[: len(kept)])
+        for group, kept in zip(plan.layout.groups, plan.keep.values(), strict=True)
+    }
+
+    models = [shrink(build(name), p) for p in (plan, Plan(plan.layout, keep))]
+
+    example = cost.example_input
+    for measure in (measure_cost, count_training_memory):
+        one, other = (measure(model, example, cost.axis) for model in models)
+        assert one == other

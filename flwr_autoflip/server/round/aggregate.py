@@ -106,8 +106,8 @@ def fill_values(
 ) -> dict[str, NDArray[Any]]:
     """Average every coordinate over the nodes that trained it, weighted.
 
-    Put where a node trained nothing, this leaves the weighted mean of dense models at
-    the mean over those who trained: HeteroFL's average (arXiv:2010.01264).
+    Put where a node trained nothing, this makes the weighted mean of dense models the
+    mean over those who trained: HeteroFL's average (arXiv:2010.01264).
 
     ``values`` are ``(plan.num_values,)`` of each node's plan. Gives dense arrays, the
     base's where nobody trained, or everybody did, in its dtypes; but integers that some

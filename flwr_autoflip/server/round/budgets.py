@@ -7,7 +7,8 @@ cannot be read, sit the round out and are asked again.
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import lru_cache
 from logging import INFO, WARNING, getLogger
 from typing import Any
 
@@ -26,6 +27,9 @@ from .exchange import Exchange
 LOGGER = getLogger("flwr")
 
 Scores = Mapping[str, NDArray[Any]]
+Ratio = Callable[[Plan, Resource], float]
+"""What a plan's model takes of a resource, over the dense one's: in (0, 1], growing
+with every unit; :meth:`.CostOf.ratio`."""
 Known = Mapping[int, str]
 """Node id to its budget, as :func:`.parse_budget` reads it; "" is the dense model."""
 
@@ -72,84 +76,68 @@ def _read_budget(reply: wire.Reply, instructions: wire.Instructions) -> str:
 # --- Cutting ---
 
 
-@dataclass
-class Parts:
-    """The parts of a plan that fit budgets; each is cut once.
-
-    ``scores`` are units' importance, ``(group.size,)`` by group; ``share`` gives a
-    plan's share of the dense model's cost in a resource, :meth:`.CostOf.ratio`; parts
-    keep a multiple of ``multiple`` units a group.
-    """
-
-    plan: Plan
-    scores: Scores
-    share: Callable[[Plan, Resource], float]
-    multiple: int = 1
-    _cut: dict[str, Plan | None] = field(default_factory=dict)
-
-    def fit(self, budget: str) -> Plan | None:
-        """Give the part that a budget can carry: the plan itself if it fits.
-
-        Of any two parts the larger one holds the smaller one's units. None, with a
-        warning in the log, if nothing fits.
-        """
-        if budget not in self._cut:
-            self._cut[budget] = self._fit(budget)
-        return self._cut[budget]
-
-    def _fit(self, budget: str) -> Plan | None:
-        wanted = parse_budget(budget, whose="a node")
-        if wanted is None:
-            return self.plan
-        resource, most = wanted.resource, wanted.ratio
-        try:
-            part = cut_plan(
-                self.plan,
-                self.scores,
-                most,
-                lambda plan: self.share(plan, resource),
-                self.multiple,
-            )
-        except AutoFlipError as error:
-            text = "\t> nodes with budget '%s' take no part: %s Raise it."
-            LOGGER.log(WARNING, text, budget, error)
-            return None
-        before = below_floor(self.plan)
-        if narrow := [name for name in below_floor(part) if name not in before]:
-            text = (
-                "\t> nodes with budget '%s' keep less than a tenth of %s: no more fits"
-            )
-            LOGGER.log(WARNING, text, budget, narrow)
-        return part
-
-
 def cut_instructions(
     instructions: wire.Instructions,
     weights: Arrays,
     nodes: Sequence[int],
     known: Known,
-    parts: Parts,
+    scores: Scores,
+    ratio: Ratio,
+    multiple: int = 1,
 ) -> dict[int, wire.Instructions]:
-    """Give each node what it can carry of a round's instructions, in order.
+    """Give each node what it can carry of a round's instructions, in ``nodes``' order.
 
-    Nodes that are not known, or that cannot carry anything, are left out. Those that
-    carry the whole plan alone are asked for gradients. Nodes with one budget share an
-    object.
+    Nodes that are not known or cannot carry anything are left out. ``weights`` are the
+    dense global arrays, ``scores`` units' importance; parts keep a ``multiple`` of
+    units a group. Only nodes that carry the whole plan are asked for gradients.
     """
     made: dict[str, wire.Instructions | None] = {"": instructions}
-    for budget in dict.fromkeys(known[node] for node in nodes if node in known):
-        plan = parts.fit(budget) if budget else instructions.plan
+    for budget in {known[node]: None for node in nodes if node in known}:
+        plan = part_of(instructions.plan, budget, scores, ratio, multiple)
         if plan is None:
             made[budget] = None
         elif plan is instructions.plan:
             made[budget] = replace(instructions, budget=budget)
         else:
-            own = wire.Instructions.of(
-                instructions.phase, plan, weights, instructions.encoding
-            )
-            made[budget] = replace(own, regrow=instructions.regrow, budget=budget)
+            phase, encoding = instructions.phase, instructions.encoding
+            kept = {"regrow": instructions.regrow, "budget": budget}
+            made[budget] = wire.Instructions.of(phase, plan, weights, encoding, **kept)
     own_of = {node: made[known[node]] for node in nodes if node in known}
     return {node: own for node, own in own_of.items() if own is not None}
+
+
+def part_of(
+    plan: Plan, budget: str, scores: Scores, ratio: Ratio, multiple: int = 1
+) -> Plan | None:
+    """Give the part of a plan that a budget can carry: the plan itself if it fits.
+
+    Of any two parts the larger one holds the smaller one's units. None, with a warning
+    in the log, if nothing fits.
+    """
+    wanted = parse_budget(budget, whose="a node")
+    if wanted is None:
+        return plan
+
+    def cost(part: Plan) -> float:
+        return ratio(part, wanted.resource)
+
+    try:
+        part = cut_plan(plan, scores, wanted.ratio, cost, multiple)
+    except AutoFlipError as error:
+        text = f"nodes with budget '{wanted}' take no part: {error} Raise it."
+        _warn_once(plan.layout, text)
+        return None
+    before = below_floor(plan)
+    if narrow := [name for name in below_floor(part) if name not in before]:
+        text = f"keep less than a tenth of {narrow}: no more fits"
+        _warn_once(plan.layout, f"nodes with budget '{wanted}' {text}")
+    return part
+
+
+@lru_cache(maxsize=64)
+def _warn_once(layout: Layout, text: str) -> None:
+    """Log what every round of a run would say again."""
+    LOGGER.log(WARNING, "\t> %s", text)
 
 
 def cut_plan(
@@ -164,7 +152,7 @@ def cut_plan(
     Every group keeps the same ratio of its ranking, so that cuts are nested, and a
     multiple of ``multiple`` units, fewer rather than more. Pruned single weights stay
     pruned. The plan itself is given if it fits. A group falls below its floor, see
-    :func:`.allocate.floors`, only if the plan has it there or nothing else fits.
+    :func:`.threshold.floors`, only if the plan has it there or nothing else fits.
 
     ``cost`` gives a plan's share of the dense model's cost, growing with every unit;
     ``share`` in (0, 1] is the largest. Raises ``KeepError`` if even the fewest units

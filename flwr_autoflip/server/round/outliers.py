@@ -5,11 +5,11 @@ buffer counts by itself, and one that is an outlier is put back to its limit whi
 node's training counts: a single odd example moves a running variance a hundredfold.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from logging import INFO, getLogger
-from math import prod, sqrt
+from math import nan, prod, sqrt
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from ... import wire
+from ...graph.layout import TensorSpec
 from ...graph.pack import is_variance, split_values
 from ...graph.plan import Plan
 from ..hosts import check_metrics
@@ -72,15 +73,17 @@ class Start:
         variance the variance, both averaged over the channels: one that is nearly dead
         has no scale of its own. Of other buffers their root mean square.
         """
-        parts = {s.name: (s, part) for s, part in split_values(self.values, self.plan)}
-        squares = sum(_squares(part) for spec, part in parts.values() if spec.trainable)
+        squares, buffers = 0.0, {}
+        for spec, part, _ in self._parts(self.values):
+            if spec.trainable:
+                squares += _squares(part)
+            else:
+                buffers[spec.name] = part
         size = sqrt(squares / max(1, self.plan.num_parameters))
         units = {"": max(size, _initial_size(self.plan))}
-        for name, (spec, part) in parts.items():
-            if spec.trainable or not part.size:
-                continue
+        for name, part in buffers.items():
             stem, dot, kind = name.rpartition(".")
-            _, variances = parts.get(f"{stem}{dot}running_var", (None, None))
+            variances = buffers.get(f"{stem}{dot}running_var")
             if kind in ("running_mean", "running_var") and variances is not None:
                 usual = float(np.mean(variances, dtype=np.float64)) + _EPSILON
                 units[name] = sqrt(usual) if kind == "running_mean" else usual
@@ -98,9 +101,9 @@ class Start:
             elif _is_counter(spec.name):
                 back = change.min() < -0.5  # less is rounding
                 grown = LEAST * float(change.max()) / max(1.0, examples)
-                buffers[spec.name] = float("nan") if back else grown
+                buffers[spec.name] = nan if back else grown
             elif is_variance(spec) and part.min() < 0:
-                buffers[spec.name] = float("nan")
+                buffers[spec.name] = nan
             else:
                 size = sqrt(_squares(change) / part.size)
                 buffers[spec.name] = size / self.units[spec.name]
@@ -121,29 +124,23 @@ class Start:
                 part[:] = given + np.float32(shares[spec.name]) * (part - given)
         return held
 
-    def _parts(self, values: NDArray[Any]) -> Any:
-        """Pair the tensors' parts of values with what was given; none is empty."""
+    def _parts(
+        self, values: NDArray[Any]
+    ) -> Iterator[tuple[TensorSpec, NDArray[Any], NDArray[Any]]]:
+        """Give each tensor's part of values and of what was given; none is empty."""
         given = split_values(self.values, self.plan)
         pairs = zip(split_values(values, self.plan), given, strict=True)
         return ((spec, part, start) for (spec, part), (_, start) in pairs if part.size)
 
 
-@dataclass
-class Measure:
-    """Measures the replies of one round."""
-
-    inner: Strategy
-    _starts: dict[int, tuple[wire.Instructions, Start]] = field(default_factory=dict)
-
-    def __call__(self, reply: wire.Reply, instructions: wire.Instructions) -> Change:
-        """Measure a reply; ``WireError`` if it lacks a metric that is needed."""
-        check_metrics(self.inner, reply)
-        if id(instructions) not in self._starts:  # most nodes share one
-            start = Start(instructions.start, instructions.reply_plan)
-            self._starts[id(instructions)] = instructions, start
-        _, start = self._starts[id(instructions)]
-        examples = reply.metadata.get(wire.keys.EXAMPLES) or reply.num_examples
-        return start.measure(reply.values, examples)
+def change_of(
+    inner: Strategy, reply: wire.Reply, instructions: wire.Instructions
+) -> Change:
+    """Measure a reply; ``WireError`` if it lacks a metric that the strategy needs."""
+    check_metrics(inner, reply)
+    examples = reply.metadata.get(wire.keys.EXAMPLES) or reply.num_examples
+    start = Start(instructions.start, instructions.reply_plan)
+    return start.measure(reply.values, examples)
 
 
 _DIVERGED = "If training diverged, lower the learning rate or clip gradients."
@@ -165,13 +162,12 @@ def refuse_outliers(
     moved = np.array([[change.parameters] for change in known.values()])
     limits = _limits([*known.values()], moved, LEAST, MOST_PARAMETERS)
     usual = np.median(moved[moved > 0]) if moved.any() else 0.0
+    rows = zip(known.items(), moved.ravel(), limits.ravel(), strict=True)
     return {
         place: f"{what}: its parameters moved by {size:.3g} times their size; the "
         f"round's median is {usual:.3g}, up to {limit:.3g} is taken for "
         f"{change.examples:g} examples. {way_out}"
-        for (place, change), size, limit in zip(
-            known.items(), moved.ravel(), limits.ravel(), strict=True
-        )
+        for (place, change), size, limit in rows
         if size > limit
     }
 
@@ -190,7 +186,7 @@ def shares_of_buffers(changes: Sequence[Change]) -> list[dict[str, float]]:
     known = np.nan_to_num(moved)
     farthest = np.where(counters, 0, known)[_trained(changes)].max(axis=1)
     usual = max(LEAST, np.median(farthest)) if farthest.size else LEAST
-    # No limit of a counter is lower than a batch for each example, whoever trained.
+    # Counters may grow by a batch for each example, whoever trained.
     least, most = np.where(counters, LEAST, usual), np.where(counters, 0, MOST_BUFFERS)
     limits = _limits(changes, known, least, most)
     shares = np.divide(limits, moved, out=np.ones_like(moved), where=known > limits)

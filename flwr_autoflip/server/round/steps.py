@@ -23,10 +23,10 @@ from ..hosts import Rounds, update_inplace, weight_key, with_config
 from ..progress import Progress
 from ..state import RunState
 from .aggregate import Aggregated, aggregate
-from .budgets import Parts, ask_budgets, cut_instructions
+from .budgets import ask_budgets, cut_instructions
 from .exchange import Answer, Exchange
 from .explore import measure
-from .outliers import Measure, put_back_buffers, refuse_outliers
+from .outliers import change_of, put_back_buffers, refuse_outliers
 from .sampling import addressed, configs_of, replace_weak, templates_of
 
 LOGGER = getLogger("flwr")
@@ -167,10 +167,9 @@ class Steps:
         if self.asks_budgets:
             state = self._ask(state, server_round, grid, templates)
             scores = self.method.importance(state.method, weights)
-            share = self.exchange.cost_of.ratio
             multiple = getattr(self.method, "round_to", 1)
-            parts = Parts(instructions.plan, scores, share, multiple)
-            own = cut_instructions(instructions, weights, nodes, state.budgets, parts)
+            how = state.budgets, scores, self.exchange.cost_of.ratio, multiple
+            own = cut_instructions(instructions, weights, nodes, *how)
         work = [(t, own[n]) for t, n in zip(templates, nodes, strict=True) if n in own]
         return state, self.exchange.requests(server_round, work)
 
@@ -251,8 +250,9 @@ class Steps:
     ) -> tuple[RunState, Aggregated]:
         """Expand valid replies, let the inner strategy average, the method learn."""
         state = replace(state, trained=server_round, sampled={})
+        measured = partial(change_of, self.inner)
         answers = put_back_buffers(
-            self.exchange.replies(replies, Measure(self.inner), refuse_outliers)
+            self.exchange.replies(replies, measured, refuse_outliers)
         )
         if not answers or order is None:
             LOGGER.warning("\t> no valid reply: the global model stays as it was")
@@ -261,15 +261,14 @@ class Steps:
         results = [_result(answer) for answer in answers] if learns else []
         weights = wire.from_arrayrecord(state.arrays)
         zero = order.untrained == "zero"
-        work = self.inner, server_round, answers, weights, zero
+        work = partial(aggregate, self.inner, server_round, answers, weights, zero)
         arrays, metrics = self.rounds.attempt(
-            "aggregate_train", _NOTHING, aggregate, *work
+            "aggregate_train", server_round, _NOTHING, work
         )
         if metrics is not None:
             state = replace(state, train={**state.train, server_round: metrics})
         if arrays is None:
             return state, (None, metrics)
-        self.rounds.note_trained()
         state = replace(state, arrays=arrays)
         before = state.method
         if learns:
@@ -327,9 +326,10 @@ class Steps:
         for answer in answers:
             wire.inner_reply(answer.message, None, answer.reply, key)
         if accepted := [answer.message for answer in answers]:
-            average = self.inner.aggregate_evaluate
-            args = None, average, server_round, accepted
-            metrics = self.rounds.attempt("aggregate_evaluate", *args)
+            work = partial(self.inner.aggregate_evaluate, server_round, accepted)
+            metrics = self.rounds.attempt(
+                "aggregate_evaluate", server_round, None, work
+            )
         if metrics is not None:
             state = replace(state, evaluate={**state.evaluate, server_round: metrics})
         return state, metrics
