@@ -9,15 +9,8 @@ from typing import Any, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import (
-    DifferentialPrivacyClientSideAdaptiveClipping,
-    DifferentialPrivacyClientSideFixedClipping,
-    DifferentialPrivacyServerSideAdaptiveClipping,
-    DifferentialPrivacyServerSideFixedClipping,
-    FedAvg,
-    Result,
-    Strategy,
-)
+from flwr.serverapp import strategy as flowers
+from flwr.serverapp.strategy import FedAvg, Result, Strategy
 from numpy.typing import NDArray
 
 from .. import wire
@@ -27,10 +20,10 @@ from ..ledger.ledger import Ledger
 LOGGER = getLogger("flwr")
 T = TypeVar("T")
 _PRIVATE = (
-    DifferentialPrivacyClientSideAdaptiveClipping,
-    DifferentialPrivacyClientSideFixedClipping,
-    DifferentialPrivacyServerSideAdaptiveClipping,
-    DifferentialPrivacyServerSideFixedClipping,
+    flowers.DifferentialPrivacyClientSideAdaptiveClipping,
+    flowers.DifferentialPrivacyClientSideFixedClipping,
+    flowers.DifferentialPrivacyServerSideAdaptiveClipping,
+    flowers.DifferentialPrivacyServerSideFixedClipping,
 )
 
 
@@ -109,8 +102,7 @@ def check_metrics(strategy: Strategy, reply: wire.Reply) -> None:
     q-FedAvg weighs nodes by their loss; adaptive clipping asks each whether it clipped.
     """
     loss = find_attribute(strategy, "train_loss_key", None)
-    adaptive = DifferentialPrivacyClientSideAdaptiveClipping
-    clips = any(isinstance(layer, adaptive) for layer in layers(strategy))
+    clips = any(isinstance(layer, _PRIVATE[0]) for layer in layers(strategy))
     for name in (loss, "norm_bit" if clips else None):
         if name is not None and not isinstance(reply.metrics.get(name), (int, float)):
             raise WireError(
@@ -228,30 +220,33 @@ def check_can_resume(strategy: Strategy) -> None:
         )
 
 
+def _start_of(strategy: Strategy) -> Mapping[str, inspect.Parameter]:
+    own = find_own_start(strategy)
+    start = Strategy.start if own is None else type(own).start
+    return inspect.signature(start).parameters
+
+
+def _takes(strategy: Strategy, name: str) -> bool:
+    parameters = _start_of(strategy)
+    return name in parameters or any(
+        p.kind is p.VAR_KEYWORD for p in parameters.values()
+    )
+
+
 def default_rounds(strategy: Strategy) -> int:
     """Give how many rounds a run has of which nobody says so: Flower's default.
 
     An inner strategy's own ``start`` may have another.
     """
-    parameter = _start_of(strategy).get("num_rounds")
-    found = None if parameter is None else parameter.default
-    return found if isinstance(found, int) else 3
+    default = getattr(_start_of(strategy).get("num_rounds"), "default", None)
+    return default if isinstance(default, int) else 3
 
 
 def check_taken(strategy: Strategy, given: Mapping[str, Any]) -> None:
     """Raise ``TypeError`` if neither ``start`` takes what was given; None was not."""
-    takes = _start_of(strategy)
-    everything = any(p.kind is p.VAR_KEYWORD for p in takes.values())
     names = [name for name, value in given.items() if value is not None]
-    if unknown := [name for name in names if not (everything or name in takes)]:
+    if unknown := [name for name in names if not _takes(strategy, name)]:
         raise TypeError(f"start() takes no {', '.join(map(repr, unknown))}")
-
-
-def _start_of(strategy: Strategy) -> Mapping[str, inspect.Parameter]:
-    own = find_own_start(strategy)
-    return inspect.signature(
-        Strategy.start if own is None else type(own).start
-    ).parameters
 
 
 def run_loop(
@@ -289,12 +284,7 @@ def run_loop(
     ours["configure_train"] = staticmethod(configure_train)
     view: Any = object.__new__(type(f"AutoFlip{kind.__name__}", (kind,), ours))
     view.__dict__ = found.__dict__
-    takes = _start_of(inner)
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in takes.values())
-    taken = {name: v for name, v in given.items() if takes_all or name in takes}
-    usual = None, 3, 3600, ConfigRecord()
-    if lost := [n for n, v in given.items() if n not in taken and v not in usual]:
-        raise TypeError(f"{kind.__name__}.start() takes no {', '.join(lost)}")
+    taken = {name: value for name, value in given.items() if _takes(inner, name)}
     result: Result = view.start(grid, arrays, **taken, **own)
     if given["num_rounds"] and not asked:
         raise AutoFlipError(

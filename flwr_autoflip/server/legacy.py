@@ -8,19 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from flwr import common
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord
 from flwr.app import RecordDict as Records
-from flwr.common import (
-    Code,
-    EvaluateIns,
-    EvaluateRes,
-    FitIns,
-    FitRes,
-    Parameters,
-    Status,
-    ndarrays_to_parameters,
-    parameters_to_ndarrays,
-)
 from flwr.server import ServerAppComponents, ServerConfig
 from flwr.server.client_manager import SimpleClientManager
 from flwr.server.client_proxy import ClientProxy
@@ -34,8 +24,7 @@ from .. import wire
 from ..errors import AutoFlipError
 from .strategy import AutoFlip
 
-Ins = FitIns | EvaluateIns
-_DONE = Status(Code.OK, "")
+_DONE = common.Status(common.Code.OK, "")
 
 
 def autoflip_server(
@@ -131,20 +120,20 @@ class Legacy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Ask the nodes that ``configure_fit`` chooses, with its configuration."""
-        choose, parameters = self.legacy.configure_fit, _parameters(arrays)
-        work = choose(server_round, parameters, _manager(grid))
-        return _messages(work, parameters, config, "train")
+        return self._messages("train", server_round, arrays, config, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Let ``aggregate_fit`` average the nodes' dense models."""
-        results: list[tuple[ClientProxy, FitRes]] = []
+        results: list[tuple[ClientProxy, common.FitRes]] = []
         names: list[str] = []
         for message in replies:
             record = next(iter(wire.records_of(message.content, ArrayRecord).values()))
             names, (count, metrics) = list(record), _counted(message)
-            answer = FitRes(_DONE, _parameters(record, floats=True), count, metrics)
+            answer = common.FitRes(
+                _DONE, _parameters(record, floats=True), count, metrics
+            )
             results.append((_Node(message.metadata.src_node_id), answer))
         found, metrics = self.legacy.aggregate_fit(server_round, results, [])
         arrays = None if found is None else _named(found, names)
@@ -154,24 +143,53 @@ class Legacy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Ask the nodes that the strategy's own ``configure_evaluate`` chooses."""
-        choose, parameters = self.legacy.configure_evaluate, _parameters(arrays)
-        work = choose(server_round, parameters, _manager(grid))
-        return _messages(work, parameters, config, "evaluate")
+        return self._messages("evaluate", server_round, arrays, config, grid)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Let the strategy's own ``aggregate_evaluate`` average losses and metrics."""
-        results: list[tuple[ClientProxy, EvaluateRes]] = []
+        results: list[tuple[ClientProxy, common.EvaluateRes]] = []
         for message in replies:
             count, metrics = _counted(message)
-            answer = EvaluateRes(_DONE, float(metrics.pop("loss")), count, metrics)
+            answer = common.EvaluateRes(
+                _DONE, float(metrics.pop("loss")), count, metrics
+            )
             results.append((_Node(message.metadata.src_node_id), answer))
         loss, metrics = self.legacy.aggregate_evaluate(server_round, results, [])
         return None if loss is None else _with_loss(loss, metrics)
 
     def summary(self) -> None:
         """Say nothing: strategies of the legacy API have no summary."""
+
+    def _messages(
+        self,
+        kind: str,
+        server_round: int,
+        arrays: ArrayRecord,
+        config: ConfigRecord,
+        grid: Grid,
+    ) -> list[Message]:
+        """Make one message a node that is chosen; values are AutoFlip's to add."""
+        manager, parameters = SimpleClientManager(), _parameters(arrays)
+        for node_id in grid.get_node_ids():
+            manager.register(_Node(node_id))
+        choose: Any = self.legacy.configure_evaluate
+        if kind == "train":
+            choose = self.legacy.configure_fit
+        contents: dict[int, Records] = {}
+        messages = []
+        for node, ins in choose(server_round, parameters, manager):
+            if ins.parameters is not parameters:
+                raise AutoFlipError(
+                    "the strategy sends nodes models of its own; AutoFlip ships the "
+                    "global one, of which each node gets what its plan keeps."
+                )
+            if id(ins) not in contents:
+                own = ConfigRecord({**config, **ins.config})
+                contents[id(ins)] = Records({"arrays": ArrayRecord(), "config": own})
+            messages.append(Message(contents[id(ins)], int(node.cid), kind))
+        return messages
 
 
 class _Node(ClientProxy):
@@ -190,45 +208,16 @@ class _Node(ClientProxy):
     get_properties = get_parameters = fit = evaluate = reconnect = _unreachable
 
 
-def _manager(grid: Grid) -> SimpleClientManager:
-    manager = SimpleClientManager()
-    for node_id in grid.get_node_ids():
-        manager.register(_Node(node_id))
-    return manager
-
-
-def _messages(
-    work: Iterable[tuple[ClientProxy, Ins]],
-    parameters: Parameters,
-    config: ConfigRecord,
-    message_type: str,
-) -> list[Message]:
-    """Make one message a node; values are AutoFlip's to add."""
-    contents: dict[int, Records] = {}
-    messages = []
-    for node, ins in work:
-        if ins.parameters is not parameters:
-            raise AutoFlipError(
-                "the strategy sends nodes models of its own; AutoFlip ships the global "
-                "one, of which each node gets what its plan keeps."
-            )
-        if id(ins) not in contents:
-            own = ConfigRecord({**config, **ins.config})
-            contents[id(ins)] = Records({"arrays": ArrayRecord(), "config": own})
-        messages.append(Message(contents[id(ins)], int(node.cid), message_type))
-    return messages
-
-
-def _parameters(record: ArrayRecord, *, floats: bool = False) -> Parameters:
+def _parameters(record: ArrayRecord, *, floats: bool = False) -> common.Parameters:
     """List arrays in order; as floats, since the legacy FedAvg makes 0 of integers."""
     arrays = list(wire.from_arrayrecord(record).values())
     if floats:
         arrays = [a.astype(np.float64) if a.dtype.kind in "iu" else a for a in arrays]
-    return ndarrays_to_parameters(arrays)
+    return common.ndarrays_to_parameters(arrays)
 
 
-def _named(parameters: Parameters, names: Sequence[str]) -> ArrayRecord:
-    arrays = parameters_to_ndarrays(parameters)
+def _named(parameters: common.Parameters, names: Sequence[str]) -> ArrayRecord:
+    arrays = common.parameters_to_ndarrays(parameters)
     if len(arrays) != len(names):
         raise AutoFlipError(
             f"the strategy gives {len(arrays)} arrays, the model's state_dict has "

@@ -32,14 +32,9 @@ def fixed(noise: float = 0.1) -> Strategy:
     return DifferentialPrivacyServerSideFixedClipping(inner, noise, 1.0, NODES)
 
 
-INNERS: dict[str, Any] = {
-    "fixed": fixed,
-    "adaptive": lambda: DifferentialPrivacyServerSideAdaptiveClipping(
-        FedAvg(**QUIET),  # type: ignore[arg-type]
-        0.1,
-        NODES,
-    ),
-}
+def adaptive() -> Strategy:
+    inner = FedAvg(**QUIET)  # type: ignore[arg-type]
+    return DifferentialPrivacyServerSideAdaptiveClipping(inner, 0.1, NODES)
 
 
 class Killed(BaseException):
@@ -96,15 +91,15 @@ def test_no_generator_is_in_a_checkpoint(tmp_path: Path) -> None:
     assert [name for name, state in states().items() if state in written] == [*states()]
 
 
-@pytest.mark.parametrize("kind", INNERS)
-def test_a_run_that_goes_on_draws_other_noise(tmp_path: Path, kind: str) -> None:
-    whole = run(tmp_path / "whole", INNERS[kind](), 2)[1]
+@pytest.mark.parametrize("inner", [fixed, adaptive])
+def test_a_run_that_goes_on_draws_other_noise(tmp_path: Path, inner: Any) -> None:
+    whole = run(tmp_path / "whole", inner(), 2)[1]
     with pytest.raises(Killed):
-        run(tmp_path / "run", INNERS[kind](), 2, kill_in=1)
+        run(tmp_path / "run", inner(), 2, kill_in=1)
     shutil.copytree(tmp_path / "run", tmp_path / "again")
 
-    one = run(tmp_path / "run", INNERS[kind](), 2)[1]
-    other = run(tmp_path / "again", INNERS[kind](), 2)[1]
+    one = run(tmp_path / "run", inner(), 2)[1]
+    other = run(tmp_path / "again", inner(), 2)[1]
 
     np.testing.assert_array_equal(one[1], whole[1])  # what was drawn was kept
     np.testing.assert_array_equal(other[1], whole[1])
@@ -128,12 +123,8 @@ def test_what_was_aggregated_is_saved_before_anybody_sees_it(tmp_path: Path) -> 
 
 
 def test_nodes_in_this_process_that_draw_noise(tmp_path: Path) -> None:
-    strategy = AutoFlip(
-        FedAvg(**QUIET),  # type: ignore[arg-type]
-        TinyNet(),
-        EXAMPLE,
-        checkpoint_dir=tmp_path,
-    )
+    inner = FedAvg(**QUIET)  # type: ignore[arg-type]
+    strategy = AutoFlip(inner, TinyNet(), EXAMPLE, checkpoint_dir=tmp_path)
     app = plain_app([autoflip_mod, LocalDpMod(1.0, 1.0, 1.0, 1e-5)])
 
     strategy.start(LocalGrid(app, NODES), initial(), num_rounds=2)

@@ -107,31 +107,30 @@ def run(strategy: AutoFlip, grid: InProcessGrid, seed: int = 0) -> dict[str, Any
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002
     torch.manual_seed(seed)
-    result = strategy.start(
-        grid,
-        initial(seed),
-        num_rounds=3,
-        train_config=ConfigRecord({"lr": 1.0}),
-        evaluate_fn=evaluate,
+    return everything(
+        strategy,
+        strategy.start(
+            grid,
+            initial(seed),
+            num_rounds=3,
+            train_config=ConfigRecord({"lr": 1.0}),
+            evaluate_fn=evaluate,
+        ),
     )
-    return {"result": everything(result), **afterwards(strategy, result)}
 
 
-def everything(result: Result) -> dict[str, Any]:
+def everything(strategy: AutoFlip, result: Result) -> dict[str, Any]:
+    rows = [
+        {key: value for key, value in row.items() if key != "seconds"}
+        for row in strategy.ledger.rows
+        if row["phase"] != "run"
+    ]
+    small = strategy.deployable_model(result.arrays).state_dict()
     return {
         "arrays": {n: (a.dtype, a.numpy().tobytes()) for n, a in result.arrays.items()},
         "train": {k: dict(v) for k, v in result.train_metrics_clientapp.items()},
         "nodes": {k: dict(v) for k, v in result.evaluate_metrics_clientapp.items()},
         "server": {k: dict(v) for k, v in result.evaluate_metrics_serverapp.items()},
-    }
-
-
-def afterwards(strategy: AutoFlip, result: Result) -> dict[str, Any]:
-    rows = [{**row} for row in strategy.ledger.rows if row["phase"] != "run"]
-    for row in rows:
-        row.pop("seconds", None)
-    small = strategy.deployable_model(result.arrays).state_dict()
-    return {
         "rows": rows,
         "plan": encode_plan(strategy.deployable_plan),
         "small": {name: values.numpy().tobytes() for name, values in small.items()},
@@ -181,7 +180,7 @@ def test_unequal_nodes_and_larger_models_too(options: dict[str, Any]) -> None:
         random.seed(0)
         torch.manual_seed(0)
         result = strategy.start(grid, realistic.initial(case), num_rounds=2)
-        found = {"result": everything(result), **afterwards(strategy, result)}
+        found = everything(strategy, result)
         return {what: repr(value) for what, value in found.items()}  # NaN is as NaN
 
     strategy = realistic.build(case, **options)
