@@ -19,8 +19,6 @@ from ..graph.plan import Plan
 from ..wire.encoding import largest
 from ..wire.privacy import ReportPrivacy, parse_privacy
 
-Flatten = Callable[[Arrays, Plan], NDArray[Any]]
-
 # --- What the node says of itself ---
 
 
@@ -116,7 +114,7 @@ def answer(
     request: wire.Request,
     start: Arrays,
     trained: Arrays,
-    flatten: Flatten,
+    flatten: Callable[[Arrays, Plan], NDArray[Any]],
     privacy: ReportPrivacy | None,
     state: RecordDict,
 ) -> tuple[NDArray[Any], dict[str, Any]]:

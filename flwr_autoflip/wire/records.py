@@ -87,34 +87,30 @@ def _npy_head(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
     return head.getvalue()
 
 
-def as_numpy(array: Array) -> NDArray[Any]:
-    """Give Flower's array as NumPy's, where that is possible a read-only view.
+def to_arrayrecord(arrays: Arrays) -> ArrayRecord:
+    """Put named arrays into Flower's record, in one copy each, not in three."""
+    record = ArrayRecord()
+    for name, values in arrays.items():
+        array = np.asarray(values, order="C")
+        head = _npy_head(array.dtype, array.shape)
+        data = b"".join((head, array.reshape(-1).view(np.uint8).data))
+        record[name] = Array(str(array.dtype), array.shape, NUMPY, data)
+    return record
+
+
+def from_arrayrecord(record: ArrayRecord) -> dict[str, NDArray[Any]]:
+    """Give the named arrays of Flower's record, where possible as read-only views.
 
     For arrays of this process; what came over the wire is :func:`single_array`'s.
     ``WireError`` if the bytes are none that NumPy saves.
     """
-    try:
-        view = None
-        if array.dtype and array.stype == NUMPY:
-            view = _view(array.data, np.dtype(array.dtype), tuple(array.shape))
-        return array.numpy() if view is None else view
-    except (TypeError, ValueError, EOFError) as error:
-        raise WireError(f"an array cannot be read: {error}") from error
-
-
-def as_array(array: NDArray[Any]) -> Array:
-    """Put an array into Flower's, in one copy; ``Array(array)`` makes three."""
-    array = np.asarray(array, order="C")
-    head = _npy_head(array.dtype, array.shape)
-    data = b"".join((head, array.reshape(-1).view(np.uint8).data))
-    return Array(str(array.dtype), array.shape, NUMPY, data)
-
-
-def to_arrayrecord(arrays: Arrays) -> ArrayRecord:
-    """Put named arrays into Flower's record."""
-    return ArrayRecord({name: as_array(array) for name, array in arrays.items()})
-
-
-def from_arrayrecord(record: ArrayRecord) -> dict[str, NDArray[Any]]:
-    """Give the named arrays of Flower's record."""
-    return {name: as_numpy(array) for name, array in record.items()}
+    arrays = {}
+    for name, array in record.items():
+        try:
+            view = None
+            if array.dtype and array.stype == NUMPY:
+                view = _view(array.data, np.dtype(array.dtype), tuple(array.shape))
+            arrays[name] = array.numpy() if view is None else view
+        except (TypeError, ValueError, EOFError) as error:
+            raise WireError(f"an array cannot be read: {error}") from error
+    return arrays
