@@ -38,6 +38,14 @@ def explorers() -> dict[int, Report]:
     return reports
 
 
+METHOD = Paper(threshold=0.45)
+
+
+def explored() -> Any:
+    """What the method knows after all three explored."""
+    return after_round(METHOD, LAYOUT, WEIGHTS, explorers())[0]
+
+
 def test_the_mask_by_hand() -> None:
     state, weights = after_round(Paper(threshold=0.45), LAYOUT, WEIGHTS, explorers())
 
@@ -81,8 +89,7 @@ def test_what_rounds_ask() -> None:
 
 @pytest.mark.filterwarnings("ignore:T_p")  # two participants
 def test_a_round_is_masked_by_its_own_participants() -> None:
-    method = Paper(threshold=0.45)
-    state, _ = after_round(method, LAYOUT, WEIGHTS, explorers())
+    method, state = METHOD, explored()
 
     order = method.order(state, 5, [1, 2])
 
@@ -94,8 +101,7 @@ def test_a_round_is_masked_by_its_own_participants() -> None:
 
 @pytest.mark.parametrize("nodes", [[2], [2, 8]])
 def test_where_too_few_participants_explored_all_explorers_count(nodes: Any) -> None:
-    method = Paper(threshold=0.45)
-    state, _ = after_round(method, LAYOUT, WEIGHTS, explorers())
+    method, state = METHOD, explored()
     done = carried_out(method.order(state, 2, nodes), [], WEIGHTS, 2)
     if 8 in nodes:  # it explores first, in vain
         assert done.order.who == (8,)
@@ -106,8 +112,7 @@ def test_where_too_few_participants_explored_all_explorers_count(nodes: Any) -> 
 
 @pytest.mark.filterwarnings("ignore:T_p")  # two participants
 def test_new_nodes_explore_when_they_are_first_sampled() -> None:
-    method = Paper(threshold=0.45)
-    state, _ = after_round(method, LAYOUT, WEIGHTS, explorers())
+    method, state = METHOD, explored()
 
     asked = method.order(state, 2, [1, 7, 8])
     assert (asked.who, asked.payload, asked.epochs) == ((7, 8), "deviations", 150)

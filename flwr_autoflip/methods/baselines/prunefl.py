@@ -133,9 +133,14 @@ class PruneFL(Method[Explored]):
                 "prunes; other methods can do without."
             )
         layout, kept = state.plan.layout, self._num_kept(state.plan.layout)
-        # Squared steps of the one client stand for squared gradients: the same, but
-        # for a factor.
-        squares = {name: _sum_up(done, name) for name in done.results[0].report}
+        # Summed over nodes, weighed as values are. Squared steps of one client stand
+        # for squared gradients: the same, but for a factor.
+        squares = {
+            name: np.asarray(
+                sum(r.num_examples * np.float64(r.report[name]) for r in done.results)
+            )
+            for name in done.results[0].report
+        }
         weights = {t.name: done.weights[t.name] for t in weight_tensors(layout)}
         mask, fraction = {}, self.fraction
         for name, array in weights.items():
@@ -164,14 +169,6 @@ class PruneFL(Method[Explored]):
                 "which it keeps. Choose a smaller factor."
             )
         return kept
-
-
-def _sum_up(done: Round, name: str) -> NDArray[np.float64]:
-    """Sum one tensor's squares over nodes, weighed as their values are."""
-    total = np.zeros(np.shape(done.results[0].report[name]))
-    for result in done.results:
-        total += result.num_examples * np.asarray(result.report[name], np.float64)
-    return total
 
 
 def adjust(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,13 +13,7 @@ from ...graph.plan import Plan, dense_plan, keep_from_bool
 from ..base import Method, Order, Round, State
 from ..guidance import split_by_group, sum_by_unit
 from ..rescale import rescale_fan_in
-from ..threshold import (
-    Compression,
-    MacRatio,
-    ThresholdLike,
-    keep_top,
-    parse_target,
-)
+from ..threshold import Compression, MacRatio, ThresholdLike, keep_top, parse_target
 from ..units import unit_plan, weight_tensors
 
 
@@ -141,9 +136,7 @@ def _unit_sums(plan: Plan, weights: Arrays) -> dict[str, NDArray[np.float64]]:
     return split_by_group(layout, sum_by_unit(layout, sizes))
 
 
-def _distance(
-    sums: NDArray[np.float64], left: NDArray[np.bool_]
-) -> NDArray[np.float64]:
+def _distance(sums: NDArray[Any], left: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Give ``|s - mean| / sd`` among the units that are left, infinity for others."""
     among = sums[left]
     away = np.abs(sums - among.mean()) / (float(among.std()) or 1.0)
