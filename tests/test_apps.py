@@ -151,16 +151,16 @@ def test_flowers_engine_says_it_in_other_words(said: str, hint: str) -> None:
 # --- Strategies that cannot work ---
 
 
-def test_a_strategy_of_the_older_api_is_called_so() -> None:
-    with pytest.raises(
-        AutoFlipError, match=r"FedAvg is of Flower's legacy API.*server"
-    ):
-        build(OlderFedAvg())
-
-
-def test_what_is_no_strategy_is_refused() -> None:
-    with pytest.raises(AutoFlipError, match=r"expected a strategy of flwr\.serverapp"):
-        build(FedAvg)
+@pytest.mark.parametrize(
+    ("inner", "message"),
+    [
+        (OlderFedAvg(), r"FedAvg is of Flower's legacy API.*server"),
+        (FedAvg, r"expected a strategy of flwr\.serverapp"),
+    ],
+)
+def test_what_is_no_strategy_is_refused(inner: Any, message: str) -> None:
+    with pytest.raises(AutoFlipError, match=message):
+        build(inner)
 
 
 # --- Training that goes nowhere ---

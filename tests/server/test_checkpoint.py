@@ -274,10 +274,14 @@ def test_a_tree_that_no_writer_wrote(tmp_path: Path, tree: Any, place: int) -> N
     whole[place] = tree if place == 1 else [["arrays", tree]]
     if place == 3 and tree == {"a": 1}:
         whole[place] = [["no such field", 1]]
-    metadata = {"format": FORMAT, "state": json.dumps(whole)}
-    write_arrays(tmp_path / "checkpoint-000001.safetensors", {}, metadata)
+    path = tmp_path / "checkpoint-000001.safetensors"
+    write_arrays(path, {}, {"format": FORMAT, "state": json.dumps(whole)})
 
     with pytest.raises(AutoFlipError, match="holds no state"):
+        Folder(tmp_path).open()
+
+    write_arrays(path, {}, {"format": "flwr-autoflip checkpoint 1"})
+    with pytest.raises(AutoFlipError, match=r"expected format .* checkpoint 2.*, got"):
         Folder(tmp_path).open()
 
 
@@ -318,19 +322,3 @@ def test_fewer_rounds_than_are_done_are_refused(tmp_path: Path) -> None:
 
     assert one.contents == files
     assert Folder(tmp_path).open(num_rounds=2).done == 2
-
-
-def test_a_file_of_another_version_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "checkpoint-000001.safetensors"
-    write_arrays(path, {}, {"format": "flwr-autoflip checkpoint 1"})
-
-    with pytest.raises(AutoFlipError, match=r"expected format .* checkpoint 2.*, got"):
-        Folder(tmp_path).open()
-
-
-def test_what_no_checkpoint_holds_is_named_at_the_start(tmp_path: Path) -> None:
-    one = Folder(tmp_path)
-    one.strategy.writer = object()  # type: ignore[attr-defined]
-
-    with pytest.warns(AutoFlipWarning, match=r"cannot hold writer \(object\)"):
-        one.open()
