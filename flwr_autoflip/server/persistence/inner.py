@@ -125,14 +125,13 @@ def restore_inplace(strategy: Strategy, attributes: Mapping[str, Any]) -> None:
 
 def warn_unsaved(strategy: Strategy, noisy: bool = False) -> None:
     """Warn once of all attributes that may change in a run but cannot be saved."""
-    if names := _unsaved(strategy, noisy):
-        warnings.warn(
-            f"checkpoints cannot hold {names} of the inner strategy: if that changes "
-            "during the run, a resumed run will differ. Numbers, arrays, lists and "
-            "dicts of them, and what has state_dict and load_state_dict can be saved.",
-            AutoFlipWarning,
-            stacklevel=4,
-        )
+    _warn_of_unsaved(
+        strategy,
+        noisy,
+        "checkpoints cannot hold {} of the inner strategy: if that changes during the "
+        "run, a resumed run will differ. Numbers, arrays, lists and dicts of them, and "
+        "what has state_dict and load_state_dict can be held.",
+    )
 
 
 def settings_of(strategy: Strategy, noisy: bool = False) -> dict[str, str]:
@@ -172,13 +171,13 @@ class Beginning:
 
         From the second run on it warns of attributes that no copy can be made of.
         """
-        if self._after and (names := _unsaved(self.strategy, noisy)):
-            warnings.warn(
-                f"this run begins with {names} of the inner strategy as the last one "
-                "left them: no copy can be made of them. Build a new AutoFlip if that "
+        if self._after:
+            _warn_of_unsaved(
+                self.strategy,
+                noisy,
+                "this run begins with {} of the inner strategy as the last one left "
+                "them: no copy can be made of them. Build a new AutoFlip if that "
                 "matters.",
-                AutoFlipWarning,
-                stacklevel=4,
             )
 
         def copied(value: Any) -> Any:
@@ -204,13 +203,15 @@ class Beginning:
 # --- Which attributes ---
 
 
-def _unsaved(strategy: Strategy, noisy: bool) -> str:
+def _warn_of_unsaved(strategy: Strategy, noisy: bool, text: str) -> None:
     """Name the attributes that may change in a run but that a tree cannot hold."""
-    return ", ".join(
+    names = ", ".join(
         f"{dotted} ({type(value).__name__})"
         for dotted, _, _, value in _walk(strategy)
         if not (_is_fixed(value) or is_storable(_state_of(value), noisy))
     )
+    if names:
+        warnings.warn(text.format(names), AutoFlipWarning, stacklevel=5)
 
 
 def _is_fixed(value: Any) -> bool:
