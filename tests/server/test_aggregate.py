@@ -1,14 +1,13 @@
 """The average: over those who trained, exact elsewhere, in the model's dtypes."""
 
 import gc
-import random
 import weakref
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from federation import EXAMPLE, RANDOM, Client, TinyNet, initial
+from federation import EXAMPLE, RANDOM, TinyNet, initial
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp.strategy import (
     DifferentialPrivacyServerSideFixedClipping,
@@ -19,12 +18,12 @@ from flwr.serverapp.strategy import (
     FedProx,
     Strategy,
 )
-from grid import LocalGrid
+from grid import numbers, start
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import ZOO, flat_layout, layout_of, mlp_layout, random_arrays, random_plan
 
-from flwr_autoflip import AutoFlip, client_app
+from flwr_autoflip import AutoFlip
 from flwr_autoflip.graph.layout import Layout
 from flwr_autoflip.graph.pack import expand, pack
 from flwr_autoflip.graph.plan import Plan, dense_plan
@@ -263,16 +262,14 @@ def test_flat_values_give_the_same_model(options: dict[str, Any]) -> None:
     for inner in (Flat(fraction_evaluate=0.0), Dense(fraction_evaluate=0.0)):
         exactly = {"method": RANDOM, "value_dtype": "float32", **options}
         strategy = AutoFlip(inner, TinyNet(), EXAMPLE, **exactly)
-        grid = LocalGrid(client_app(Client), NODES)
-        random.seed(0)  # FedAvg draws nodes from it
-        found.append(strategy.start(grid, initial(), num_rounds=3).arrays)
+        found.append(numbers(start(strategy, rounds=3)))
         count = 1 if isinstance(inner, Flat) else len(strategy.layout.tensors)
         assert inner.seen == [count] * NODES
 
     # A mean in the order of the replies either way.
     for name, array in found[0].items():
-        np.testing.assert_array_equal(array.numpy(), found[1][name].numpy(), name)
-        assert array.dtype == found[1][name].dtype == str(initial()[name].dtype)
+        np.testing.assert_array_equal(array, found[1][name], name)
+        assert array.dtype == found[1][name].dtype == initial()[name].numpy().dtype
 
 
 @pytest.mark.parametrize(
@@ -314,8 +311,7 @@ def test_no_reply_is_in_memory_twice() -> None:
     gc.collect()
     gc.disable()  # reference cycles would stay
     try:
-        grid = LocalGrid(client_app(Client), NODES, fault)
-        strategy.start(grid, initial(), num_rounds=1)
+        start(strategy, rounds=1, fault=fault)
     finally:
         gc.enable()
 

@@ -27,7 +27,7 @@ from flwr.serverapp.strategy import (
     FedAvgM,
     Strategy,
 )
-from grid import Fault, LocalGrid
+from grid import Fault, LocalGrid, numbers, rows_of
 
 from flwr_autoflip import (
     AutoFlip,
@@ -36,9 +36,9 @@ from flwr_autoflip import (
     autoflip_mod,
     client_app,
 )
+from flwr_autoflip.graph.pack import expand, pack_small
 from flwr_autoflip.graph.plan import Plan, dense_plan
 from flwr_autoflip.graph.shrink import arrays_of, shrink
-from flwr_autoflip.ledger.ledger import node_rows
 from flwr_autoflip.methods import L1, AuthorsCode, Guided, Paper, PruneFL
 from flwr_autoflip.server.round.budgets import part_of
 
@@ -67,15 +67,11 @@ def run(
     for node, budget in budgets.items():
         grid.contexts[node].node_config["autoflip-budget"] = budget
     result = strategy.start(grid, initial(), num_rounds=rounds)
-    return {name: a.numpy() for name, a in result.arrays.items()}, grid
-
-
-def rows_of(strategy: AutoFlip, phase: str) -> list[dict[str, Any]]:
-    return [row for row in strategy.ledger.rows if row["phase"] == phase]
+    return numbers(result), grid
 
 
 def of_node(strategy: AutoFlip, node: int = 100) -> list[tuple[str, str]]:
-    rows = [row for row in node_rows(strategy.ledger.rows) if row["node"] == node]
+    rows = rows_of(strategy, node=node)
     return [(row["phase"], row["status"]) for row in rows]
 
 
@@ -170,27 +166,19 @@ def test_weak_nodes_evaluate_what_they_carry() -> None:
 
 
 def heterofl_round(plans: Mapping[int, Plan]) -> dict[str, np.ndarray]:
-    """One round by hand: nodes train cut models; slices and weights are added up."""
+    """One round by hand: nodes train cut models; values and weights are added up."""
     base = arrays_of(make_model())
-    sums = {name: np.zeros(a.shape) for name, a in base.items()}
-    weights = {name: np.zeros(a.shape) for name, a in base.items()}
+    sums = {name: np.zeros(array.shape) for name, array in base.items()}
+    weights = {name: np.zeros(array.shape) for name, array in base.items()}
     for node, plan in plans.items():
         small = shrink(make_model(), plan).train()
         sgd(small, node - 100)
         examples = 12 + (node - 100) % 3
-        keep_conv, keep_fc1 = plan.keep["conv"], plan.keep["fc1"]
-        columns = (16 * keep_conv[:, None] + np.arange(16)).ravel()
-        places = {
-            "conv.weight": np.ix_(keep_conv),
-            "fc1.weight": np.ix_(keep_fc1, columns),
-            "fc1.bias": np.ix_(keep_fc1),
-            "fc2.weight": np.ix_(range(3), keep_fc1),
-        }
-        for name, array in arrays_of(small).items():
-            whole = name in ("fc2.bias", "norm.num_batches_tracked")
-            place = ... if whole else places.get(name, np.ix_(keep_conv))
-            sums[name][place] += examples * array
-            weights[name][place] += examples
+        for name, array in expand(
+            base, pack_small(arrays_of(small), plan), plan
+        ).items():
+            sums[name] += examples * np.where(plan.dense_mask(name), array, 0)
+            weights[name] += examples * plan.dense_mask(name)
     return {
         name: np.where(weights[name], sums[name] / np.maximum(weights[name], 1), array)
         for name, array in base.items()
@@ -371,7 +359,7 @@ def test_a_server_that_does_not_ask_is_refused_by_the_node() -> None:
 
     run(strategy, {100: "macs:0.25"})
 
-    (row,) = [row for row in rows_of(strategy, "train") if row["node"] == 100]
+    (row,) = rows_of(strategy, "train", node=100)
     assert row["status"] == "failed"
     assert "set budgets=True in the server's AutoFlip" in row["reason"]
 
@@ -396,7 +384,7 @@ def test_a_node_whose_budget_changed_is_asked_again() -> None:
         ("budget", "ok"),
         ("train", "ok"),
     ]
-    first, failed, last = (r for r in rows_of(strategy, "train") if r["node"] == 100)
+    first, failed, last = rows_of(strategy, "train", node=100)
     assert "the budget changed" in failed["reason"]
     assert last["parameters"] < first["parameters"]
 
@@ -437,5 +425,5 @@ def test_a_mod_takes_part_as_a_dense_node_and_refuses_less() -> None:
     status = {row["node"]: row["status"] for row in rows_of(strategy, "budget")}
     assert status == {**dict.fromkeys(ALL, "ok"), 100: "failed"}
     assert len(rows_of(strategy, "train")) == NODES - 1
-    (row,) = [row for row in rows_of(strategy, "budget") if row["node"] == 100]
+    (row,) = rows_of(strategy, "budget", node=100)
     assert "use AutoFlipClient" in row["reason"]

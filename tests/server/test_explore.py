@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from federation import EXAMPLE, Client, TinyNet, initial, node_data, plain_app
+from federation import EXAMPLE, Client, TinyNet, node_data, plain_app
 from flwr.app import Array, ArrayRecord, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
-from grid import LocalGrid
+from grid import refused, start
 from torch import nn
 
 from flwr_autoflip import AutoFlip, AutoFlipError, autoflip_mod, client_app
@@ -41,17 +41,12 @@ def times(factor: float, *bad: int) -> ClientApp:
     return client_app(Loud)
 
 
-def run(method: Any, app: ClientApp, fault: Any = None) -> AutoFlip:
+def run(method: Any, app: ClientApp | None = None, fault: Any = None) -> AutoFlip:
     inner = FedAvg(fraction_evaluate=0.0)
     options: dict[str, Any] = {"method": method, "value_dtype": "float32"}
     strategy = AutoFlip(inner, TinyNet(), EXAMPLE, **options)
-    strategy.start(LocalGrid(app, NODES, fault), initial(), num_rounds=1)
+    start(strategy, 1, NODES, app, fault)
     return strategy
-
-
-def refused(strategy: AutoFlip, phase: str = "explore") -> dict[int, str]:
-    rows = [row for row in strategy.ledger.rows if row["phase"] == phase]
-    return {r["node"] - 100: r["reason"] for r in rows if r["status"] != "ok"}
 
 
 # --- A node's scale ---
@@ -64,7 +59,7 @@ def test_a_louder_explorer_decides_no_more_than_others(
 ) -> None:
     honest, loud = (run(method, times(f, BAD)) for f in (1.0, factor))
 
-    assert refused(loud) == refused(loud, "train") == {}
+    assert refused(loud) == {}
     np.testing.assert_array_equal(
         honest.deployable_plan.alive, loud.deployable_plan.alive
     )
@@ -77,15 +72,15 @@ def test_a_report_that_is_an_outlier_is_refused_with_node_and_reason(
     with caplog.at_level(logging.WARNING, "flwr"):
         strategy = run(BY_UNIT, app)
 
-    assert list(refused(strategy)) == [BAD]
-    assert "the round's median is" in refused(strategy)[BAD]
+    assert list(refused(strategy, "explore")) == [BAD]
+    assert "the round's median is" in refused(strategy, "explore")[BAD]
     text = "refused reply of node 102: report: its parameters moved by"
     assert text in caplog.text
     assert list(refused(run(Guided(threshold=HALF), app), "train")) == [BAD]
 
 
 def test_if_most_are_outliers_nobody_is() -> None:
-    assert refused(run(BY_UNIT, times(100.0, 1, 2, 4, 5))) == {}
+    assert refused(run(BY_UNIT, times(100.0, 1, 2, 4, 5)), "explore") == {}
 
 
 def test_few_data_and_label_skew_are_not_refused() -> None:
@@ -104,7 +99,7 @@ def test_few_data_and_label_skew_are_not_refused() -> None:
 
     strategy = run(BY_UNIT, client_app(Skewed))
 
-    assert refused(strategy) == refused(strategy, "train") == {}
+    assert refused(strategy) == {}
 
 
 # --- Reports that say nothing, or nonsense ---
@@ -112,20 +107,35 @@ def test_few_data_and_label_skew_are_not_refused() -> None:
 Change = Callable[[np.ndarray], np.ndarray]
 
 
-def changed(change: Change) -> Any:
-    """Change what node ``BAD`` reports, and seal it again."""
+def spoilt(spoil: Callable[[Any, Any], None]) -> Any:
+    """Let node ``BAD`` report something else: its arrays and metadata are changed."""
 
     def fault(node: int, reply: Message) -> Message:
         config = next(iter(reply.content.config_records.values()), {})
         if node == 100 + BAD and "autoflip-scale" in config:
-            ((key, record),) = reply.content.array_records.items()
-            ((name, array),) = record.items()
-            values = change(array.numpy().copy())
-            reply.content[key] = ArrayRecord({name: Array(values)})
-            config["autoflip-checksum"] = zlib.crc32(values.tobytes())
+            spoil(reply.content, config)
         return reply
 
     return fault
+
+
+def changed(change: Change) -> Any:
+    """Change a report's numbers, and seal it again."""
+
+    def spoil(content: Any, metadata: Any) -> None:
+        ((key, record),) = content.array_records.items()
+        ((name, array),) = record.items()
+        values = change(array.numpy().copy())
+        content[key] = ArrayRecord({name: Array(values)})
+        metadata["autoflip-checksum"] = zlib.crc32(values.tobytes())
+
+    return spoilt(spoil)
+
+
+def says(**metadata: Any) -> Any:
+    """Say something else of a report."""
+    named = {f"autoflip-{key}": value for key, value in metadata.items()}
+    return spoilt(lambda content, config: config.update(named))
 
 
 def fill(value: float, first: Any = slice(None)) -> Change:
@@ -150,17 +160,17 @@ def fill(value: float, first: Any = slice(None)) -> Change:
 def test_reports_that_say_nothing_are_refused_and_the_round_goes_on(
     method: Any, change: Change, reason: str
 ) -> None:
-    strategy = run(method, client_app(Client), changed(change))
+    strategy = run(method, fault=changed(change))
 
-    assert list(refused(strategy)) == [BAD]
-    assert reason in refused(strategy)[BAD]
+    assert list(refused(strategy, "explore")) == [BAD]
+    assert reason in refused(strategy, "explore")[BAD]
     assert refused(strategy, "train") == {}
 
 
 def test_a_mods_report_is_checked_likewise() -> None:
     strategy = run(BY_UNIT, plain_app([autoflip_mod]), changed(fill(0.0)))
 
-    assert list(refused(strategy)) == [BAD]
+    assert list(refused(strategy, "explore")) == [BAD]
 
 
 def test_nobody_moved_is_one_clear_line() -> None:
@@ -172,23 +182,11 @@ def test_nobody_moved_is_one_clear_line() -> None:
         run(PAPER, client_app(Idle))
 
 
-def says(**metadata: Any) -> Any:
-    """Let node ``BAD`` say something else of its report."""
-
-    def fault(node: int, reply: Message) -> Message:
-        config = next(iter(reply.content.config_records.values()), {})
-        if node == 100 + BAD and "autoflip-scale" in config:
-            config.update({f"autoflip-{key}": value for key, value in metadata.items()})
-        return reply
-
-    return fault
-
-
 def test_sizes_of_2_to_the_60_are_outliers() -> None:
-    strategy = run(BY_UNIT, client_app(Client), says(scale=2.0**-46))
+    strategy = run(BY_UNIT, fault=says(scale=2.0**-46))
 
-    assert list(refused(strategy)) == [BAD]
-    assert "its parameters moved by" in refused(strategy)[BAD]
+    assert list(refused(strategy, "explore")) == [BAD]
+    assert "its parameters moved by" in refused(strategy, "explore")[BAD]
 
 
 # --- What nodes say of noise ---
@@ -196,11 +194,11 @@ def test_sizes_of_2_to_the_60_are_outliers() -> None:
 
 def test_what_nodes_say_of_noise_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "flwr"):
-        strategy = run(BY_UNIT, client_app(Client), says(privacy="epsilon:8"))
+        strategy = run(BY_UNIT, fault=says(privacy="epsilon:8"))
 
     said = "1 of 6 reports were noised by their nodes, who say: epsilon:8.0,delta:1e-05"
     assert said in caplog.text
-    assert refused(strategy) == {}
+    assert refused(strategy, "explore") == {}
 
 
 @pytest.mark.filterwarnings("ignore:T_p")
@@ -214,7 +212,7 @@ def test_what_nodes_say_of_noise_is_logged(caplog: pytest.LogCaptureFixture) -> 
 def test_noise_that_cannot_be_is_refused(
     method: Any, privacy: str, reason: str
 ) -> None:
-    strategy = run(method, client_app(Client), says(privacy=privacy))
+    strategy = run(method, fault=says(privacy=privacy))
 
-    assert list(refused(strategy)) == [BAD]
-    assert reason in refused(strategy)[BAD]
+    assert list(refused(strategy, "explore")) == [BAD]
+    assert reason in refused(strategy, "explore")[BAD]

@@ -1,14 +1,13 @@
 """What one node says, or one strategy raises, costs at most a round, never the run."""
 
 import logging
-import random
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from federation import EXAMPLE, RANDOM, Client, TinyNet, initial, numpy_app
+from federation import EXAMPLE, RANDOM, Client, TinyNet, numpy_app
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import (
@@ -23,11 +22,10 @@ from flwr.serverapp.strategy import (
     Result,
     Strategy,
 )
-from grid import LocalGrid
+from grid import Fault, numbers, rows_of, start
 from torch import nn
 
 from flwr_autoflip import AutoFlip, AutoFlipError, autoflip_mod, client_app
-from flwr_autoflip.ledger.ledger import node_rows
 
 NODES, BAD = 5, 101
 Spoil = Callable[[Message], None]
@@ -38,39 +36,33 @@ def run(
     inner: Strategy | None = None,
     rounds: int = 2,
     app: ClientApp | None = None,
-    fault: Callable[[int, Message], Message | None] | None = None,
+    fault: Fault | None = None,
     model: Callable[[], nn.Module] = TinyNet,
     kind: type[AutoFlip] = AutoFlip,
     **options: Any,
 ) -> tuple[AutoFlip, Result]:
     """Run a federation in which one node's replies are spoilt, or all are faulty."""
-    random.seed(0)
-    options = {"method": RANDOM, "value_dtype": "float32", **options}
-    inner = FedAvg(min_available_nodes=NODES) if inner is None else inner
-    start = model()
 
     def spoilt(node: int, reply: Message) -> Message | None:
         if node == BAD:
             spoil(reply)
         return reply
 
-    grid = LocalGrid(app or client_app(Client), NODES, fault or spoilt)
-    strategy = kind(inner, start, EXAMPLE, **options)
-    arrays = initial() if model is TinyNet else ArrayRecord(start.state_dict())
-    return strategy, strategy.start(grid, arrays, num_rounds=rounds)
-
-
-def arrays(result: Result) -> dict[str, np.ndarray]:
-    return {name: array.numpy() for name, array in result.arrays.items()}
+    options = {"method": RANDOM, "value_dtype": "float32", **options}
+    inner = FedAvg(min_available_nodes=NODES) if inner is None else inner
+    dense = model()
+    strategy = kind(inner, dense, EXAMPLE, **options)
+    arrays = None if model is TinyNet else ArrayRecord(dense.state_dict())
+    return strategy, start(strategy, rounds, NODES, app, fault or spoilt, arrays)
 
 
 def assert_equal(found: Result, expected: Result) -> None:
-    for name, array in arrays(expected).items():
-        np.testing.assert_array_equal(arrays(found)[name], array, name)
+    for name, array in numbers(expected).items():
+        np.testing.assert_array_equal(numbers(found)[name], array, name)
 
 
-def rows(strategy: AutoFlip, node: int = BAD) -> list[dict[str, Any]]:
-    return [row for row in node_rows(strategy.ledger.rows) if row["node"] == node]
+def assert_finite(result: Result) -> None:
+    assert all(np.isfinite(array).all() for array in numbers(result).values())
 
 
 def no_evaluation() -> FedAvg:
@@ -121,9 +113,9 @@ def test_metrics_that_nobody_can_average_are_left_out_and_training_counts(
         strategy, result = run(spoil)
 
     assert_equal(result, run()[1])
-    assert [row["status"] for row in rows(strategy)] == ["ok"] * 4
-    assert all(reason in row["reason"] for row in rows(strategy))
-    assert rows(strategy, BAD + 1)[0]["reason"] == ""
+    assert [row["status"] for row in rows_of(strategy, node=BAD)] == ["ok"] * 4
+    assert all(reason in row["reason"] for row in rows_of(strategy, node=BAD))
+    assert rows_of(strategy, node=BAD + 1)[0]["reason"] == ""
     said = [record.getMessage() for record in caplog.records]
     own = [text for text in said if f"reply of node {BAD}: metrics left out" in text]
     assert len(own) == 4
@@ -135,8 +127,8 @@ def test_no_metric_ends_a_run(inner: Any, tmp_path: Any) -> None:
     strategy, result = run(metrics(loss=[]), inner(), checkpoint_dir=tmp_path)
 
     assert len(result.train_metrics_clientapp) == 2
-    assert all(np.isfinite(array).all() for array in arrays(result).values())
-    assert {row["status"] for row in rows(strategy)} == {"ok"}
+    assert_finite(result)
+    assert {row["status"] for row in rows_of(strategy, node=BAD)} == {"ok"}
 
 
 def test_a_numpy_clients_metrics_are_checked_likewise() -> None:
@@ -149,7 +141,7 @@ def test_a_numpy_clients_metrics_are_checked_likewise() -> None:
     strategy, result = run(spoil, app=app)
 
     assert_equal(result, run(app=app)[1])
-    assert "'loss' is not finite" in rows(strategy)[0]["reason"]
+    assert "'loss' is not finite" in rows_of(strategy, node=BAD)[0]["reason"]
 
 
 def test_nodes_whose_metrics_differ_keep_their_training(
@@ -165,7 +157,7 @@ def test_nodes_whose_metrics_differ_keep_their_training(
 
     assert_equal(result, run(inner=no_evaluation(), rounds=1)[1])
     assert result.train_metrics_clientapp[1] == MetricRecord()
-    assert {row["status"] for row in node_rows(strategy.ledger.rows)} == {"ok"}
+    assert {row["status"] for row in rows_of(strategy)} == {"ok"}
     text = "metrics that not all nodes have alike are left out: loss, mine"
     assert sum(text in record.getMessage() for record in caplog.records) == 1
 
@@ -194,8 +186,8 @@ def test_one_loss_does_not_end_the_model_of_q_fedavg(loss: float) -> None:
     inner = QFedAvg(client_learning_rate=0.1, train_loss_key="loss")
     strategy, result = run(spoil, inner, 3, client_app(PlainClient), model=Plain)
 
-    assert all(np.isfinite(array).all() for array in arrays(result).values())
-    row, rounds = rows(strategy)[2], set(result.train_metrics_clientapp)
+    assert_finite(result)
+    row, rounds = rows_of(strategy, node=BAD)[2], set(result.train_metrics_clientapp)
     if loss < 0:  # a number, of which q-FedAvg makes NaN: that round is lost
         assert (row["status"], rounds) == ("ok", {1, 3})
     else:
@@ -221,7 +213,7 @@ def test_an_apps_key_in_the_metadata_is_nobodys_metric() -> None:
     assert_equal(result, expected)
     assert result.train_metrics_clientapp == expected.train_metrics_clientapp
     assert result.evaluate_metrics_clientapp == expected.evaluate_metrics_clientapp
-    assert [row["reason"] for row in rows(strategy)] == [""] * 4
+    assert [row["reason"] for row in rows_of(strategy, node=BAD)] == [""] * 4
 
 
 @pytest.mark.parametrize(
@@ -240,8 +232,8 @@ def test_an_apps_key_in_the_metadata_is_nobodys_metric() -> None:
 def test_metadata_of_other_types_are_refused(key: str, value: Any) -> None:
     strategy, _ = run(metadata(**{key: value}), rounds=1)
 
-    assert {row["status"] for row in rows(strategy)} == {"refused"}
-    assert all(f"{key} must be" in row["reason"] for row in rows(strategy))
+    assert {row["status"] for row in rows_of(strategy, node=BAD)} == {"refused"}
+    assert all(f"{key} must be" in row["reason"] for row in rows_of(strategy, node=BAD))
 
 
 def test_a_hundred_thousand_names_cost_the_server_little() -> None:
@@ -320,7 +312,7 @@ def test_an_average_that_is_no_model_loses_that_round() -> None:
 # --- Nobody trained ---
 
 
-def late(first: int, last: int = 10**9) -> Callable[[int, Message], Message | None]:
+def late(first: int, last: int = 10**9) -> Fault:
     """Let through the replies from one to another, counted from 0."""
     count = -1
 
@@ -346,7 +338,7 @@ def test_one_round_in_which_somebody_trained_is_enough(tmp_path: Any) -> None:
 
     strategy, _ = run(inner=no_evaluation(), **given)
 
-    statuses = [row["status"] for row in node_rows(strategy.ledger.rows)]
+    statuses = [row["status"] for row in rows_of(strategy)]
     assert statuses == ["missing"] * NODES + ["ok"] * NODES
 
 
