@@ -252,7 +252,7 @@ class Evaluation:
         loss, top1 = evaluate(small, held_out, DEVICE)
         metrics = {"loss": loss, "top1": top1}
         if server_round in self.late:
-            dense = self._model(self.strategy.state.arrays)
+            dense = self._model(self.strategy.run.state.arrays)
             metrics["dense-top1"] = evaluate(dense, held_out, DEVICE)[1]
             locally = [evaluate(small, own, DEVICE)[1] for own in data.local_test]
             metrics["local-top1"] = sum(locally) / len(locally)

@@ -242,7 +242,7 @@ def default_rounds(strategy: Strategy) -> int:
     return default if isinstance(default, int) else 3
 
 
-def check_taken(strategy: Strategy, given: Mapping[str, Any]) -> None:
+def check_taken(strategy: Strategy, **given: Any) -> None:
     """Raise ``TypeError`` if neither ``start`` takes what was given; None was not."""
     names = [name for name, value in given.items() if value is not None]
     if unknown := [name for name in names if not _takes(strategy, name)]:
@@ -254,20 +254,18 @@ def run_loop(
     inner: Strategy,
     grid: Grid,
     arrays: ArrayRecord,
-    given: Mapping[str, Any],
     own: Mapping[str, Any],
+    **given: Any,
 ) -> Result:
     """Run Flower's loop, or an inner strategy's own ``start``, around our steps.
 
-    ``given`` is what Flower's ``start`` takes, ``own`` what only the inner one does.
     People put into ``start()`` what a run does besides its rounds: save the best model,
     write a table. It runs on a *view*: an object of a subclass that shares all
     attributes with the strategy, and whose steps are ours. So ``super().start(...)`` in
     it, or a copy of Flower's loop, calls AutoFlip.
 
     ``given`` are Flower's arguments, ``own`` what only the inner ``start`` takes.
-    Raises ``TypeError`` if no ``start`` takes what was given, and ``AutoFlipError`` if
-    the rounds of one went past ``steps``.
+    Raises ``AutoFlipError`` if the rounds of one went past ``steps``.
     """
     found = find_own_start(inner)
     if found is None:

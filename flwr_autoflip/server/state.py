@@ -6,7 +6,9 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 
-from ..methods.base import State
+from ..graph.layout import Layout, check_arrays
+from ..methods.base import Method, State
+from ..wire import from_arrayrecord, to_arrayrecord
 
 Metrics = Mapping[int, MetricRecord]
 
@@ -50,3 +52,26 @@ class RunState:
     evaluate: Metrics = field(default_factory=dict)
     server: Metrics = field(default_factory=dict)
     inner: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def begin(
+        cls,
+        method: Method[Any],
+        layout: Layout,
+        arrays: ArrayRecord,
+        train_config: ConfigRecord | None,
+        evaluate_config: ConfigRecord | None,
+    ) -> "RunState":
+        """Begin a run; the caller's records stay as they are.
+
+        Raises ``AutoFlipError`` if the arrays are not those of the layout's model.
+        """
+        given = from_arrayrecord(arrays)
+        check_arrays(layout, given, whose="initial arrays")
+        state, weights = method.begin(layout, given)
+        return cls(
+            state,
+            to_arrayrecord(weights),
+            ConfigRecord(dict(train_config or {})),
+            ConfigRecord(dict(evaluate_config or {})),
+        )

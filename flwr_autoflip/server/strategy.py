@@ -12,7 +12,7 @@ from torch import nn
 
 from .. import wire
 from ..errors import AutoFlipError
-from ..graph.layout import Layout, check_arrays
+from ..graph.layout import Layout
 from ..graph.plan import Plan
 from ..graph.shrink import shrink_with
 from ..graph.tracing.trace import trace
@@ -43,8 +43,7 @@ class AutoFlip(Strategy):
     model : nn.Module
         The dense model.
     example_input : Tensor, tuple or mapping of str to object
-        What its ``forward`` takes, a batch of one: one argument, positional ones (a
-        dict among them is one of them), or arguments by keyword.
+        What its ``forward`` takes, a batch of one; a mapping is by keyword.
     method : str or Method (default: "l1")
         Which units are pruned and what trains; see :mod:`flwr_autoflip.methods`.
     macs : float, optional
@@ -53,19 +52,17 @@ class AutoFlip(Strategy):
     ignored_layers : sequence of str (default: ())
         Modules whose units are all kept; ratios are of the rest.
     value_dtype : {"int8", "float16", "float32"} (default: "int8")
-        Weights on the wire, both ways; 8 and 16 bits with error feedback. Buffers
-        travel in float32.
+        Weights on the wire, both ways; buffers travel in float32.
     budgets : bool (default: False)
         Ask each node what it can carry, and send it that part of the plan.
     ledger_dir : path, optional
         Folder for ``ledger.jsonl``.
     checkpoint_dir : path, optional
-        Folder from which the same command goes on after a stop. The ledger lies in
-        it, too, unless it has a folder of its own.
+        Folder from which the same command goes on after a stop; also the ledger's,
+        unless that has its own.
 
     Attributes
     ----------
-    layout : Layout
     ledger : Ledger
         What every round really cost; also without ``ledger_dir``.
 
@@ -77,8 +74,7 @@ class AutoFlip(Strategy):
     Notes
     -----
     With Flower's central DP inside, ``AutoFlip(DP...(FedAvg()))``, what is aggregated
-    is clipped and noised. Nodes may noise what they report when they explore; see
-    :mod:`flwr_autoflip.wire.privacy`.
+    is clipped and noised; for nodes' own noise see :mod:`flwr_autoflip.wire.privacy`.
     """
 
     def __init__(
@@ -97,17 +93,16 @@ class AutoFlip(Strategy):
     ) -> None:
         self.strategy = strategy
         self.method = named(method, macs)
-        if value_dtype not in (words := get_args(ValueDtype)):
-            raise AutoFlipError(
-                f"value_dtype must be one of {words}, got {value_dtype!r}."
-            )
+        if value_dtype not in get_args(ValueDtype):
+            words = f"one of {get_args(ValueDtype)}"
+            raise AutoFlipError(f"value_dtype must be {words}, got {value_dtype!r}.")
         hosts.check_inner(strategy, budgets)
         if checkpoint_dir is not None:
             hosts.check_can_resume(strategy)
         self.value_dtype, self.budgets = value_dtype, budgets
         self.layout: Layout = trace(model, example_input, tuple(ignored_layers))
-        answer = answering_groups(model, example_input, self.layout)
-        self.cost_of = CostOf(model, example_input, self.layout.batch_axis, answer)
+        answering = answering_groups(model, example_input, self.layout)
+        self.cost_of = CostOf(model, example_input, self.layout.batch_axis, answering)
         self.checkpoint_dir = None if checkpoint_dir is None else Path(checkpoint_dir)
         folder = self.checkpoint_dir if ledger_dir is None else Path(ledger_dir)
         self.ledger = Ledger(None if folder is None else folder / "ledger.jsonl")
@@ -133,11 +128,8 @@ class AutoFlip(Strategy):
         grid : Grid
         initial_arrays : ArrayRecord
             The dense model's ``state_dict``.
-        num_rounds : int (default: 3, or what an inner ``start`` of its own says)
-        timeout : float or None (default: 3600)
-            Seconds to wait for replies; None waits for ever.
-        train_config, evaluate_config : ConfigRecord, optional
-            Sent to nodes.
+        num_rounds, timeout, train_config, evaluate_config
+            Flower's; the first is 3, or what an inner ``start`` of its own says.
         evaluate_fn : callable, optional
             Called before the rounds and once a round, with the deployable model's
             arrays: dense, zeros where it has nothing.
@@ -152,26 +144,22 @@ class AutoFlip(Strategy):
         Raises
         ------
         AutoFlipError
-            If ``initial_arrays`` are not the model's, no node's training counted,
-            another run holds the folder, or it holds another run or nothing whole.
+            If ``initial_arrays`` are not the model's, no node's training counted, or
+            the folder is in use, another run's, or damaged.
         """
-        flowers: dict[str, Any] = {
-            "num_rounds": num_rounds,
-            "train_config": train_config,
-            "evaluate_config": evaluate_config,
-            "evaluate_fn": evaluate_fn,
-        }
-        hosts.check_taken(self.strategy, {**flowers, **own})
-        given = wire.from_arrayrecord(initial_arrays)
-        check_arrays(self.layout, given, whose="initial arrays")
-        method, weights = self.method.begin(self.layout, given)
-        begun = RunState(
-            method,
-            wire.to_arrayrecord(weights),  # the caller's stay as they are
-            ConfigRecord(dict(train_config or {})),
-            ConfigRecord(dict(evaluate_config or {})),
+        hosts.check_taken(
+            self.strategy,
+            num_rounds=num_rounds,
+            train_config=train_config,
+            evaluate_config=evaluate_config,
+            evaluate_fn=evaluate_fn,
+            **own,
         )
-        num_rounds = num_rounds or hosts.default_rounds(self.strategy)
+        begun = RunState.begin(
+            self.method, self.layout, initial_arrays, train_config, evaluate_config
+        )
+        if num_rounds is None:
+            num_rounds = hosts.default_rounds(self.strategy)
         noisy = draws_noise(self.strategy) or nodes_draw_noise(grid)
         with claimed(self._folders), self._beginning.restored(noisy):
             key, folder = hosts.weight_key(self.strategy), self.checkpoint_dir
@@ -185,16 +173,20 @@ class AutoFlip(Strategy):
             )
             run = Run.begin(begun, steps, folder, noisy, num_rounds, evaluate_fn)
             self._run = run
-            hosts.wait_for_nodes(grid, self.strategy, timeout)
-            flowers |= {
-                "num_rounds": num_rounds,
-                "timeout": timeout,
-                "train_config": run.state.train_config,
-                "evaluate_config": run.state.evaluate_config,
-                "evaluate_fn": evaluate_fn and run.evaluate,
-            }
-            start = run.state.arrays
-            result = hosts.run_loop(self, self.strategy, grid, start, flowers, own)
+            if run.state.trained < num_rounds:
+                hosts.wait_for_nodes(grid, self.strategy, timeout)
+            result = hosts.run_loop(
+                self,
+                self.strategy,
+                grid,
+                run.state.arrays,
+                own,
+                num_rounds=num_rounds,
+                timeout=timeout,
+                train_config=run.state.train_config,
+                evaluate_config=run.state.evaluate_config,
+                evaluate_fn=evaluate_fn and run.evaluate,
+            )
             run.steps.rounds.check()
         if isinstance(result, Result) and not len(result.arrays):
             result.arrays = run.state.arrays
@@ -238,17 +230,10 @@ class AutoFlip(Strategy):
         LOGGER.log(INFO, "\t│\t└── Values: %s", self.value_dtype)
         self.strategy.summary()
 
-    # --- What comes out ---
-
-    @property
-    def state(self) -> RunState:
-        """All that the run knows now."""
-        return self.run.state
-
     @property
     def deployable_plan(self) -> Plan:
         """The plan of what a device would run now."""
-        return self.state.method.plan
+        return self.run.state.method.plan
 
     def deployable_model(self, arrays: ArrayRecord) -> nn.Module:
         """Build the small model for deployment, in evaluation mode.
@@ -258,14 +243,8 @@ class AutoFlip(Strategy):
         arrays : ArrayRecord
             Dense, such as ``result.arrays``. Without a run the plan is the method's
             first, of these weights.
-
-        Returns
-        -------
-        nn.Module
         """
         values = wire.from_arrayrecord(arrays)
-        if self._run is None:
-            plan = self.method.begin(self.layout, values)[0].plan
-        else:
-            plan = self.deployable_plan
+        state = self._run.state.method if self._run else None
+        plan = (state or self.method.begin(self.layout, values)[0]).plan
         return shrink_with(self.cost_of.model, plan, values).eval()

@@ -85,7 +85,7 @@ def shares(strategy: AutoFlip, phase: str = "train") -> dict[int, float]:
 def part(strategy: AutoFlip, budget: str) -> Plan:
     """What is cut of the dense plan in round 1, by the initial weights."""
     plan, weights = dense_plan(strategy.layout), arrays_of(make_model())
-    scores = strategy.method.importance(strategy.state.method, weights)
+    scores = strategy.method.importance(strategy.run.state.method, weights)
     found = part_of(plan, budget, scores, strategy.cost_of.ratio)
     assert found is not None
     return found
@@ -149,7 +149,7 @@ def test_asking_is_a_small_message_once_a_node() -> None:
     assert {row["parameters"] for row in asked} == {0}
     assert max(row["bytes_down"] for row in asked) < 1700
     assert strategy.ledger.rows.index(asked[-1]) < strategy.ledger.rows.index(train[0])
-    assert strategy.state.budgets == {**dict.fromkeys(ALL, ""), **THIRDS}
+    assert strategy.run.state.budgets == {**dict.fromkeys(ALL, ""), **THIRDS}
 
 
 def test_weak_nodes_evaluate_what_they_carry() -> None:

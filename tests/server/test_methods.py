@@ -88,7 +88,7 @@ class Run:
             return messages
 
         def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
-            state = self.strategy.state
+            state = self.strategy.run.state
             self.deployed[server_round] = state.method.plan
             self.after[server_round] = {n: a.numpy() for n, a in state.arrays.items()}
             return MetricRecord({"zeros": 0.0})
