@@ -25,7 +25,7 @@ from flwr_autoflip.ledger.rows import NodeRow
 from flwr_autoflip.methods.base import State
 from flwr_autoflip.server.persistence.checkpoint import FORMAT as CHECKPOINT
 from flwr_autoflip.server.persistence.checkpoint import Checkpoints
-from flwr_autoflip.server.persistence.reports import find_report, store_report
+from flwr_autoflip.server.persistence.deviations import find_report, store_report
 from flwr_autoflip.server.persistence.tree import Tree
 from flwr_autoflip.server.state import RunState
 

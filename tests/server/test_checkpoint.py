@@ -24,7 +24,7 @@ from flwr_autoflip.ledger.ledger import Ledger
 from flwr_autoflip.ledger.rows import NodeRow
 from flwr_autoflip.methods.base import State
 from flwr_autoflip.server.persistence.checkpoint import FORMAT, Checkpoints
-from flwr_autoflip.server.persistence.reports import store_report
+from flwr_autoflip.server.persistence.deviations import store_report
 from flwr_autoflip.server.persistence.tree import Tree
 from flwr_autoflip.server.state import RunState
 

@@ -22,7 +22,7 @@ from ...graph.codec import decode_plan, encode_plan, layout_digest
 from ...graph.layout import Layout
 from ...graph.plan import Plan
 from ...methods.base import State
-from .reports import StoredReport, find_report
+from .deviations import StoredReport, find_report
 
 T = TypeVar("T")
 _BITS = {

@@ -15,7 +15,7 @@ from ...graph.pack import pack
 from ...methods.base import Result
 from ...methods.guidance import Report
 from ...wire.privacy import ReportPrivacy, parse_privacy
-from ..persistence.reports import store_report
+from ..persistence.deviations import store_report
 from .exchange import Exchange
 from .outliers import Change, Start, refuse_outliers
 

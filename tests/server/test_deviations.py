@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from flwr_autoflip.errors import AutoFlipError, DamagedFileError
-from flwr_autoflip.server.persistence.reports import find_report, store_report
+from flwr_autoflip.server.persistence.deviations import find_report, store_report
 
 REPORT = {
     "fc2.weight": np.float32([[1e-30, 0.1], [3e30, 0]]),
