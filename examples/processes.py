@@ -62,20 +62,9 @@ def free_port() -> int:
 
 
 def start(command: Sequence[Any], environment: Mapping[str, str], log: Path) -> Process:
-    """Start a process that a Ctrl-C in this terminal does not reach.
+    """Start one of Flower's commands, which a Ctrl-C in this terminal does not reach.
 
-    Parameters
-    ----------
-    command : sequence
-        A command of Flower's, and its arguments.
-    environment : mapping
-    log : Path
-        For all it prints.
-
-    Returns
-    -------
-    Popen
-        To be ended by :func:`stop`.
+    All it prints goes to a log; :func:`stop` ends it.
     """
     name, *arguments = map(str, command)
     with log.open("w") as file:
@@ -102,8 +91,7 @@ def stop(*processes: Process, how: signal.Signals = signal.SIGTERM) -> None:
         family |= descendants(process.pid)
     for process in processes:
         process.send_signal(how)
-    patience = 0 if how == signal.SIGKILL else STOP_SECONDS
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + (0 if how == signal.SIGKILL else STOP_SECONDS)
     for process in processes:
         try:
             process.wait(timeout=max(1, deadline - time.monotonic()))
@@ -126,9 +114,7 @@ def descendants(pid: int) -> dict[int, str]:
     dict of int to str
         Process id to start time: an id alone may be given to somebody else.
     """
-    everyone = _processes()
-    family: dict[int, str] = {}
-    parents = {pid}
+    everyone, family, parents = _processes(), dict[int, str](), {pid}
     while parents:
         children = {
             p: born for p, (parent, born) in everyone.items() if parent in parents
@@ -145,12 +131,8 @@ def still_alive(family: Mapping[int, str]) -> list[int]:
 
 def _processes() -> dict[int, tuple[int, str]]:
     """List process ids with parents and start times; the dead ones are left out."""
-    listing = subprocess.run(
-        ["ps", "-A", "-o", "pid=,ppid=,stat=,lstart="],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    command = ["ps", "-A", "-o", "pid=,ppid=,stat=,lstart="]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True)
     rows = [line.split(maxsplit=3) for line in listing.stdout.splitlines()]
     return {int(r[0]): (int(r[1]), r[3]) for r in rows if not r[2].startswith("Z")}
 
@@ -257,16 +239,6 @@ def run_app(
 
 def ask(command: Sequence[Any], environment: Mapping[str, str]) -> dict[str, Any]:
     """Run a ``flwr`` command that answers in JSON.
-
-    Parameters
-    ----------
-    command : sequence
-        Without ``flwr`` and ``--format json``.
-    environment : mapping
-
-    Returns
-    -------
-    dict
 
     Raises
     ------

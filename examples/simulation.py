@@ -44,24 +44,7 @@ def flwr_run(
     environment: Mapping[str, str],
     log: Path,
 ) -> Iterator[str]:
-    """Run a Flower app on virtual nodes; see :func:`.processes.run_app`.
-
-    Parameters
-    ----------
-    app : Path
-        Folder with the app's ``pyproject.toml``.
-    config : mapping
-        Run config.
-    num_nodes : int
-    environment : mapping
-        From :func:`superlink`.
-    log : Path
-
-    Returns
-    -------
-    iterator of str
-        Lines of the log, as they come.
-    """
+    """Run a Flower app on virtual nodes; see :func:`.processes.run_app`."""
     federation = f"num-supernodes={num_nodes} client-resources-num-cpus=1"
     where = ["--federation-config", federation]
     return run_app(app, config, where, environment, log)

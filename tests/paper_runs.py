@@ -57,8 +57,8 @@ def write_run(
         result["guidance"] = [50, *range(48, -1, -1)]
     folder = study / "mnist" / method / f"seed{seed}"
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "run.json").write_text(json.dumps(result | (changes or {})))
+    record = {"config": config, "result": result | (changes or {})}
+    (folder / "run.json").write_text(json.dumps(record))
     return folder
 
 

@@ -15,7 +15,7 @@ from .methods import GROUPS, METHODS, find_methods
 from .records import collect, read_runs
 from .report.page import write_report
 from .report.paired import paired_markdown
-from .runs import LOG, Run, RunError, execute, prepare
+from .runs import LOG, Run, RunError, execute
 from .tasks import TASKS, find_task
 
 
@@ -104,8 +104,8 @@ def run(options: argparse.Namespace) -> None:
     ]
     waiting = [one for one in runs if not one.done]
     for one in runs:  # before hours of work, not after
-        if one.done or (one.reference is None):
-            prepare(one)
+        if one.done:
+            one.check()
     print(f"{len(runs)} runs, {len(runs) - len(waiting)} of them made already.")
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.jobs, spawn, initializer=start_worker) as pool:
@@ -132,7 +132,7 @@ def make_all(waiting: list[Run], pool: Executor) -> list[str]:
     copies = [one for one in waiting if one.reference is not None]
     for some in ([one for one in waiting if one.reference is None], copies):
         ready = [one for one in some if one.reference is None or one.reference.done]
-        failed += [f"{r.label}: AutoFLIP's run failed" for r in some if r not in ready]
+        failed += [f"{r.name}: AutoFLIP's run failed" for r in some if r not in ready]
         futures = {pool.submit(execute, one): one for one in ready}
         for future in track(as_completed(futures), "runs", len(futures)):
             one = futures[future]
@@ -142,7 +142,7 @@ def make_all(waiting: list[Run], pool: Executor) -> list[str]:
                 pool.shutdown(cancel_futures=True)
                 raise
             except Exception as error:  # the night goes on
-                failed.append(f"{one.label}: {error!r}; see {one.folder / LOG}")
+                failed.append(f"{one.name}: {error!r}; see {one.folder / LOG}")
     return failed
 
 

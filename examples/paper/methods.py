@@ -34,9 +34,7 @@ class Given:
 
     Parameters
     ----------
-    seed : int
-    nodes : int
-        How many there are.
+    seed, nodes : int
     quarter : int
         Of FedAvg's rounds: PruneFL adjusts every 50 of the paper's 200 rounds,
         structured pruning may prune in as many.
@@ -54,23 +52,23 @@ class Given:
     threshold: str | None
 
 
+Make = Callable[[Given], Method[Any]]
+
+
 @dataclass(frozen=True)
 class Compared:
     """What is compared.
 
     Parameters
     ----------
-    name : str
-        On the command line and in the names of runs.
-    title : str
-        In tables.
+    name, title : str
+        In the names of runs, and in tables.
     make : callable
         Makes the method.
     value_dtype : {"int8", "float32"}
         On the wire; other papers' methods send what their authors send.
     copies : bool
-        Whether it has the compression that AutoFLIP reached, which is how the paper
-        compares.
+        Whether it has AutoFLIP's compression, which is how the paper compares.
     round_factor, epoch_factor : int
         Rounds and local epochs over FedAvg's. Small networks are cheaper a round, so
         they may take twice as many to spend what FedAvg spends. The literal methods
@@ -83,7 +81,7 @@ class Compared:
 
     name: str
     title: str
-    make: Callable[[Given], Method[Any]]
+    make: Make
     value_dtype: Literal["int8", "float32"] = "int8"
     copies: bool = False
     round_factor: int = 2
@@ -98,14 +96,7 @@ class Compared:
 
 @dataclass(frozen=True, kw_only=True)
 class Exploring(Guided):
-    """Explore on chosen nodes, and for longer: Figure 8.
-
-    Parameters
-    ----------
-    explorers : tuple of int
-        Their ids.
-    epochs : int
-    """
+    """Explore on chosen nodes, and for longer: Figure 8."""
 
     explorers: tuple[int, ...]
     epochs: int
@@ -123,33 +114,29 @@ def _by_name(methods: Iterable[Compared]) -> dict[str, Compared]:
 
 
 def _with_own_size(
-    name: str,
-    title: str,
-    make: Callable[[Given], Method[Any]],
-    own: str | None = None,
-    explores: bool = False,
+    name: str, title: str, make: Make, own: str | None = None, **more: Any
 ) -> list[Compared]:
     """Give another paper's method, at AutoFLIP's compression and at its own."""
 
     def at_own(given: Given) -> Method[Any]:
         return make(replace(given, threshold=own))
 
-    one = Compared(name, title, make, "float32", copies=True, explores=explores)
+    one = Compared(name, title, make, "float32", copies=True, **more)
     name, title = f"{name}-own", f"{title}, own size"
     return [one, replace(one, name=name, title=title, make=at_own, copies=False)]
 
 
-def _eflprune(criterion: Any) -> Callable[[Given], Method[Any]]:
+def _eflprune(criterion: Any) -> Make:
     return lambda g: EFLPrune(criterion, g.seed, threshold=g.threshold)
 
 
-def _structured(restart: bool) -> Callable[[Given], Method[Any]]:
+def _structured(restart: bool) -> Make:
     return lambda g: Structured(
         threshold=g.threshold, last_round=1 + g.quarter, restart=restart
     )
 
 
-def _exploring(fraction: float, epochs: int) -> Callable[[Given], Method[Any]]:
+def _exploring(fraction: float, epochs: int) -> Make:
     def make(given: Given) -> Method[Any]:
         count = max(1, round(fraction * given.nodes))
         explorers = tuple(range(FIRST_NODE, FIRST_NODE + count))
@@ -226,30 +213,18 @@ THRESHOLDS = _by_name(
     )
     for value in (0.1, 0.2, 0.3, 0.4, 0.5)
 )
-_DEFAULT = METHODS["autoflip"]
+
+
+def _varied(suffix: str, title: str, **changes: Any) -> dict[str, Compared]:
+    """Give the default with something changed."""
+    name, title = f"autoflip-{suffix}", f"AutoFLIP, {title}"
+    return {name: replace(METHODS["autoflip"], name=name, title=title, **changes)}
+
+
 # As many rounds as it takes a quarter of the MACs to spend what FedAvg spends.
-LONGER = _by_name(
-    [
-        replace(
-            _DEFAULT,
-            name="autoflip-4x",
-            title="AutoFLIP, 4x the rounds",
-            round_factor=4,
-        )
-    ]
-)
+LONGER = _varied("4x", "4x the rounds", round_factor=4)
 # Rounds of twice the epochs, each half as expensive as one of FedAvg's.
-EPOCHS = _by_name(
-    [
-        replace(
-            _DEFAULT,
-            name="autoflip-epochs2",
-            title="AutoFLIP, twice the epochs",
-            round_factor=1,
-            epoch_factor=2,
-        )
-    ]
-)
+EPOCHS = _varied("epochs2", "twice the epochs", round_factor=1, epoch_factor=2)
 GROUPS = {
     "exploration": EXPLORATIONS,
     "threshold": THRESHOLDS,

@@ -1,10 +1,10 @@
-"""Finished runs: a folder each, and one file for all that a study collected.
+"""Finished runs: a file each, and one file for all that a study collected.
 
 A study is a folder; every run that is made has one below it,
-``<task>/<method>/seed<k>/``. :func:`collect` puts the configurations and results of all
-into ``<study>.jsonl.gz``, one JSON object a line, sorted: the same runs are the same
-bytes. A folder comes before its line in the file, so a run that is made again replaces
-the old one.
+``<task>/<method>/seed<k>/``, which ends with a ``run.json``: configuration and result.
+:func:`collect` puts all into ``<study>.jsonl.gz``, one JSON object a line, sorted: the
+same runs are the same bytes. A run's own file comes before its line in there, so a run
+that is made again replaces the old one.
 """
 
 import gzip
@@ -25,30 +25,21 @@ from flwr_autoflip.ledger.page.curves import Curve
 from .methods import EVERYTHING
 from .tasks import TASKS, find_task
 
-CONFIG, RESULT = "config.json", "run.json"
+RUN = "run.json"
 PER_ROUND = ("top1", "dense_top1", "local_top1", "bytes", "macs")
-SINGLE = ("exploration", "plan", "plan_bytes", "lost", "seconds", "training_seconds")
-UNIT_KEYS = ("parameters", "zeros", "dense_parameters", "units")
+SINGLE = ("exploration", "plan_bytes", "lost", "seconds", "training_seconds")
+PLAN = ("parameters", "zeros", "dense_parameters", "units")
 DAMAGE = (ValueError, KeyError, TypeError, AttributeError)
 """What a damaged file or run raises."""
 Record = Mapping[str, Any]
 """A run's ``"config"`` and ``"result"``; see :class:`Outcome`."""
 
 
-# --- Folders and files ---
+# --- Files ---
 
 
 def collected(study: Path) -> Mapping[str, Record]:
-    """Read a study's file.
-
-    Parameters
-    ----------
-    study : Path
-
-    Returns
-    -------
-    mapping of str to mapping
-        ``"<task>/<method>/seed<k>"`` to its record; empty without a file.
+    """Read a study's file: ``"<task>/<method>/seed<k>"`` to its record.
 
     Raises
     ------
@@ -63,24 +54,22 @@ def finished(study: Path) -> list[str]:
     """List the names of all runs that have ended, by task, method, seed."""
     made = {
         path.parent.relative_to(study).as_posix()
-        for path in study.glob(f"*/*/seed*/{RESULT}")
+        for path in study.glob(f"*/*/seed*/{RUN}")
     }
     return sorted(made | set(collected(study)), key=lambda name: name.split("/"))
 
 
 def read_record(study: Path, name: str) -> Record:
-    """Read one finished run, from its own folder if there is one."""
-    own = study / name
-    if not (own / RESULT).exists():
+    """Read one finished run, from its own file if there is one."""
+    own = study / name / RUN
+    if not own.exists():
         return collected(study)[name]
-    return {
-        "config": json.loads((own / CONFIG).read_text()),
-        "result": json.loads((own / RESULT).read_text()),
-    }
+    record: Record = json.loads(own.read_text())
+    return record
 
 
 def collect(study: Path) -> Path:
-    """Put all finished runs into the study's file; their folders stay.
+    """Put all finished runs into the study's file; their own stay.
 
     Parameters
     ----------
@@ -168,6 +157,23 @@ class Outcome:
         columns = ("top1", "dense_top1", "bytes", "macs")
         return Curve(*(np.array(self.result[key], float) for key in columns))
 
+    def check(self) -> None:
+        """Raise on anything that would make a wrong figure."""
+        here = (self.task, self.method, self.seed)
+        if here != tuple(self.config[key] for key in ("task", "method", "seed")):
+            raise ValueError("it is another run")
+        for key in SINGLE:
+            self.result[key]
+        for key in PLAN:
+            self.result["plan"][key]
+        length = int(self.config["rounds"]) + 1
+        for key in PER_ROUND:
+            count = len(self.result[key])
+            if count != length:
+                raise ValueError(f"{key} has {count} of {length} entries")
+        if self.equal_rounds >= length or not np.isfinite(self.curve.top1).all():
+            raise ValueError("top1 is not there up to FedAvg's last round")
+
 
 Methods = dict[str, list[Outcome]]
 """Method -> its runs of one task, by seed."""
@@ -211,8 +217,12 @@ def read_runs(study: Path) -> Found:
     ValueError
         If there is no finished run, or one is damaged.
     """
-    found = Found()
-    for name in finished(study):
+    found, names = Found(), finished(study)
+    if not names:
+        raise ValueError(
+            f"{study}: no finished run; make some with python -m examples.paper run."
+        )
+    for name in names:
         try:
             _add(found, name, read_record(study, name))
         except DAMAGE as error:
@@ -220,10 +230,6 @@ def read_runs(study: Path) -> Found:
                 f"{study / name} is damaged, move it away: "
                 f"{type(error).__name__}: {error}"
             ) from error
-    if not (found.outcomes or found.refused):
-        raise ValueError(
-            f"{study}: no finished run; make some with python -m examples.paper run."
-        )
     tasks, methods = list(TASKS), list(EVERYTHING)
     found.outcomes.sort(
         key=lambda one: (tasks.index(one.task), methods.index(one.method), one.seed)
@@ -242,22 +248,5 @@ def _add(found: Found, name: str, record: Record) -> None:
         found.refused[task, method] = str(result["refused"])
         return
     one = Outcome(task, method, int(seed.removeprefix("seed")), config, result)
-    _check(one)
+    one.check()
     found.outcomes.append(one)
-
-
-def _check(one: Outcome) -> None:
-    """Raise on anything that would make a wrong figure."""
-    here = (one.task, one.method, one.seed)
-    if here != tuple(one.config[key] for key in ("task", "method", "seed")):
-        raise ValueError(f"{CONFIG} is of another run")
-    for key in SINGLE:
-        one.result[key]
-    for key in UNIT_KEYS:
-        one.result["plan"][key]
-    length = int(one.config["rounds"]) + 1
-    for key in PER_ROUND:
-        if len(one.result[key]) != length:
-            raise ValueError(f"{key} has {len(one.result[key])} of {length} entries")
-    if one.equal_rounds >= length or not np.isfinite(one.curve.top1).all():
-        raise ValueError("top1 is not there up to FedAvg's last round")

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from examples.inprocess import InProcessGrid
 from flwr_autoflip import AutoFlipError
 from flwr_autoflip.ledger.ledger import node_rows, read_ledger
 from flwr_autoflip.ledger.page.curves import curve
@@ -20,10 +19,10 @@ from flwr_autoflip.ledger.page.runs import Run as Ran
 from flwr_autoflip.ledger.page.runs import failures
 from flwr_autoflip.ledger.provenance import provenance
 
+from ..inprocess import InProcessGrid
 from .federation import DEVICE, HeldOut, Setting, make_client_app, run_server
 from .methods import EVERYTHING, METHODS, Compared
-from .records import CONFIG, RESULT, collected, read_record, write_atomically
-from .tasks import find_task
+from .records import RUN, collected, read_record, write_atomically
 
 LEDGER, LOG = "ledger.jsonl", "log.txt"
 
@@ -40,7 +39,7 @@ class Run:
     ----------
     study : Path
     task, scale : str
-    method : Method
+    method : Compared
     seed : int
     data : str
         Folder of data sets, or "".
@@ -67,32 +66,14 @@ class Run:
 
     @property
     def reference(self) -> "Run | None":
-        """AutoFLIP's run of the same seed, if this one copies its size."""
+        """AutoFLIP's run of the same seed, if this one copies its compression."""
         copies = self.method.copies
         return replace(self, method=METHODS["autoflip"]) if copies else None
 
     @property
-    def label(self) -> str:
-        """Short name for people."""
-        return f"{self.task} {self.method.name} seed {self.seed}"
-
-    @property
-    def rounds(self) -> int:
-        """How many rounds it takes."""
-        return find_task(self.task).scale(self.scale).rounds * self.method.round_factor
-
-    @property
     def done(self) -> bool:
         """Whether the run has ended."""
-        return (self.folder / RESULT).exists() or self.name in collected(self.study)
-
-    def config(self) -> dict[str, Any] | None:
-        """Read what was run, or is being run; None before that."""
-        path = self.folder / CONFIG
-        if path.exists():
-            config: dict[str, Any] = json.loads(path.read_text())
-            return config
-        return dict(collected(self.study).get(self.name, {})).get("config")
+        return (self.folder / RUN).exists() or self.name in collected(self.study)
 
     def result(self) -> dict[str, Any]:
         """Read what came out."""
@@ -100,7 +81,7 @@ class Run:
         return result
 
     def setting(self) -> Setting:
-        """Say what is run; a method whose size is copied must be done."""
+        """Say what is run; a method whose compression is copied must be done."""
         threshold = ""
         if self.reference is not None:
             plan = self.reference.result()["plan"]
@@ -115,39 +96,28 @@ class Run:
             self.evaluate_on,
         )
 
-
-def prepare(run: Run) -> Setting:
-    """Make the run's folder, or check that what is there is of the same run.
-
-    Raises
-    ------
-    RunError
-        If what is there is of another configuration; it is left as it is.
-    """
-    setting = run.setting()
-    described = json.loads(json.dumps(setting.describe()))
-    there = run.config()
-    differs = sorted(key for key in described if there and there[key] != described[key])
-    if differs:
-        raise RunError(
-            f"{run.folder} holds a run with other {', '.join(differs)}; choose "
-            "another --out, or move it away."
-        )
-    if not run.done:
-        run.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(run.folder / CONFIG, json.dumps(described, indent=1))
-    return setting
+    def check(self) -> None:
+        """Raise ``RunError`` if what the study holds is of another configuration."""
+        asked = json.loads(json.dumps(self.setting().describe()))
+        there = read_record(self.study, self.name)["config"]
+        differs = sorted(k for k, value in asked.items() if there.get(k) != value)
+        if differs:
+            raise RunError(
+                f"{self.folder} holds a run with other {', '.join(differs)}; choose "
+                "another --out, or move it away."
+            )
 
 
 def execute(run: Run) -> None:
-    """Make one run, from its first round, and write its result.
+    """Make one run, from its first round, and write configuration and result.
 
     Raises
     ------
     RunError
-        If the folder is of another configuration, or the run ended early.
+        If it ended early.
     """
-    setting = prepare(run)
+    setting = run.setting()
+    run.folder.mkdir(parents=True, exist_ok=True)
     device = torch.cuda.get_device_name() if DEVICE == "cuda" else DEVICE
     made = {"provenance": provenance("examples") | {"device": device}}
     start, cpu = time.monotonic(), time.process_time()
@@ -155,16 +125,13 @@ def execute(run: Run) -> None:
     try:
         with _logging_to(run.folder / LOG):
             run_server(grid, setting, run.folder)
+        result = summarise(run.folder, setting)
     except AutoFlipError as error:  # such as BatchNorm scores without BatchNorm
-        refused = json.dumps({"refused": str(error), **made})
-        write_atomically(run.folder / RESULT, refused)
-        return
-    seconds = {
-        "seconds": time.monotonic() - start,
-        "cpu_seconds": time.process_time() - cpu,
-    }
-    result = summarise(run.folder, setting) | seconds | made
-    write_atomically(run.folder / RESULT, json.dumps(result))
+        result = {"refused": str(error)}
+    result["seconds"] = time.monotonic() - start
+    result["cpu_seconds"] = time.process_time() - cpu
+    record = {"config": setting.describe(), "result": result | made}
+    write_atomically(run.folder / RUN, json.dumps(record))
 
 
 def summarise(folder: Path, setting: Setting) -> dict[str, Any]:
@@ -183,9 +150,8 @@ def summarise(folder: Path, setting: Setting) -> dict[str, Any]:
         of the ``lost`` replies.
     """
     rows = read_ledger(folder / LEDGER)
-    line = curve(rows)
+    line, nodes = curve(rows), node_rows(rows)
     server = [row for row in rows if row["phase"] == "server"]
-    nodes = node_rows(rows)
     if len(server) != setting.rounds + 1:
         raise RunError(
             f"{folder} has {len(server) - 1} of {setting.rounds} rounds; see {LOG}."
@@ -193,12 +159,11 @@ def summarise(folder: Path, setting: Setting) -> dict[str, Any]:
     explores = EVERYTHING[setting.method].explores
     exploring = [row for row in nodes if row["round"] <= 1 and explores]
     columns = {"down": "bytes_down", "up": "bytes_up", "macs": "macs"}
+    local = [row["metrics"].get("local-top1", np.nan) for row in server]
     return {
         "top1": line.top1.round(5).tolist(),
         "dense_top1": _or_none(line.dense_top1),
-        "local_top1": _or_none(
-            np.array([row["metrics"].get("local-top1", np.nan) for row in server])
-        ),
+        "local_top1": _or_none(np.array(local)),
         "bytes": line.bytes_moved.astype(int).tolist(),
         "macs": line.macs.astype(int).tolist(),
         "exploration": {

@@ -320,8 +320,8 @@ def test_a_longer_run_is_in_table_three_only(study: Path) -> None:
         write_run(study, "autoflip-4x", longer, 4, 5, seed=seed)
     for name in set(METHODS) - {"fedavg", "autoflip", "eflprune-bn"}:
         write_run(study, name, [0.0] * 13, 4)
-    refusal = write_run(study, "eflprune-bn", TWICE, 4) / "run.json"
-    refusal.write_text(json.dumps({"refused": "no BatchNorm here"}))
+    refusal = {"refused": "no BatchNorm here"}
+    write_run(study, "eflprune-bn", TWICE, 4, changes=refusal)
 
     page = page_of(study, study.parent / "out")
 

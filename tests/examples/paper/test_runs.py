@@ -1,6 +1,5 @@
 """Making runs: FedAvg is FedAvg, every method runs, nothing is overwritten."""
 
-import json
 import random
 import sys
 from concurrent.futures import Executor, Future
@@ -12,7 +11,7 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.clientapp import ClientApp
-from paper_runs import UNITS, write_run
+from paper_runs import RISING, UNITS, write_run
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -21,7 +20,7 @@ from examples.inprocess import InProcessGrid
 from examples.paper import __main__ as cli
 from examples.paper.federation import Client, Setting, node_seed
 from examples.paper.methods import METHODS, find_methods
-from examples.paper.runs import Run, RunError, execute, prepare
+from examples.paper.runs import Run, execute
 from examples.paper.training import evaluate, train
 from examples.paper.watch import Watched, update_variance
 from flwr_autoflip.wire import to_arrayrecord
@@ -165,7 +164,7 @@ def test_every_method_runs_and_is_booked(
     result, dense = runs[method].result(), runs["fedavg"].result()
     autoflip = runs["autoflip"].result()
     assert result["lost"] == 0
-    assert len(result["top1"]) == runs[method].rounds + 1
+    assert len(result["top1"]) == runs[method].setting().rounds + 1
     assert result["macs"] == sorted(result["macs"])
     if method == "random":
         assert result["plan"]["units"] == autoflip["plan"]["units"]
@@ -226,20 +225,16 @@ def test_a_method_that_cannot_be_applied_says_so(
 # --- Folders ---
 
 
-def test_another_configuration_is_refused_and_stays(tmp_path: Path) -> None:
-    one = tiny(tmp_path, "fedavg")
-    assert prepare(one) == prepare(one)
-    config = one.folder / "config.json"
-    changed = json.loads(config.read_text())
-    changed["settings"]["lr"] = 9.0
-    changed["rounds"] = 7
-    config.write_text(json.dumps(changed))
-    before = config.read_bytes()
+def test_another_configuration_is_refused_and_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_run(tmp_path, "fedavg", RISING, 1) / "run.json"
+    before = path.read_bytes()
 
-    with pytest.raises(RunError, match="other rounds, settings; choose another --out"):
-        prepare(one)
+    with pytest.raises(SystemExit, match="other rounds, settings, threshold; choose"):
+        call(monkeypatch, "run", *MNIST, "--out", str(tmp_path))
 
-    assert config.read_bytes() == before
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -282,6 +277,9 @@ def test_a_mistake_is_one_line_and_makes_nothing(
     assert not out.exists()
 
 
+MNIST = ("--task", "mnist", "--methods", "fedavg")
+
+
 @pytest.mark.slow
 def test_runs_that_are_made_stay_and_the_rest_is_made(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -297,7 +295,7 @@ def test_runs_that_are_made_stay_and_the_rest_is_made(
     assert made.result() == before  # seconds included: it was not made again
     for name in ("autoflip", "structured"):
         other = tiny(tmp_path, name, data_dir)
-        assert len(other.result()["top1"]) == other.rounds + 1
+        assert len(other.result()["top1"]) == other.setting().rounds + 1
 
 
 class Pool(Executor):
@@ -332,7 +330,7 @@ def test_the_night_goes_on_after_a_failure_unless_a_user_must_act(
     failed = make(pool, tmp_path / "one")
 
     assert pool.asked == ["fedavg", "autoflip", "prunefl-own"]
-    assert "mnist autoflip seed 0: MemoryError('no room')" in failed[0]
-    assert failed[1:] == ["mnist prunefl seed 0: AutoFLIP's run failed"]
+    assert "mnist/autoflip/seed0: MemoryError('no room')" in failed[0]
+    assert failed[1:] == ["mnist/prunefl/seed0: AutoFLIP's run failed"]
     with pytest.raises(ValueError, match="no such file"):
         make(Pool("fedavg", ValueError("no such file")), tmp_path / "other")
