@@ -98,13 +98,13 @@ class Progress:
         left = passed / self._rounds_done * max(0, self._num_rounds - server_round)
         kept = plan.num_parameters / plan.layout.num_parameters
         saved = self._dense - self._moved
-        share = f" ({100 * saved / self._dense:.0f} %)" if self._dense else ""
+        ratio = f" ({100 * saved / self._dense:.0f} %)" if self._dense else ""
         parts = [f"round {server_round}/{self._num_rounds}"]
         if found := headline(metrics or {}):
             parts.append(f"{visible(found[0], LONGEST_NAME)} {found[1]:.3f}")
         parts.append(f"{100 * kept:.0f} % of parameters")
         parts.append(f"{self._moved / 1e6:.2f} MB so far")
-        parts.append(f"{saved / 1e6:.2f} MB saved{share}")
+        parts.append(f"{saved / 1e6:.2f} MB saved{ratio}")
         parts.append(f"{duration(left)} left")
         LOGGER.log(INFO, "\t└──> AutoFlip: %s", ", ".join(parts))
 
@@ -121,7 +121,7 @@ class Progress:
 
     def _log_plan(self, plan: Plan) -> None:
         small, dense = self.cost_of.plan(plan).macs, self.cost_of.dense().macs
-        share = None if small is None or not dense else 100 * small / dense
+        ratio = None if small is None or not dense else 100 * small / dense
         LOGGER.log(
             INFO,
             "\t└──> plan: %d of %d units, %d of %d parameters, %s of MACs",
@@ -129,7 +129,7 @@ class Progress:
             plan.layout.num_units,
             plan.num_parameters,
             plan.layout.num_parameters,
-            "an unknown share" if share is None else f"{share:.1f} %",
+            "an unknown ratio" if ratio is None else f"{ratio:.1f} %",
         )
 
 

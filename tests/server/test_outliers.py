@@ -24,8 +24,8 @@ from flwr_autoflip.graph.tracing.trace import trace
 from flwr_autoflip.server.round.outliers import (
     Change,
     Start,
+    ratios_of_buffers,
     refuse_outliers,
-    shares_of_buffers,
 )
 
 PLAN = dense_plan(trace(TinyNet(), EXAMPLE))
@@ -78,10 +78,10 @@ def test_what_no_float_of_32_bits_holds_is_measured_too() -> None:
     [("norm_running_var", -4.5), ("norm_num_batches_tracked", -1.0)],
 )
 def test_buffers_that_cannot_be_are_put_back_whole(name: str, change: float) -> None:
-    (shares,) = shares_of_buffers([change_of(**{name: change})])
+    (shares,) = ratios_of_buffers([change_of(**{name: change})])
 
     assert {n.replace(".", "_"): share for n, share in shares.items()} == {name: 0.0}
-    assert shares_of_buffers([change_of(**{name: -change})]) == [{}]
+    assert ratios_of_buffers([change_of(**{name: -change})]) == [{}]
 
 
 # --- Outliers ---
@@ -116,8 +116,8 @@ def test_where_nobody_moves_a_buffer_nobody_may() -> None:
         moved = [others, others, others, others, 1.0]
         return [Change(10, 0.05, {"norm.running_mean": m}) for m in moved]
 
-    assert shares_of_buffers(changes(0.0))[4] == {"norm.running_mean": 0.1}
-    assert shares_of_buffers(changes(0.9))[4] == {}
+    assert ratios_of_buffers(changes(0.0))[4] == {"norm.running_mean": 0.1}
+    assert ratios_of_buffers(changes(0.9))[4] == {}
 
 
 def test_nodes_that_did_not_train_are_nobodys_measure() -> None:
@@ -132,7 +132,7 @@ def test_all_buffers_that_are_outliers_are_put_back_by_hand() -> None:
     usual = [Change(10, 0.05, {"a": 0.5, "b": 0.5, "c": 0.5})] * 4
     one = Change(10, 0.05, {"a": 10.0, "b": 50.0, "c": np.nan})
 
-    shares = shares_of_buffers([*usual, one])
+    shares = ratios_of_buffers([*usual, one])
 
     # The limit is 10 x .5; what cannot be is put back whole.
     assert shares == [{}] * 4 + [{"a": 0.5, "b": 0.1, "c": 0.0}]
@@ -142,7 +142,7 @@ def test_a_counter_may_grow_by_a_batch_an_example_and_no_more() -> None:
     name = "norm.num_batches_tracked"
     usual, most, over = (Change(10, 0.05, {name: x}) for x in (0.001, 0.1, 0.4))
 
-    shares = shares_of_buffers([usual, usual, usual, most, over])
+    shares = ratios_of_buffers([usual, usual, usual, most, over])
 
     assert shares == [{}] * 4 + [{name: 0.25}]
 

@@ -244,9 +244,11 @@ def units_kept(run: Run) -> dict[str, list[int]]:
     begins, count = sorted(at), min(run.rounds + 1, MOST_COLUMNS)
     rounds = np.linspace(0, run.rounds, count).round()
     places = np.searchsorted(begins, rounds, "right") - 1
-    held = [at[begins[place]] for place in places.clip(0)]
+    valid = [at[begins[place]] for place in places.clip(0)]
     named = set.intersection(*map(set, at.values()))
-    return {name: [units[name] for units in held] for name in held[0] if name in named}
+    return {
+        name: [units[name] for units in valid] for name in valid[0] if name in named
+    }
 
 
 def node_figures(run: Run) -> list[dict[str, Any]]:

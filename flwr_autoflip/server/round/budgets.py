@@ -143,7 +143,7 @@ def _warn_once(layout: Layout, text: str) -> None:
 def cut_plan(
     plan: Plan,
     scores: Scores,
-    share: float,
+    ratio: float,
     cost: Callable[[Plan], float],
     multiple: int = 1,
 ) -> Plan:
@@ -154,11 +154,11 @@ def cut_plan(
     pruned. The plan itself is given if it fits. A group falls below its floor, see
     :func:`.threshold.floors`, only if the plan has it there or nothing else fits.
 
-    ``cost`` gives a plan's share of the dense model's cost, growing with every unit;
-    ``share`` in (0, 1] is the largest. Raises ``KeepError`` if even the fewest units
+    ``cost`` gives a plan's ratio of the dense model's cost, growing with every unit;
+    ``ratio`` in (0, 1] is the largest. Raises ``KeepError`` if even the fewest units
     cost more.
     """
-    if cost(plan) <= share:
+    if cost(plan) <= ratio:
         return plan
 
     def cut_to(whole: Plan, least: Mapping[str, int] | None) -> Plan:
@@ -167,16 +167,16 @@ def cut_plan(
             return Plan(whole.layout, keep, whole.mask)
 
         ranked = {name: scores[name][kept] for name, kept in whole.keep.items()}
-        kept = keep_even(ranked, lambda k: cost(part(k)), share, multiple, least)
+        kept = keep_even(ranked, lambda k: cost(part(k)), ratio, multiple, least)
         return part(kept)
 
     cut = cut_to(plan, floors(plan.layout))
-    if cost(cut) > share:  # a part of the fewest, so that cuts stay nested
+    if cost(cut) > ratio:  # a part of the fewest, so that cuts stay nested
         cut = cut_to(cut, None)
-    if (least := cost(cut)) > share:
+    if (least := cost(cut)) > ratio:
         raise KeepError(
             f"the fewest units of every group cost {least:.3g} of the dense model, "
-            f"which is above {share:g}."
+            f"which is above {ratio:g}."
         )
     return cut
 

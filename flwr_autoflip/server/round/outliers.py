@@ -115,14 +115,14 @@ class Start:
         return Change(examples, size / self.units[""])
 
     def put_back(
-        self, values: NDArray[Any], shares: Mapping[str, float]
+        self, values: NDArray[Any], ratios: Mapping[str, float]
     ) -> NDArray[np.float32]:
-        """Copy a node's values, with only a share of some tensors' changes."""
-        held = np.array(values, np.float32)
-        for spec, part, given in self._parts(held):
-            if spec.name in shares:
-                part[:] = given + np.float32(shares[spec.name]) * (part - given)
-        return held
+        """Copy a node's values; of some tensors' changes only this ratio is left."""
+        copy = np.array(values, np.float32)
+        for spec, part, given in self._parts(copy):
+            if spec.name in ratios:
+                part[:] = given + np.float32(ratios[spec.name]) * (part - given)
+        return copy
 
     def _parts(
         self, values: NDArray[Any]
@@ -172,10 +172,10 @@ def refuse_outliers(
     }
 
 
-def shares_of_buffers(changes: Sequence[Change]) -> list[dict[str, float]]:
+def ratios_of_buffers(changes: Sequence[Change]) -> list[dict[str, float]]:
     """Give by node what counts of changes of buffers that are outliers or cannot be.
 
-    Buffer's name to the share of its change that counts, below 1; others count whole.
+    Buffer's name to the ratio of its change that counts, below 1; others count whole.
     All nodes have the same buffers.
     """
     moved = np.array([[*change.buffers.values()] for change in changes])
@@ -189,28 +189,28 @@ def shares_of_buffers(changes: Sequence[Change]) -> list[dict[str, float]]:
     # Counters may grow by a batch for each example, whoever trained.
     least, most = np.where(counters, LEAST, usual), np.where(counters, 0, MOST_BUFFERS)
     limits = _limits(changes, known, least, most)
-    shares = np.divide(limits, moved, out=np.ones_like(moved), where=known > limits)
-    shares[np.isnan(moved)] = 0
+    ratios = np.divide(limits, moved, out=np.ones_like(moved), where=known > limits)
+    ratios[np.isnan(moved)] = 0
     return [
-        {name: share for name, share in zip(names, row, strict=True) if share < 1}
-        for row in shares.tolist()
+        {name: ratio for name, ratio in zip(names, row, strict=True) if ratio < 1}
+        for row in ratios.tolist()
     ]
 
 
 def put_back_buffers(answers: Sequence[Answer[Change]]) -> list[Answer[Change]]:
     """Put nodes' buffers back to their limits, in messages, too; training counts."""
-    held = list(answers)
-    for place, shares in enumerate(shares_of_buffers([a.made for a in answers])):
-        if not shares:
+    after = list(answers)
+    for place, ratios in enumerate(ratios_of_buffers([a.made for a in answers])):
+        if not ratios:
             continue
         answer = answers[place]
         start = Start(answer.instructions.start, answer.instructions.reply_plan)
-        values = start.put_back(answer.reply.values, shares)
+        values = start.put_back(answer.reply.values, ratios)
         wire.replace_values_inplace(answer.message, values)
-        held[place] = replace(answer, reply=replace(answer.reply, values=values))
-        node, names = answer.message.metadata.src_node_id, ", ".join(sorted(shares))
+        after[place] = replace(answer, reply=replace(answer.reply, values=values))
+        node, names = answer.message.metadata.src_node_id, ", ".join(sorted(ratios))
         LOGGER.log(INFO, "\t> buffers of node %s are put back: %s", node, names)
-    return held
+    return after
 
 
 def _limits(
