@@ -1,13 +1,10 @@
 """The paper's comparison: ``python -m examples.paper run``, ``collect``, ``report``."""
 
 import argparse
-import logging
 import multiprocessing
-import warnings
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.progress import track
 
@@ -15,7 +12,7 @@ from .methods import GROUPS, METHODS, find_methods
 from .records import collect, read_runs
 from .report.page import write_report
 from .report.paired import paired_markdown
-from .runs import LOG, Run, RunError, execute
+from .runs import LOG, Run, RunError, execute, start_worker
 from .tasks import TASKS, find_task
 
 
@@ -144,13 +141,6 @@ def make_all(waiting: list[Run], pool: Executor) -> list[str]:
             except Exception as error:  # the night goes on
                 failed.append(f"{one.name}: {error!r}; see {one.folder / LOG}")
     return failed
-
-
-def start_worker() -> None:
-    """Make a process fit to run one training at a time on one core."""
-    torch.set_num_threads(1)
-    logging.captureWarnings(True)
-    warnings.simplefilter("default")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -106,6 +107,13 @@ class Run:
                 f"{self.folder} holds a run with other {', '.join(differs)}; choose "
                 "another --out, or move it away."
             )
+
+
+def start_worker() -> None:
+    """Make a process fit to run one training at a time on one core."""
+    torch.set_num_threads(1)
+    logging.captureWarnings(True)
+    warnings.simplefilter("default")
 
 
 def execute(run: Run) -> None:

@@ -7,10 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from paper_runs import RISING, SETTINGS, TWICE, UNITS, write_run, write_two_seeds
 from rich.console import Console
-from torch.utils.data import TensorDataset
 
 from examples.paper.methods import METHODS
 from examples.paper.models import SixLayerCNN
@@ -18,7 +16,6 @@ from examples.paper.records import collect, read_runs
 from examples.paper.report.page import write_report
 from examples.paper.report.paired import paired_markdown
 from examples.paper.report.series import (
-    count_classes,
     curves,
     exploration,
     over_seeds,
@@ -27,17 +24,15 @@ from examples.paper.report.series import (
 )
 from examples.paper.report.sizes import size_table
 from examples.paper.report.tables import (
-    Cell,
     accuracy_table,
     at_budget,
     best_methods,
     cost_table,
     cost_to_reach,
-    show_accuracy,
     window_mean,
 )
 from examples.paper.runs import Run
-from examples.paper.tasks import TASKS, Federation
+from examples.paper.tasks import TASKS
 from flwr_autoflip import Plan, shrink, trace
 from flwr_autoflip.ledger.cost import count_parameters
 from flwr_autoflip.ledger.page.curves import Curve
@@ -122,14 +117,6 @@ def test_table_three_by_hand(study: Path) -> None:
     # Random units have one seed of two.
     assert best_methods(table, "rounds", seeds=2) == {"fedavg"}
     assert best_methods(table, "bytes", seeds=2) == {"autoflip"}
-
-
-def test_how_a_figure_is_written() -> None:
-    two = Cell({0: 0.5, 1: 0.7}, {0: 0.3, 1: 0.32})
-
-    assert show_accuracy(two, 2, True) == "**0.600 ±0.141** (at 31 %)"
-    assert show_accuracy(Cell({1: 0.5}), 3, False) == "0.500 [1 of 3 seeds]"
-    assert show_accuracy(Cell(), 3, False) == "-"
 
 
 def test_table_five_by_hand(study: Path) -> None:
@@ -218,16 +205,6 @@ def test_ablations_by_hand(tmp_path: Path) -> None:
     assert (point["parameters_kept"], point["nonzero_kept"]) == (0.4, 0.3)
 
 
-def test_classes_are_counted_a_node() -> None:
-    def node(*labels: int) -> TensorDataset:
-        return TensorDataset(torch.zeros(len(labels), 1), torch.tensor(labels))
-
-    nodes = (node(0, 0, 0, 2), node(1))
-    federation = Federation(nodes, nodes, nodes[0], nodes[0])
-
-    assert count_classes(federation, 3).tolist() == [[0.75, 0, 0.25], [0, 1, 0]]
-
-
 # --- The page ---
 
 
@@ -298,28 +275,16 @@ def test_a_damaged_run_is_named(study: Path, damage: dict, said: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_what_runs_were_made_with_and_what_they_lost_is_said(study: Path) -> None:
+def test_longer_runs_refusals_and_what_was_lost(study: Path) -> None:
+    longer = [*TWICE, *[0.9] * 12]
+    for seed in (0, 1):
+        write_run(study, "autoflip-4x", longer, 4, 5, seed=seed)
+    for name in set(METHODS) - {"fedavg", "autoflip", "eflprune-bn", "fedavg-int8"}:
+        write_run(study, name, [0.0] * 13, 4)
     failure = {"status": "refused", "first_round": 3, "reason": "values too large"}
     made = {"version": "0.1.0", "commit": "abc", "torch": "2.9", "date": "2026-11-28"}
     lost = {"lost": 1, "failures": [failure], "provenance": made}
     write_run(study, "fedavg-int8", RISING, 10, changes=lost)
-    write_run(study, "prunefl", TWICE, 4, changes={"lost": 4})
-
-    page = page_of(study, study.parent / "out")
-
-    assert "- Made with flwr-autoflip 0.1.0, commit abc, torch 2.9: 1 run(s)." in page
-    assert "- Without a record of what they were made with: 5 run(s)." in page
-    said = "8 bits, seed 0: 1 (refused in round 3: values too large)."
-    assert f"- Replies lost, mnist, FedAvg, {said}" in page
-    assert "PruneFL, seed 0: 4 (reasons were not kept)." in page
-
-
-def test_a_longer_run_is_in_table_three_only(study: Path) -> None:
-    longer = [*TWICE, *[0.9] * 12]
-    for seed in (0, 1):
-        write_run(study, "autoflip-4x", longer, 4, 5, seed=seed)
-    for name in set(METHODS) - {"fedavg", "autoflip", "eflprune-bn"}:
-        write_run(study, name, [0.0] * 13, 4)
     refusal = {"refused": "no BatchNorm here"}
     write_run(study, "eflprune-bn", TWICE, 4, changes=refusal)
 
@@ -332,6 +297,10 @@ def test_a_longer_run_is_in_table_three_only(study: Path) -> None:
     assert "| AutoFLIP, 4x the rounds |" in third
     assert "--task mnist --methods all,longer --seeds 2" in page
     assert "Refused, mnist, EFLPrune (bn): no BatchNorm here" in page
+    assert "- Made with flwr-autoflip 0.1.0, commit abc, torch 2.9: 1 run(s)." in page
+    assert "- Without a record of what they were made with: 27 run(s)." in page
+    said = "8 bits, seed 0: 1 (refused in round 3: values too large)."
+    assert f"- Replies lost, mnist, FedAvg, {said}" in page
 
 
 # --- One file ---
