@@ -27,6 +27,7 @@ print(shrink(model, plan)[0].out_features, methods.named("l1").macs)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("missing", "code", "said"),
     [

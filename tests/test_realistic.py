@@ -40,6 +40,7 @@ def test_every_node_with_data_counts_in_every_round(name: str, dtype: str) -> No
     assert all(np.isfinite(a.numpy()).all() for a in result.arrays.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "least"),
     [("pictures", 0.9), ("pretrained", 0.9), ("words", 0.5), ("signals", 0.6)],
@@ -77,6 +78,7 @@ def test_nodes_that_explore_are_heard_whatever_their_data(name: str) -> None:
     assert strategy.deployable_plan.num_parameters < strategy.layout.num_parameters
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inner", [FedAdam, FedMedian, Krum])
 def test_around_other_strategies(inner: Any) -> None:
     options = {"num_malicious_nodes": 1} if inner is Krum else {}

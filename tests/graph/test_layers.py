@@ -214,6 +214,7 @@ def test_a_model_keeps_all_promises(name: str) -> None:
     check_model(model_fn, inputs, groups, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "rate"),
     [

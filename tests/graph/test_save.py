@@ -116,6 +116,7 @@ def test_other_models_are_refused(tmp_path: Path) -> None:
         save_pruned(tmp_path / "y", nn.Linear(3, 2), PLAN)
 
 
+@pytest.mark.slow
 def test_onnx_computes_the_same(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -108,6 +108,7 @@ def test_what_is_cheap_and_narrow_stays_whole() -> None:
     assert all(120 <= count <= 132 for count in wide)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @given(
     st.lists(st.integers(2, 7), min_size=3, max_size=5),
@@ -127,6 +128,7 @@ def test_no_network_loses_less_at_that_cost(
     assert loss(layout, above, exponent) <= best + 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("least", [1, 2])
 @pytest.mark.parametrize("name", ZOO)
 def test_more_never_keeps_fewer_and_fits(name: str, least: int) -> None:

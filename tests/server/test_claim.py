@@ -47,6 +47,7 @@ def another_run(folder: Path) -> Iterator[subprocess.Popen[str]]:
         child.communicate(timeout=60)
 
 
+@pytest.mark.slow
 def test_a_second_run_ends_with_one_line_and_changes_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with another_run(folder):
@@ -78,6 +79,7 @@ def test_a_second_run_in_the_same_process_is_refused_too(tmp_path: Path) -> None
         pass  # what it had claimed before it failed is free again
 
 
+@pytest.mark.slow
 def test_a_claim_ends_with_its_process(tmp_path: Path) -> None:
     with another_run(tmp_path) as child:
         child.send_signal(signal.SIGKILL)

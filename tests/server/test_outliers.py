@@ -219,6 +219,7 @@ def fill(name: str, value: float) -> Callable[[nn.Module], None]:
     return lambda model: model.state_dict()[name].fill_(value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
 def test_no_honest_node_is_refused_for_its_size(dtype: str) -> None:
     strategy, _ = run(3, dtype=dtype, sizes=(6000, 12, 12, 12, 12))
@@ -227,6 +228,7 @@ def test_no_honest_node_is_refused_for_its_size(dtype: str) -> None:
     assert len(rows_of(strategy)) == 3 * NODES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", skew.DTYPES)
 @pytest.mark.parametrize("bad", [False, True])
 def test_a_thousandfold_skew_refuses_the_bad_and_nobody_else(

@@ -26,6 +26,7 @@ from flwr_autoflip.graph.tracing.trace import trace
 from flwr_autoflip.wire.encoding import Encoding
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["many groups", "own mask"])
 def test_a_bomb_takes_less_than_two_models_and_50_mb(name: str) -> None:
     own = sum(p.nbytes for p in refused.make_model().parameters()) / 1e6

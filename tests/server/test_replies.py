@@ -162,6 +162,7 @@ def test_nodes_whose_metrics_differ_keep_their_training(
     assert sum(text in record.getMessage() for record in caplog.records) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [float("nan"), float("inf"), -3.0])
 def test_one_loss_does_not_end_the_model_of_q_fedavg(loss: float) -> None:
     class Plain(nn.Sequential):

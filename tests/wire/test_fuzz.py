@@ -17,6 +17,7 @@ def changed(chance: random.Random, seed: bytes) -> bytes:
     return bytes(data[: chance.choice((len(data), chance.randrange(len(data) + 1)))])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
 def test_seeds_are_accepted_and_their_changes_harmless(name: str) -> None:
     target, chance = TARGETS[name], random.Random(name)

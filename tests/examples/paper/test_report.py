@@ -37,6 +37,8 @@ from flwr_autoflip import Plan, shrink, trace
 from flwr_autoflip.ledger.cost import count_parameters
 from flwr_autoflip.ledger.page.curves import Curve
 
+pytestmark = pytest.mark.slow
+
 
 def make_curve(top1: list[float], costs: list[float]) -> Curve:
     return Curve(*(np.array(v, float) for v in (top1, top1, costs, costs)))

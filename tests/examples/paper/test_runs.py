@@ -26,6 +26,8 @@ from examples.paper.training import evaluate, train
 from examples.paper.watch import Watched, update_variance
 from flwr_autoflip.wire import to_arrayrecord
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 
 

@@ -65,6 +65,7 @@ def with_bits(chance: random.Random, lines: list[str]) -> bytes:
     return bytes(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [with_values, with_bits])
 def test_a_damaged_ledger_is_shown_or_refused_and_nothing_else(
     tmp_path: Path, real: list[str], change: Callable[..., bytes]
