@@ -18,9 +18,10 @@ from typing import Any
 
 from flwr.app import Context, RecordDict
 
-from examples.inprocess import InProcessGrid
 from flwr_autoflip.ledger.ledger import read_ledger, total
 from flwr_autoflip.ledger.page.curves import curve
+
+from ..inprocess import InProcessGrid
 
 APP = Path(__file__).parents[1] / "quickstart"
 NODES = 20

@@ -26,13 +26,14 @@ from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from numpy.typing import NDArray
 from torch import nn
 
-from examples.inprocess import InProcessGrid
 from flwr_autoflip import AutoFlipClient, autoflip_mod, client_app, wire
 from flwr_autoflip.graph.codec import encode_plan
 from flwr_autoflip.graph.plan import Plan, dense_plan
 from flwr_autoflip.graph.shrink import arrays_of
 from flwr_autoflip.graph.tracing.trace import trace
 from flwr_autoflip.ledger.cost import count_parameters
+
+from ..inprocess import InProcessGrid
 
 WIDTH = 1500
 EXAMPLE = torch.zeros(2, WIDTH)
