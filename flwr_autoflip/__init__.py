@@ -76,6 +76,9 @@ if not TYPE_CHECKING:
             return import_module(".methods", __name__)
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
-        globals()[name] = value
+        try:
+            home = import_module(f".{_HOMES[name]}", __name__)
+        except AttributeError as error:  # Python would hide it: "cannot import name"
+            raise ImportError(f"{name} cannot be imported: {error}") from error
+        globals()[name] = value = getattr(home, name)
         return value
