@@ -53,8 +53,6 @@ def write_run(
         "variances": [1.0 / (1 + number) for number in range(rounds)],
         "backend": "in-process",
     }
-    if method == "autoflip":
-        result["guidance"] = [50, *range(48, -1, -1)]
     folder = study / "mnist" / method / f"seed{seed}"
     folder.mkdir(parents=True)
     record = {"config": config, "result": result | (changes or {})}

@@ -29,13 +29,7 @@ def main() -> None:
                 for task, methods in read_runs(options.out).by_task().items():
                     print(f"### {task}\n\n{paired_markdown(methods)}")
             case "report":
-                write_report(
-                    options.out,
-                    options.results,
-                    Console(),
-                    options.data,
-                    options.hardware,
-                )
+                write_report(options.out, options.results, Console(), options.hardware)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
 
@@ -67,7 +61,6 @@ def parse() -> argparse.Namespace:
     compare = commands.add_parser("compare", help="print a table, seed by seed")
     report = commands.add_parser("report", help="write tables and figures")
     report.add_argument("--results", type=Path, default=Path("runs/paper-report"))
-    report.add_argument("--data", default="", help="folder of data sets, for Figure 6")
     report.add_argument("--hardware", default="", help="a line on what it ran on")
     for command in (run, gather, compare, report):
         command.add_argument(

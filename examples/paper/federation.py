@@ -18,7 +18,6 @@ from torch.utils.data import TensorDataset
 from flwr_autoflip import AutoFlip, AutoFlipClient, client_app, shrink
 from flwr_autoflip.graph.shrink import load_arrays_inplace
 from flwr_autoflip.ledger.page.curves import WINDOW
-from flwr_autoflip.methods import Guided
 from flwr_autoflip.methods.baselines.initial_pruning import (
     Schedule,
     prune_initially_inplace,
@@ -187,7 +186,6 @@ def make_strategy(setting: Setting, model: nn.Module, ledger_dir: Path) -> AutoF
         "min_available_nodes": nodes,
     }
     method, momentum = compared.make(given), scale.server_momentum
-    common["explores"] = isinstance(method, Guided)
     return AutoFlip(
         WatchedM(**common, server_momentum=momentum) if momentum else Watched(**common),
         model,
@@ -221,8 +219,7 @@ def run_server(grid: Grid, setting: Setting, folder: Path) -> None:
         num_rounds=setting.rounds,
         evaluate_fn=Evaluation(strategy, setting),
     )
-    inner = strategy.strategy
-    watched = {"variances": inner.variances, "guidance": inner.guidance}
+    watched = {"variances": strategy.strategy.variances}
     (folder / "watched.json").write_text(json.dumps(watched))
 
 

@@ -1,19 +1,15 @@
 """FedAvg as the comparison needs it: seeded, and watched."""
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, FedAvgM
-from numpy.typing import NDArray
 
-from flwr_autoflip.methods.guidance import deviation, layer_guidance
 from flwr_autoflip.wire import from_arrayrecord
-
-BINS = 50
 
 
 class Watched(FedAvg):
@@ -29,8 +25,6 @@ class Watched(FedAvg):
         As if ``random.seed(seed)`` came before the first round and nobody else drew.
     names : iterable of str
         Trainable tensors.
-    explores : bool
-        Whether nodes of round 1 explore by training.
     **options
         Of the strategy.
 
@@ -38,24 +32,18 @@ class Watched(FedAvg):
     ----------
     variances : list of float
         Eq. 4 of arXiv:2405.10271v3, one a round.
-    guidance : list of int
-        Histogram of round 1's guidance, if nodes explore then.
     """
 
-    def __init__(
-        self, seed: int, names: Iterable[str], explores: bool = False, **options: Any
-    ) -> None:
+    def __init__(self, seed: int, names: Iterable[str], **options: Any) -> None:
         super().__init__(**options)
-        self.names, self.explores = tuple(names), explores
+        self.names = tuple(names)
         self.variances: list[float] = []
-        self.guidance: list[int] = []
         self.generator = random.Random(seed).getstate()
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Sample from this run's own numbers."""
-        self.before = arrays
         others = random.getstate()
         random.setstate(self.generator)
         try:
@@ -71,14 +59,6 @@ class Watched(FedAvg):
         replies = list(replies)
         records = [next(iter(r.content.array_records.values())) for r in replies]
         self.variances.append(update_variance(records, self.names))
-        if self.explores and server_round == 1:
-            before = from_arrayrecord(self.before)
-            reports = [
-                {name: deviation(before[name], after[name]) for name in self.names}
-                for after in map(from_arrayrecord, records)
-            ]
-            guidance = layer_guidance(reports, equal_scale=True)
-            self.guidance = guidance_histogram(guidance)
         return super().aggregate_train(server_round, replies)
 
 
@@ -107,9 +87,3 @@ def update_variance(records: list[ArrayRecord], names: Iterable[str]) -> float:
         mean = sum(values) / len(values)
         spread += sum(float(np.vdot(v - mean, v - mean)) for v in values)
     return spread / max(1, len(records))
-
-
-def guidance_histogram(guidance: Mapping[str, NDArray[Any]]) -> list[int]:
-    """Count guidance, which is in [0, 1], in equal bins (Figure 5)."""
-    values = np.concatenate([array.ravel() for array in guidance.values()])
-    return np.histogram(values, bins=BINS, range=(0, 1))[0].tolist()

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from examples.benchmarks import attacks, churn, codec, privacy, robustness, server
+from examples.benchmarks import attacks, churn, privacy, robustness, server
 from flwr_autoflip.wire.privacy import ReportPrivacy
 
 
@@ -39,7 +39,7 @@ def test_the_grid_notices_a_reply_that_is_not_in_the_mean(
     assert churn.run(nodes=10, rounds=3)["largest_difference"] > 1e-4
 
 
-# --- The server's time and memory, values ---
+# --- The server's time and memory ---
 
 
 def tiny() -> nn.Module:
@@ -65,11 +65,6 @@ def test_ratios_are_to_the_first_round() -> None:
     rounds = {"one": lambda: 2.0, "other": lambda: 3.0}
 
     assert server.measure(rounds, 3) == {"one": 1.0, "other": 1.5}
-
-
-@pytest.mark.usefixtures("_tiny")
-def test_codec_gives_speeds() -> None:
-    assert list(codec.measure("tiny", "1/2", 1)) == ["pack", "unpack", "expand"]
 
 
 # --- Bad and private explorers ---

@@ -1,4 +1,4 @@
-"""Figures 4 to 9 as PNG files, from the numbers of :mod:`.series`."""
+"""Figures 4, 7, 8 and 9 as PNG files, from the numbers of :mod:`.series`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
@@ -9,14 +9,12 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from PIL import Image
 
 from flwr_autoflip.ledger.page.curves import WINDOW
 
 from ..methods import EVERYTHING
 from ..tasks import find_task
-from ..watch import BINS
 from .series import Series
 
 matplotlib.use("Agg")
@@ -41,44 +39,6 @@ def draw_variances(tasks: Mapping[str, Mapping[str, Series]], path: Path) -> Non
 
     title = "Figure 4: variance of the nodes' updates in each round (Eq. 4)"
     _draw_tasks(tasks, title, path, draw, "variance of the nodes' updates")
-
-
-def draw_guidance(tasks: Mapping[str, Sequence[int]], path: Path) -> None:
-    """Figure 5."""
-    edges = np.linspace(0, 1, BINS + 1)
-
-    def draw(axis: Axes, counts: Sequence[int]) -> None:
-        axis.bar(edges[:-1], counts, width=1 / BINS, align="edge", color=BLUE)
-        axis.set_yscale("log")
-        axis.set_ylim(bottom=0.5)  # one parameter is a bar too
-        axis.set_xlabel("guidance: normalised deviation")
-        axis.grid(alpha=0.3, axis="y")
-
-    title = "Figure 5: guidance of all parameters after exploration, first seed"
-    _draw_tasks(tasks, title, path, draw, "parameters (log)")
-
-
-def draw_partitions(tasks: Mapping[str, NDArray[np.float64]], path: Path) -> None:
-    """Figure 6."""
-
-    def draw(axis: Axes, shares: NDArray[np.float64]) -> None:
-        # A root lets shares of a few per cent be seen beside whole ones.
-        norm = matplotlib.colors.PowerNorm(0.5, 0, float(shares.max()))
-        image = axis.imshow(
-            shares.T,
-            aspect="auto",
-            origin="lower",
-            cmap="viridis",
-            norm=norm,
-            interpolation="nearest",
-        )
-        axis.set_xlabel("node")
-        axis.set_ylabel("class")
-        axis.locator_params(integer=True)
-        axis.figure.colorbar(image, ax=axis, label="share of the node's examples")
-
-    title = "Figure 6: classes of the nodes' training examples, first seed"
-    _draw_tasks(tasks, title, path, draw)
 
 
 def draw_curves(

@@ -14,7 +14,6 @@ from rich.console import Console
 
 from flwr_autoflip.ledger.provenance import describe as describe_made
 
-from ..data import DataError
 from ..methods import EVERYTHING, LONGER, METHODS
 from ..records import Found, Methods, Outcome, read_runs, write_atomically
 from . import figures, series
@@ -78,7 +77,7 @@ class Tables:
 
 
 def write_report(
-    study: Path, results: Path, console: Console, data: str = "", hardware: str = ""
+    study: Path, results: Path, console: Console, hardware: str = ""
 ) -> None:
     """Write ``report.md``, ``results.json`` and the figures.
 
@@ -90,8 +89,6 @@ def write_report(
         Folder to write.
     console : Console
         Is told what was written.
-    data : str (default: "")
-        Folder of data sets, for Figure 6.
     hardware : str (default: "")
         What the runs ran on; "" reads it from this machine.
 
@@ -112,7 +109,7 @@ def write_report(
         sizes,
         hardware or _this_machine(),
     )
-    drawn, numbers, skipped = _draw_figures(tasks, results, data)
+    drawn, numbers, skipped = _draw_figures(tasks, results)
     text = [
         *(f"# The comparison, scale {found.scale}", ""),
         *_what_was_run(tables),
@@ -311,7 +308,7 @@ def _report_command(tables: Tables) -> str:
 
 
 def _draw_figures(
-    tasks: Mapping[str, Methods], folder: Path, data: str
+    tasks: Mapping[str, Methods], folder: Path
 ) -> tuple[list[Path], dict[str, Any], list[str]]:
     """Draw what there are runs for.
 
@@ -329,7 +326,6 @@ def _draw_figures(
 
     for number, title, gather, draw in (
         (4, "variance", series.variances, figures.draw_variances),
-        (5, "guidance", series.guidance, figures.draw_guidance),
         (8, "exploration", series.exploration, figures.draw_exploration),
         (9, "threshold", series.thresholds, figures.draw_thresholds),
     ):
@@ -344,24 +340,4 @@ def _draw_figures(
             add(f"figure7-{task}", lines, figures.draw_curves, task, lines, rounds)
         else:
             skipped.append(f"Figure 7, {task}, is left out: no run for it.")
-    shares, missing = _partitions(tasks, data)
-    if shares:
-        plain = {task: share.tolist() for task, share in shares.items()}
-        add("figure6-partition", plain, figures.draw_partitions, shares)
-    return sorted(drawn), numbers, sorted(skipped + missing)
-
-
-def _partitions(
-    tasks: Mapping[str, Methods], data: str
-) -> tuple[dict[str, Any], list[str]]:
-    """Count Figure 6; give the reasons why a task is not in it."""
-    if not data:
-        return {}, ["Figure 6 (partition) is left out: it needs --data."]
-    shares, skipped = {}, []
-    for task, methods in tasks.items():
-        try:
-            first = next(iter(methods.values()))[0]
-            shares[task] = series.class_shares(first, Path(data))
-        except DataError as error:
-            skipped.append(f"Figure 6, {task}, is left out: {error}")
-    return shares, skipped
+    return sorted(drawn), numbers, sorted(skipped)

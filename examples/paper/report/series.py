@@ -1,16 +1,13 @@
-"""The numbers behind Figures 4 to 9, as plain functions of finished runs."""
+"""The numbers behind Figures 4, 7, 8 and 9, as plain functions of finished runs."""
 
 from collections.abc import Iterable, Mapping
-from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from ..methods import EFLPRUNE_OWN, EXPLORATIONS, THRESHOLDS
 from ..records import Methods, Outcome
-from ..tasks import Federation, Scale, find_task, load
 from .tables import BASELINE, Cell
 
 PANELS = {
@@ -57,38 +54,6 @@ def variances(methods: Methods) -> dict[str, Series]:
         if rows:
             found[name] = over_seeds(rows)
     return found if {BASELINE, "autoflip"} <= set(found) else {}
-
-
-def guidance(methods: Methods) -> list[int]:
-    """Figure 5: counts of guidance in equal bins of [0, 1], first run that explored."""
-    for one in chain.from_iterable(methods.values()):
-        if one.result.get("guidance"):
-            return list(one.result["guidance"])
-    return []
-
-
-def class_shares(one: Outcome, data: Path) -> NDArray[np.float64]:
-    """Figure 6: share of each class in each node's training examples.
-
-    Returns
-    -------
-    ndarray
-        ``(nodes, classes)``; rows add up to 1.
-
-    Raises
-    ------
-    DataError
-        If the data are not there.
-    """
-    task, scale = find_task(one.task), Scale(**one.config["settings"])
-    return count_classes(load(task, scale, one.seed, data), task.classes)
-
-
-def count_classes(federation: Federation, classes: int) -> NDArray[np.float64]:
-    """Count labels, a row a node, and divide by the row's sum."""
-    nodes = (node.tensors[1].flatten().numpy() for node in federation.train)
-    counts = np.array([np.bincount(one, minlength=classes) for one in nodes], float)
-    return counts / counts.sum(1, keepdims=True)
 
 
 def curves(methods: Methods) -> dict[str, dict[str, Series]]:
