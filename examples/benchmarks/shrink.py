@@ -36,7 +36,7 @@ from flwr_autoflip.graph.plan import dense_plan
 from flwr_autoflip.graph.shrink import build_small, hold_mask
 from flwr_autoflip.methods import L1
 
-SHARES = (1.0, 0.5, 0.25)
+RATIOS = (1.0, 0.5, 0.25)
 """Of the MACs, all groups alike."""
 
 
@@ -100,14 +100,14 @@ def make_batch(shape: tuple[int, ...], count: int) -> torch.Tensor:
     return torch.randn(count, *shape).to(memory_format=torch.channels_last)
 
 
-def make_plan(name: str, share: float) -> Plan:
-    """Keep as many units as make this share of the MACs; everything at 1."""
+def make_plan(name: str, ratio: float) -> Plan:
+    """Keep as many units as make this ratio of the MACs; everything at 1."""
     model_fn, shape, _ = CASES[name]
     layout = trace(model_fn(), make_batch(shape, 1))
-    if share == 1:
+    if ratio == 1:
         return dense_plan(layout)
     scores = {g.name: np.linspace(1, 0, g.size) for g in layout.groups}
-    return L1(threshold=f"even-macs:{share}").choose(layout, scores)
+    return L1(threshold=f"even-macs:{ratio}").choose(layout, scores)
 
 
 def train_step(model: nn.Module, batch: torch.Tensor, labels: torch.Tensor) -> None:
@@ -146,11 +146,11 @@ def medians(calls: dict[Any, Callable[[], object]], repeats: int) -> dict[Any, f
 
 
 def measure_times(name: str, plans: dict[float, Plan], steps: int) -> dict[Any, float]:
-    """Median seconds of ("train" or "infer", share), models in turns."""
+    """Median seconds of ("train" or "infer", ratio), models in turns."""
     _, shape, count = CASES[name]
     batch, labels = make_batch(shape, count), torch.randint(0, 10, (count,))
     calls: dict[Any, Callable[[], object]] = {}
-    for share, plan in plans.items():
+    for ratio, plan in plans.items():
         model = ready(name, plan)
 
         def train(model: nn.Module = model) -> None:
@@ -160,7 +160,7 @@ def measure_times(name: str, plans: dict[float, Plan], steps: int) -> dict[Any, 
         def infer(model: nn.Module = model) -> torch.Tensor:
             return model.eval()(batch)
 
-        calls |= {("train", share): train, ("infer", share): infer}
+        calls |= {("train", ratio): train, ("infer", ratio): infer}
     return medians(calls, steps)
 
 
@@ -228,20 +228,20 @@ def main() -> None:
         child(*options.child)
         return
     for name in options.cases:
-        plans = {share: make_plan(name, share) for share in SHARES}
-        memory = {share: measure_memory(name, plan) for share, plan in plans.items()}
+        plans = {ratio: make_plan(name, ratio) for ratio in RATIOS}
+        memory = {ratio: measure_memory(name, plan) for ratio, plan in plans.items()}
         for threads in options.threads:
             torch.set_num_threads(threads)
             times = measure_times(name, plans, options.steps)
-            for share in SHARES[1:]:
-                macs = plans[share].macs / plans[1.0].macs
+            for ratio in RATIOS[1:]:
+                macs = plans[ratio].macs / plans[1.0].macs
                 train, infer = (
-                    times[kind, 1.0] / times[kind, share] for kind in ("train", "infer")
+                    times[kind, 1.0] / times[kind, ratio] for kind in ("train", "infer")
                 )
                 print(
                     f"{name}, {threads} threads, {macs:.2f} of the MACs: training "
                     f"{train:.2f}x as fast, inference {infer:.2f}x, memory "
-                    f"{memory[share] / memory[1.0]:.2f}",
+                    f"{memory[ratio] / memory[1.0]:.2f}",
                     flush=True,
                 )
         torch.set_num_threads(1)

@@ -76,7 +76,7 @@ class Compared:
     explores : bool
         Whether its round 1 explores.
     figures : tuple of float
-        What it is in Figure 8 or 9: share of nodes and epochs, or T_p.
+        What it is in Figure 8 or 9: fraction of nodes and epochs, or T_p.
     """
 
     name: str
@@ -188,7 +188,7 @@ METHODS = _by_name(
         *_with_own_size("structured-restart", "Structured", _structured(True)),
     ]
 )
-# Figure 8: share of nodes that explore, and for how many epochs.
+# Figure 8: fraction of nodes that explore, and for how many epochs.
 EXPLORATIONS = _by_name(
     Compared(
         f"explore-{fraction}-{epochs}",

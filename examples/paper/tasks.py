@@ -35,9 +35,9 @@ class Scale:
     server_momentum : float
         0 is FedAvg.
     exploration_epochs : int
-        E_exp, for the literal presets only.
+        E_exp, for the literal methods only.
     threshold : float
-        T_p, for the literal presets only.
+        T_p, for the literal methods only.
     width, depth : float
         Of the model; 1 is the paper's. Only models of blocks have a depth.
     train_examples, test_examples : int or None
@@ -206,7 +206,7 @@ def small_scale(nodes: int = 20, nodes_per_round: int = 5, **changes: Any) -> Sc
     """Give what all small scales share.
 
     Rates, batches and widths were found for FedAvg alone, by a small grid on the
-    validation part of seed 100, which no table uses. The literal presets' exploration
+    validation part of seed 100, which no table uses. The literal methods' exploration
     keeps the paper's share of a node's training: 150 of 200 * 5 * K / C epochs.
     """
     rounds, local_epochs = 40, changes.pop("local_epochs", 1)

