@@ -122,6 +122,7 @@ def test_inverted_and_colluding_updates_say_what_they_should() -> None:
     np.testing.assert_array_equal(kept, [1, 2])  # an eighth of 16, none that stays
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_no_training")
 def test_who_is_refused_is_as_if_silent() -> None:
     huge, silent = (robustness.measure("mean", k, 20, 0) for k in ("huge", "silent"))
@@ -130,6 +131,7 @@ def test_who_is_refused_is_as_if_silent() -> None:
     assert huge.kept == silent.kept != robustness.honest("mean", 0).kept
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_no_training")
 def test_noise_changes_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ReportPrivacy, "noise_std", lambda self: 1 / self.epsilon)
