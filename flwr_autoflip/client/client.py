@@ -246,7 +246,10 @@ def sum_gradients(model: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
     sums: dict[str, torch.Tensor] = {}
 
     def add(name: str, grad: torch.Tensor) -> None:
-        sums[name] = sums.get(name, 0) + grad.detach()
+        if name in sums:
+            sums[name] += grad.detach()  # in place: runs in every step of training
+        else:
+            sums[name] = grad.detach().clone()
 
     handles = [
         parameter.register_hook(partial(add, name))  # type: ignore[no-untyped-call]

@@ -178,9 +178,12 @@ class Method(ABC, Generic[S]):
     evaluates_dense : bool
         Whether ``evaluate_fn`` is called a second time a round, with the dense model:
         for methods whose pruned weights live on.
+    round_to : int
+        What weak nodes get of a plan keeps a multiple of this many units a group, too.
     """
 
     evaluates_dense: bool = False
+    round_to: int = 1
 
     @abstractmethod
     def begin(self, layout: Layout, weights: Arrays) -> tuple[S, Arrays]:

@@ -148,12 +148,12 @@ def _choose(layout: Layout, scores: Scores, rule: thresholds.Rule) -> Kept:
 def _warn(layout: Layout, text: str) -> None:
     text += " Ask for more; or, to keep fewer, give units a group as the threshold."
     warnings.warn(text, AutoFlipWarning, stacklevel=4)
-    _log_once(layout, text)
+    log_once(layout, text)
 
 
-@lru_cache(maxsize=16)
-def _log_once(layout: Layout, text: str) -> None:
-    """Log what every new plan of a run would say again."""
+@lru_cache(maxsize=64)
+def log_once(layout: Layout, text: str) -> None:
+    """Warn in the log of what every plan of a run would say again."""
     LOGGER.warning("\t> %s", text)
 
 

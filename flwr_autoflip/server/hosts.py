@@ -2,7 +2,7 @@
 
 import inspect
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from logging import ERROR, INFO, getLogger
 from typing import Any, TypeVar
@@ -134,13 +134,23 @@ def wait_for_nodes(grid: Grid, strategy: Strategy, timeout: float | None) -> Non
         time.sleep(min(1, left))
 
 
-def with_config(message: Message, extra: dict[str, Any]) -> Message:
-    """Copy a message with more keys in its ConfigRecord."""
-    key, config = next(iter(wire.records_of(message.content, ConfigRecord).items()))
-    content = RecordDict({**wire.records_of(message.content, ArrayRecord)})
-    content[key] = ConfigRecord({**config, **extra})
-    metadata = message.metadata
-    return Message(content, metadata.dst_node_id, metadata.message_type)
+def with_config(messages: Sequence[Message], extra: dict[str, Any]) -> list[Message]:
+    """Copy messages with more keys in their ConfigRecord; what shared a content does.
+
+    Requests are built once a content.
+    """
+    contents: dict[int, RecordDict] = {}
+    copies = []
+    for message in messages:
+        given, metadata = message.content, message.metadata
+        if id(given) not in contents:
+            key, config = next(iter(wire.records_of(given, ConfigRecord).items()))
+            content = RecordDict({**wire.records_of(given, ArrayRecord)})
+            content[key] = ConfigRecord({**config, **extra})
+            contents[id(given)] = content
+        content = contents[id(given)]
+        copies.append(Message(content, metadata.dst_node_id, metadata.message_type))
+    return copies
 
 
 def update_inplace(record: ArrayRecord, arrays: dict[str, NDArray[Any]]) -> None:

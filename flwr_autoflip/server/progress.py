@@ -8,7 +8,6 @@ from logging import INFO, getLogger
 from typing import Any
 
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
-from numpy.typing import NDArray
 
 from .. import wire
 from ..errors import visible
@@ -19,12 +18,11 @@ from ..ledger.cost import CostOf
 from ..ledger.headline import headline
 from ..ledger.histogram import unit_histograms
 from ..ledger.ledger import Ledger, dense_bytes, node_rows
+from ..methods.base import Scores
 
 LOGGER = getLogger("flwr")
 LONGEST_NAME = 60
 """Characters of a metric's name in a line."""
-
-Scores = Callable[[], Mapping[str, NDArray[Any]]]
 
 
 @dataclass
@@ -62,7 +60,11 @@ class Progress:
         return {k: wire.count_bytes(RecordDict(m)) for k, m in messages.items()}
 
     def plan_made(
-        self, server_round: int, plan: Plan, scores: Scores, log: bool = False
+        self,
+        server_round: int,
+        plan: Plan,
+        scores: Callable[[], Scores],
+        log: bool = False,
     ) -> None:
         """Write a plan into the ledger, unless it is the one that is written last.
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from logging import INFO, getLogger
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -11,7 +11,6 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import nn
 
 from .. import wire
-from ..errors import AutoFlipError
 from ..graph.layout import Layout
 from ..graph.plan import Plan
 from ..graph.shrink import shrink_with
@@ -21,6 +20,7 @@ from ..ledger.cost import CostOf
 from ..ledger.ledger import Ledger
 from ..methods import Method, named
 from ..methods.base import ValueDtype
+from ..wire.encoding import Encoding
 from . import hosts
 from .persistence.checkpoint import REPORTS, claimed
 from .persistence.inner import Beginning, draws_noise, nodes_draw_noise
@@ -93,9 +93,7 @@ class AutoFlip(Strategy):
     ) -> None:
         self.strategy = strategy
         self.method = named(method, macs)
-        if value_dtype not in get_args(ValueDtype):
-            words = f"one of {get_args(ValueDtype)}"
-            raise AutoFlipError(f"value_dtype must be {words}, got {value_dtype!r}.")
+        Encoding(value_dtype)  # raises on any other
         hosts.check_inner(strategy, budgets)
         if checkpoint_dir is not None:
             hosts.check_can_resume(strategy)

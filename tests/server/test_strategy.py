@@ -173,6 +173,18 @@ def test_paper_zeroes_what_nobody_trained() -> None:
     ]
 
 
+def test_requests_with_epochs_are_built_once() -> None:
+    _, grid = run(build(method=Paper(threshold=0.4, epochs=3)), rounds=1)
+
+    sent = [
+        message.content
+        for _, message in grid.log
+        if any("local-epochs" in c for c in message.content.config_records.values())
+    ]
+    assert len(sent) == NODES  # exploring
+    assert len({id(content) for content in sent}) == 1
+
+
 def test_authors_code_trains_everything_from_masked_weights() -> None:
     strategy = build(method=AuthorsCode(ratio=0.3, epochs=1))
 

@@ -133,9 +133,7 @@ def randomized(
     generator = torch.Generator().manual_seed(seed)
     copied = copy.deepcopy(model).double()
     try:
-        double = map_tensors(
-            lambda x: x.double() if x.is_floating_point() else x, given
-        )
+        double = map_tensors(_as_double, given)
         _outputs(copied, double)
         given = double
     except RuntimeError:  # forward casts to float32 itself

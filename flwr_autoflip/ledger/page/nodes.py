@@ -71,9 +71,7 @@ def failure_table(runs: Sequence[Run]) -> str:
             Cell(visible(fault["reason"], LONGEST_REASON), kind="words"),
             Cell(fault["status"]),
             Cell(fault["phase"]),
-            Cell(
-                f"{fault['first_round']} to {fault['last_round']}", fault["first_round"]
-            ),
+            Cell(_when(fault), fault["first_round"]),
             Cell(str(fault["nodes"]), fault["nodes"]),
             Cell(str(fault["count"]), fault["count"]),
             Cell(run.name, kind="name"),

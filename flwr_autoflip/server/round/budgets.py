@@ -8,25 +8,23 @@ cannot be read, sit the round out and are asked again.
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
-from logging import INFO, WARNING, getLogger
-from typing import Any
+from logging import INFO, getLogger
 
 from flwr.app import Message
 from flwr.serverapp import Grid
-from numpy.typing import NDArray
 
 from ... import wire
 from ...errors import AutoFlipError, KeepError, WireError
 from ...graph.budget import Resource, parse_budget
 from ...graph.layout import Arrays, Layout
 from ...graph.plan import Plan, dense_plan
+from ...methods.base import Scores
 from ...methods.threshold import Kept, floors, keep_even
+from ...methods.units import log_once
 from .exchange import Exchange
 
 LOGGER = getLogger("flwr")
 
-Scores = Mapping[str, NDArray[Any]]
 Ratio = Callable[[Plan, Resource], float]
 """What a plan's model takes of a resource, over the dense one's: in (0, 1], growing
 with every unit; :meth:`.CostOf.ratio`."""
@@ -125,19 +123,13 @@ def part_of(
         part = cut_plan(plan, scores, wanted.ratio, cost, multiple)
     except AutoFlipError as error:
         text = f"nodes with budget '{wanted}' take no part: {error} Raise it."
-        _warn_once(plan.layout, text)
+        log_once(plan.layout, text)
         return None
     before = below_floor(plan)
     if narrow := [name for name in below_floor(part) if name not in before]:
         text = f"keep less than a tenth of {narrow}: no more fits"
-        _warn_once(plan.layout, f"nodes with budget '{wanted}' {text}")
+        log_once(plan.layout, f"nodes with budget '{wanted}' {text}")
     return part
-
-
-@lru_cache(maxsize=64)
-def _warn_once(layout: Layout, text: str) -> None:
-    """Log what every round of a run would say again."""
-    LOGGER.log(WARNING, "\t> %s", text)
 
 
 def cut_plan(

@@ -5,7 +5,7 @@ buffer counts by itself, and one that is an outlier is put back to its limit whi
 node's training counts: a single odd example moves a running variance a hundredfold.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from logging import INFO, getLogger
@@ -133,14 +133,23 @@ class Start:
         return ((spec, part, start) for (spec, part), (_, start) in pairs if part.size)
 
 
-def change_of(
-    inner: Strategy, reply: wire.Reply, instructions: wire.Instructions
-) -> Change:
-    """Measure a reply; ``WireError`` if it lacks a metric that the strategy needs."""
-    check_metrics(inner, reply)
-    examples = reply.metadata.get(wire.keys.EXAMPLES) or reply.num_examples
-    start = Start(instructions.start, instructions.reply_plan)
-    return start.measure(reply.values, examples)
+def measuring(
+    inner: Strategy,
+) -> Callable[[wire.Reply, wire.Instructions], Change]:
+    """Give what measures a round's replies, most of which share their instructions.
+
+    It raises ``WireError`` if a reply lacks a metric that the strategy needs.
+    """
+    starts: dict[int, Start] = {}
+
+    def measure(reply: wire.Reply, instructions: wire.Instructions) -> Change:
+        check_metrics(inner, reply)
+        if (key := id(instructions)) not in starts:
+            starts[key] = Start(instructions.start, instructions.reply_plan)
+        examples = reply.metadata.get(wire.keys.EXAMPLES) or reply.num_examples
+        return starts[key].measure(reply.values, examples)
+
+    return measure
 
 
 _DIVERGED = "If training diverged, lower the learning rate or clip gradients."

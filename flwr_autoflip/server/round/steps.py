@@ -26,7 +26,7 @@ from .aggregate import Aggregated, aggregate
 from .budgets import ask_budgets, cut_instructions
 from .exchange import Answer, Exchange
 from .explore import measure
-from .outliers import change_of, put_back_buffers, refuse_outliers
+from .outliers import measuring, put_back_buffers, refuse_outliers
 from .sampling import addressed, configs_of, replace_weak, templates_of
 
 LOGGER = getLogger("flwr")
@@ -136,8 +136,7 @@ class Steps:
             state = self._ask(state, server_round, grid, asked)
             templates = replace_weak(templates, asked, state.budgets)
         if order.epochs is not None:
-            extra = {EPOCHS_KEY: order.epochs}
-            templates = [with_config(template, extra) for template in templates]
+            templates = with_config(templates, {EPOCHS_KEY: order.epochs})
         return templates, state
 
     def _instructions(
@@ -167,8 +166,8 @@ class Steps:
         if self.asks_budgets:
             state = self._ask(state, server_round, grid, templates)
             scores = self.method.importance(state.method, weights)
-            multiple = getattr(self.method, "round_to", 1)
-            how = state.budgets, scores, self.exchange.cost_of.ratio, multiple
+            ratio = self.exchange.cost_of.ratio
+            how = state.budgets, scores, ratio, self.method.round_to
             own = cut_instructions(instructions, weights, nodes, *how)
         work = [(t, own[n]) for t, n in zip(templates, nodes, strict=True) if n in own]
         return state, self.exchange.requests(server_round, work)
@@ -250,9 +249,8 @@ class Steps:
     ) -> tuple[RunState, Aggregated]:
         """Expand valid replies, let the inner strategy average, the method learn."""
         state = replace(state, trained=server_round, sampled={})
-        measured = partial(change_of, self.inner)
         answers = put_back_buffers(
-            self.exchange.replies(replies, measured, refuse_outliers)
+            self.exchange.replies(replies, measuring(self.inner), refuse_outliers)
         )
         if not answers or order is None:
             LOGGER.warning("\t> no valid reply: the global model stays as it was")

@@ -11,6 +11,7 @@ from ledgers import make_ledger
 from flwr_autoflip.errors import AutoFlipError
 from flwr_autoflip.ledger.ledger import Ledger, total
 from flwr_autoflip.ledger.page.curves import curve
+from flwr_autoflip.ledger.page.nodes import failure_table
 from flwr_autoflip.ledger.page.runs import (
     MOST_COLUMNS,
     Run,
@@ -107,6 +108,10 @@ def test_nodes_and_failures_by_hand() -> None:
         ("y", 1, 1),
     ]
     assert (faults[0]["first_round"], faults[0]["last_round"]) == (2, 3)
+    page = failure_table([run])
+    assert ">2 to 3<" in page
+    assert ">4<" in page
+    assert ">4 to 4<" not in page
 
 
 # --- Curves ---
